@@ -1,0 +1,54 @@
+# Every target creates what it needs: a fresh clone needs `make test` and nothing before it.
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# JOBS workers share the cores, so each computes on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint types format bench clean
+
+help: ## print every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch comes first and pinned, or pip fetches gigabytes of CUDA libraries; setuptools with it,
+# so that the editable install builds without a second download.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+venv: $(STAMP) ## create .venv and install everything into it
+
+demo: $(STAMP) ## rewrite a small model and show what happened
+	$(BIN)/python -m mhc_compile demo $(ARGS)
+
+test: lint types ## lint, type-check and run all tests but the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint types ## the same, with the slow tests
+	$(PYTEST) $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## type-check
+	$(BIN)/mypy
+
+format: $(STAMP) ## mend style and formatting where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure speed and memory
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

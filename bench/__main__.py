@@ -1,0 +1,17 @@
+"""`python -m bench [NAME ...]`: run the named benchmarks, or all, with their defaults."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench import compile_time, rewrite_cost, step
+
+BENCHMARKS = {"rewrite_cost": rewrite_cost, "step": step, "compile_time": compile_time}
+
+parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+chosen = parser.parse_args().names or list(BENCHMARKS)
+if unknown := set(chosen) - set(BENCHMARKS):
+    parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+for name in chosen:
+    BENCHMARKS[name].main([])

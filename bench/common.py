@@ -1,0 +1,59 @@
+"""What the benchmarks share: the model, the table and the place of the results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from mhc_compile import measure
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def llama(hidden: int, layers: int, length: int) -> torch.nn.Module:
+    """A Llama with byte-level vocabulary, so that the layers are nearly all of its work."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 32 * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        max_position_embeddings=length,
+        use_cache=False,
+    )
+    model: torch.nn.Module = transformers.LlamaForCausalLM(config)
+    return model
+
+
+def tokens(batch: int, length: int, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Keyword arguments of one training step, random bytes."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(256, (batch, length), generator=generator).to(device)
+    return {"input_ids": ids, "labels": ids}
+
+
+def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; the first column names the row."""
+    table = Table(title=title)
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def save(name: str, device: str, arguments: Mapping[str, Any], rows: object) -> Path:
+    """Write bench/results/NAME-DEVICE.json with versions and hardware, and say so."""
+    slug = re.sub(r"[^a-z0-9]+", "-", measure.device_name(device).lower()).strip("-")
+    payload = {"environment": measure.environment(device), "arguments": arguments, "rows": rows}
+    path = measure.write_json(RESULTS / f"{name}-{slug}.json", payload)
+    print(f"wrote {path}")
+    return path

@@ -1,0 +1,79 @@
+"""A training step: the same Llama under plain torch.compile and under mhc (and hc).
+
+`forward + backward` is the ratio to quote: an optimizer costs the same on both sides and only
+dilutes it. The step with AdamW stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+
+import mhc_compile as mhc
+from bench.common import llama, save, show, tokens
+from mhc_compile import compare, measure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--connections", nargs="*", default=["mhc"], help="mhc, hc")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+
+    model = llama(args.hidden, args.layers, args.length).to(args.device)
+    inputs = tokens(args.batch, args.length, args.device)
+    torch._dynamo.reset()
+    contenders = [
+        compare.contender(name, model, (), inputs, {"streams": args.streams})
+        for name in (compare.PLAIN, *args.connections)
+    ]
+    rows = compare.measured(contenders, args.rounds)
+    steps = {one.name: training_step(one) for one in contenders}
+    trained = measure.interleave(steps, rounds=args.rounds)
+
+    heads = ("", "forward + backward", "ratio", "quartiles", "with AdamW", "ratio", "saved")
+    lines = []
+    for row, full in zip(rows, trained.values(), strict=True):
+        low, high = row.step_ratio_quartiles
+        lines.append(
+            (
+                row.name,
+                f"{row.step_seconds * 1e3:.1f} ms",
+                f"{row.step_ratio:.3f}x",
+                f"{low:.3f}-{high:.3f}",
+                f"{full.median * 1e3:.1f} ms",
+                f"{full.ratio:.3f}x",
+                f"{row.saved_bytes / 1e6:.1f} MB",
+            )
+        )
+    shape = f"Llama {args.hidden} x {args.layers}, {args.batch} x {args.length} tokens"
+    show(f"{shape}, n={args.streams}", heads, lines)
+    results = [asdict(row) | {"training": asdict(trained[row.name])} for row in rows]
+    save("step", args.device, vars(args), results)
+
+
+def training_step(one: compare.Contender) -> Callable[[], None]:
+    """Forward, backward and AdamW."""
+    parameters = list(one.model.parameters())
+    groups = parameters if one.name == compare.PLAIN else mhc.param_groups(one.model, 1e-4, 0.1)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.1, fused=True)
+
+    def step() -> None:
+        one.step()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""mhc_compile: torch.compile(model, backend="mhc") turns residual connections into hyper-connections (mHC)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links holds a text file there
+    raise ImportError(
+        "mhc_compile/passes must be a link to ../passes, but this checkout has none; clone again with"
+        " `git clone -c core.symlinks=true` (on Windows with developer mode on), or install the wheel"
+    )
+
+from mhc_compile.config import Config
+from mhc_compile.errors import MHCError, MHCWarning
+from mhc_compile.explain import explain
+from mhc_compile.export import export, rewrite
+from mhc_compile.lifecycle import plain, remove, restore
+from mhc_compile.optimizers import named_parameters, param_groups
+from mhc_compile.passes import Rejection
+from mhc_compile.plan import Site
+from mhc_compile.report import Report
+from mhc_compile.upgrade import upgrade
+
+__all__ = [
+    "Config",
+    "MHCError",
+    "MHCWarning",
+    "Rejection",
+    "Report",
+    "Site",
+    "explain",
+    "export",
+    "named_parameters",
+    "param_groups",
+    "plain",
+    "remove",
+    "restore",
+    "rewrite",
+    "upgrade",
+]

@@ -1,0 +1,72 @@
+"""Streams across graphs: they travel as an attribute of the plain tensor that one graph returns and the next takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mhc_compile.errors import CarryError
+
+_ATTRIBUTE = "_mhc_streams"
+_REMEDY = (
+    "Between blocks that are compiled one by one the tensor must be handed on as it is: no clone, detach, view or"
+    " in-place change, no reentrant checkpointing, no hooks that replace it. Compile the whole model instead, or end"
+    " the region there: Config(exclude=...)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carried:
+    streams: Tensor
+    version: int | None
+    grad_fn: Any
+
+
+def attach(tensor: Tensor, streams: Tensor) -> None:
+    """Let the tensor carry its streams, valid as long as nobody changes it."""
+    setattr(tensor, _ATTRIBUTE, _Carried(streams, _version(tensor), tensor.grad_fn))
+
+
+def take(tensor: Tensor, site: str) -> Tensor:
+    """Return the streams that a tensor carries.
+
+    Raises:
+        CarryError: it carries none, or was changed since.
+    """
+    carried = getattr(tensor, _ATTRIBUTE, None)
+    if carried is None:
+        raise CarryError(f"site {site!r} continues streams of the site before it, but its input carries none. {_REMEDY}")
+    if carried.version != _version(tensor) or carried.grad_fn is not tensor.grad_fn:
+        raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
+    streams: Tensor = carried.streams
+    return streams
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def connect(
+    compiled: Callable[..., Any], takes: Sequence[tuple[int, str]], gives: Sequence[int]
+) -> Callable[..., Sequence[Any]]:
+    """Wrap compiled code: streams of inputs become further inputs, further outputs become streams of outputs.
+
+    Args:
+        compiled: the graph's code, with one more input per entry of `takes` and one more output per entry of `gives`.
+        takes: index of an input and the site that needs its streams.
+        gives: index of an output whose streams are returned.
+    """
+    if not takes and not gives:
+        return compiled
+
+    def run(*inputs: Any) -> Sequence[Any]:
+        outputs = compiled(*inputs, *(take(inputs[index], site) for index, site in takes))
+        plain = outputs[: len(outputs) - len(gives)]
+        for index, streams in zip(gives, outputs[len(plain) :], strict=True):
+            attach(plain[index], streams)
+        return plain
+
+    return run

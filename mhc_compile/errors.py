@@ -1,0 +1,82 @@
+"""Every mistake has one class; each message says what happened and what to do about it."""
+
+from __future__ import annotations
+
+
+class MHCError(Exception):
+    """Base of all errors of mhc_compile."""
+
+
+class ConfigError(MHCError, ValueError):
+    """An option is misspelt, of the wrong type or out of range."""
+
+
+class ConfigMismatchError(MHCError):
+    """The options ask for something else than the parameters that the model already holds."""
+
+
+class CaptureError(MHCError):
+    """The model could not be run under capture with the arguments that were given."""
+
+
+class NotCompiledError(MHCError):
+    """An upgraded model ran without the mhc backend, which would silently drop its mHC parameters."""
+
+    def __init__(self, site: str) -> None:
+        """Name the site whose marker ran."""
+        super().__init__(
+            f"site {site!r} ran outside torch.compile(..., backend='mhc'). An upgraded model is only itself when"
+            " this backend compiles it: call model.compile(backend='mhc') (or torch.compile(model, backend='mhc')"
+            " and call the result). If Dynamo gave up on a frame, raise torch._dynamo.config.recompile_limit or"
+            " remove torch.compiler.disable / set_stance('force_eager') around it. To export, use"
+            " mhc_compile.export(model, args). To run the original function on purpose, use"
+            " `with mhc_compile.plain(model):`."
+        )
+
+
+class SiteNotFoundError(MHCError):
+    """A compiled graph holds the marker of a site but not its residual add."""
+
+
+class PlanMismatchError(MHCError):
+    """A graph, a model or a checkpoint does not fit the plan frozen by upgrade."""
+
+
+class CarryError(MHCError):
+    """Streams that the plan hands from one compiled graph to the next did not arrive intact."""
+
+
+class NotUpgradedError(MHCError):
+    """The call needs a model that holds mHC parameters."""
+
+
+class AlreadyUpgradedError(MHCError):
+    """The call needs a model that holds no mHC parameters yet."""
+
+
+class LazyUpgradeError(MHCError):
+    """Parameters cannot be created at the first compiled call here; call upgrade beforehand."""
+
+
+class NameTakenError(MHCError):
+    """A module that owns a residual add already has an attribute called `mhc`."""
+
+
+class TrainedParametersError(MHCError):
+    """remove() would throw away mHC parameters that have moved."""
+
+
+class VerificationError(MHCError):
+    """The rewritten model does not compute what the original computed; the upgrade was rolled back."""
+
+
+class PassError(MHCError):
+    """A pass broke its contract (a defect of the pass, not of the user's model)."""
+
+
+class MissingDependencyError(MHCError, ImportError):
+    """An optional dependency is needed for this call."""
+
+
+class MHCWarning(UserWarning):
+    """Something a user should know once; compiling went on."""

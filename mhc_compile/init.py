@@ -1,0 +1,75 @@
+"""Values of a site's parameters at which the rewritten model equals the original and its streams can part.
+
+With the entry copying x, reads summing to 1, rows of H_res summing to 1, writes of 1 and phi = 0, every stream is the
+plain residual stream, whatever stands between the adds; the readout's mean gives it back. That leaves H_pre and H_res
+free, and "home" uses the freedom: every site reads mostly from a stream of its own, so the gradients of the streams
+differ from the first step (a symmetric start would never part them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from mhc_compile.config import Config
+from mhc_compile.ops import connections, projections, reference
+from mhc_compile.ops.connections import Maps, Start
+
+PAPER_WIDTH = 8192  # a typical n C of the paper's models, for which it gives alpha = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a site stands: the k-th (from 0) of the `length` sites of its region."""
+
+    k: int
+    length: int
+
+
+def home(place: Place, n: int) -> Start:
+    """Return read weights (n+1)/2n for the home stream k mod n and (n-d)/n^2 at distance d, writes of 1, and q.
+
+    q, the off-diagonal of H_res, keeps (1 - nq)^L above one half and the logits below 8, where they have a gradient.
+    """
+    distance = (torch.arange(n, dtype=torch.float64) - place.k) % n
+    pre = (n - distance) / n**2
+    pre[place.k % n] = (n + 1) / (2 * n)
+    q = max(2.0**-11, 2.0 ** -math.ceil(math.log2(2 * n * place.length)))
+    return Start(pre, torch.ones(n, dtype=torch.float64), q, place.k % n)
+
+
+def bias(place: Place, config: Config) -> Tensor:
+    """Return the bias at the start, fp32, for `connections.get(config.connection)`."""
+    maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
+    start = home(place, config.streams)
+    values = connections.get(config.connection).start_bias(start, maps).float()
+    if config.connection == "mhc" and config.projection == "sinkhorn":
+        n = config.streams
+        values[2 * n :] = _exact_logit(n, start.q, config.sinkhorn_iters) * torch.eye(n).flatten()
+    return values
+
+
+@functools.lru_cache(maxsize=256)
+def _exact_logit(n: int, q: float, iters: int) -> float:
+    """Return the fp32 logit near ln((1-(n-1)q)/q) whose projection, computed in fp32, comes nearest to the target.
+
+    With a diagonal that is exactly 1-(n-1)q, sums over equal streams round to the plain value, also in 16 bits.
+    """
+    center = projections.Sinkhorn().start(n, q)[0].float()
+    steps = torch.arange(-16, 17, dtype=torch.int32)
+    logits = (center.view(torch.int32) + steps).view(torch.float32)
+    images = reference.sinkhorn(logits[:, None, None] * torch.eye(n), iters).double()
+    off = images[:, 0, -1] - q
+    error = 1e3 * (images[:, 0, 0] - (1 - (n - 1) * q)).abs() + off.abs()
+    return float(logits[error.argmin()])
+
+
+def alpha(config: Config, channels: int) -> float:
+    """Return the gate of the dynamic part at the start."""
+    if config.alpha == "auto":
+        return min(1.0, 0.01 * PAPER_WIDTH / (config.streams * channels))
+    return float(config.alpha)

@@ -1,0 +1,1 @@
+"""Mathematics: the reference functions (the specification) and the ops of the mhc IR."""

@@ -1,0 +1,161 @@
+"""Maps from streams to (H_pre, H_post, H_res). A new connection is one small class and one line in CONNECTIONS.
+
+Every connection has the same three parameters, of its own shapes: phi (the projection), alpha (gates of the dynamic
+part) and a bias stored as fixed start + learned delta. `streams -> rows -> logits y = norm(row) phi -> activate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mhc_compile.errors import ConfigError
+from mhc_compile.ops import projections
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """What a connection needs to know: its place in every op's arguments."""
+
+    n: int
+    projection: str = "sinkhorn"
+    iters: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Values at the start: read weights, write weights (both `[n]`, fp64) and the off-diagonal of H_res."""
+
+    pre: Tensor
+    post: Tensor
+    q: float
+    home: int
+
+
+class Connection(Protocol):
+    """A map from the normalised projection y of the streams to the coefficients of a site."""
+
+    def phi_shape(self, maps: Maps, c: int) -> tuple[int, int]:
+        """Return the shape `[K, m]` of phi for C features."""
+
+    def gates(self) -> int:
+        """Return how many alphas there are."""
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return the rows `[..., K]` of the streams `[..., n, C]` that are normalised and projected."""
+
+    def activate(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps) -> Triple:
+        """Return H_pre `[..., n]`, H_post `[..., n]` and H_res `[..., n, n]`, in plain torch."""
+
+    def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
+        """Return the gradients of y, alpha and bias."""
+
+    def start_bias(self, start: Start, maps: Maps) -> Tensor:
+        """Return the bias (fp64) at which `activate` yields the starting values with y = 0."""
+
+
+def _spread(alpha: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Repeat each gate over its part of the logits."""
+    return torch.cat([alpha[i].expand(width) for i, width in enumerate(widths)])
+
+
+class MHC:
+    """Manifold-constrained hyper-connection (arXiv 2512.24880, Eq. 7-9)."""
+
+    def _widths(self, maps: Maps) -> tuple[int, int, int]:
+        return maps.n, maps.n, projections.get(maps.projection).width(maps.n)
+
+    def phi_shape(self, maps: Maps, c: int) -> tuple[int, int]:
+        """Return `[nC, n^2 + 2n]`; without mixing logits `[nC, 2n]`."""
+        return maps.n * c, sum(self._widths(maps))
+
+    def gates(self) -> int:
+        """Return 3: alpha_pre, alpha_post, alpha_res."""
+        return 3
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return vec(x), `[..., nC]`."""
+        return x.flatten(-2)
+
+    def activate(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps) -> Triple:
+        """Return sigmoid, 2 sigmoid and the projection of `y alpha + bias` (Eq. 16-19)."""
+        n = maps.n
+        z = y * _spread(alpha, self._widths(maps)) + bias
+        project = projections.get(maps.projection).apply
+        return torch.sigmoid(z[..., :n]), 2 * torch.sigmoid(z[..., n : 2 * n]), project(z[..., 2 * n :], n, maps.iters)
+
+    def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
+        """Return gradients through the unrolled projection, not through its fixed point."""
+        n, widths = maps.n, self._widths(maps)
+        gate = _spread(alpha, widths)
+        z = y * gate + bias
+        s = torch.sigmoid(z[..., : 2 * n])
+        d = s * (1 - s) * torch.cat([grads[0], 2 * grads[1]], -1)
+        mix = projections.get(maps.projection).vjp(z[..., 2 * n :], grads[2], n, maps.iters)
+        dz = torch.cat([d, mix], -1).flatten(0, -2)
+        dalpha = torch.stack([part.sum() for part in (dz * y.flatten(0, -2)).sum(0).split(widths)])
+        return (dz * gate).view_as(y), dalpha, dz.sum(0)
+
+    def start_bias(self, start: Start, maps: Maps) -> Tensor:
+        """Return logits of H_pre, of H_post / 2 and the projection's start."""
+        mix = projections.get(maps.projection).start(maps.n, start.q)
+        return torch.cat([torch.logit(start.pre), torch.logit(start.post / 2), mix])
+
+
+class HC:
+    """Unconstrained hyper-connection (arXiv 2409.19606, Eq. 10-13): a static matrix plus a gated tanh, per stream."""
+
+    def phi_shape(self, maps: Maps, c: int) -> tuple[int, int]:
+        """Return `[C, n + 2]`: read, write and mixing weights of one stream."""
+        return c, maps.n + 2
+
+    def gates(self) -> int:
+        """Return 3: the scales of read, write and mixing."""
+        return 3
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return every stream as a row, `[..., n, C]`."""
+        return x
+
+    def activate(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps) -> Triple:
+        """Return `alpha tanh(y) + static`; stream i's mixing weights feed column i of H_res."""
+        n = maps.n
+        t = torch.tanh(y)
+        pre = t[..., 0] * alpha[0] + bias[:n]
+        post = t[..., 1] * alpha[1] + bias[n : 2 * n]
+        res = t[..., 2:].transpose(-1, -2) * alpha[2] + bias[2 * n :].unflatten(0, (n, n))
+        return pre, post, res
+
+    def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
+        """Return gradients of the gated tanh."""
+        n = maps.n
+        g = torch.cat([grads[0].unsqueeze(-1), grads[1].unsqueeze(-1), grads[2].transpose(-1, -2)], -1)
+        t = torch.tanh(y)
+        by_logit = (g * t).flatten(0, -2).sum(0)
+        dalpha = torch.stack([by_logit[0], by_logit[1], by_logit[2:].sum()])
+        dbias = torch.cat([grads[0].flatten(0, -2).sum(0), grads[1].flatten(0, -2).sum(0), grads[2].flatten(0, -3).sum(0).flatten()])
+        return g * _spread(alpha, (1, 1, n)) * (1 - t * t), dalpha, dbias
+
+    def start_bias(self, start: Start, maps: Maps) -> Tensor:
+        """Return the static matrix of the paper (Eq. 14): read the home stream, write 1, mix with I."""
+        home = torch.nn.functional.one_hot(torch.tensor(start.home), maps.n).double()
+        return torch.cat([home, start.post, torch.eye(maps.n, dtype=torch.float64).flatten()])
+
+
+CONNECTIONS: dict[str, Connection] = {"mhc": MHC(), "hc": HC()}
+
+
+def get(name: str) -> Connection:
+    """Return the registered connection of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    if name not in CONNECTIONS:
+        raise ConfigError(f"connection must be one of {', '.join(map(repr, CONNECTIONS))}, not {name!r}")
+    return CONNECTIONS[name]

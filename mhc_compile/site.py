@@ -1,0 +1,145 @@
+"""The modules that hold a site's parameters, and the markers that bring them into graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mhc_compile import init
+from mhc_compile.config import Config
+from mhc_compile.errors import NotCompiledError, PlanMismatchError
+from mhc_compile.ops import connections, library  # noqa: F401  # library defines torch.ops.mhc
+from mhc_compile.ops.connections import Maps
+
+ATTRIBUTE = "mhc"  # where an owner keeps its sites
+
+
+class Site(nn.Module):
+    """The parameters of one hyper-connection, fp32 whatever the model's dtype.
+
+    Attributes:
+        phi: projection of the streams, `[nC, n^2 + 2n]` for mHC (paper Eq. 14).
+        alpha: gates of the dynamic part, `[3]`.
+        bias: learned change of the bias, so that weight decay pulls towards the original function.
+        base: the bias at the start, a buffer.
+    """
+
+    base: Tensor
+
+    def __init__(self, path: str, label: str, place: init.Place, channels: int, config: Config, entry: bool) -> None:
+        """Create the parameters at their starting values, on torch's default device."""
+        super().__init__()
+        self.path, self.label, self.place, self.channels = path, label, place, channels
+        self.config, self.entry = config, entry
+        self.spec = json.dumps(config.function(), sort_keys=True)
+        kind = connections.get(config.connection)
+        start = init.bias(place, config)
+        shape = kind.phi_shape(Maps(config.streams, config.projection, config.sinkhorn_iters), channels)
+        self.phi = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.empty(kind.gates(), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(start.shape, dtype=torch.float32))
+        self.register_buffer("base", torch.empty(start.shape, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the values at which the model computes what it computed before the upgrade."""
+        self.phi.zero_()
+        self.bias.zero_()
+        self.alpha.fill_(init.alpha(self.config, self.channels))
+        self.base.copy_(init.bias(self.place, self.config))
+
+    @torch.no_grad()
+    def has_moved(self) -> bool:
+        """Tell whether training has changed a parameter."""
+        start = torch.full_like(self.alpha, init.alpha(self.config, self.channels))
+        return bool(self.phi.any() or self.bias.any() or not torch.equal(self.alpha, start))
+
+    def mark(self) -> None:
+        """Make the parameters inputs of the graph that is being captured.
+
+        Raises:
+            NotCompiledError: nothing is being captured.
+        """
+        if not torch.compiler.is_compiling():
+            raise NotCompiledError(self.path)
+        torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep(tensor: Tensor) -> Tensor:
+            """Move, but do not narrow: coefficients in 16 bits would not sum to 1."""
+            made = fn(tensor)
+            narrower = made.is_floating_point() and made.dtype.itemsize < tensor.dtype.itemsize
+            return tensor.to(made.device) if narrower else made
+
+        return super()._apply(keep, recurse)
+
+    def extra_repr(self) -> str:
+        """Show the site's place and sizes."""
+        return f"k={self.place.k}, L={self.place.length}, streams={self.config.streams}, channels={self.channels}"
+
+
+class Sites(nn.Module):
+    """The sites of one owner, `owner.mhc.<label>`."""
+
+    def __init__(self) -> None:
+        """Start without sites."""
+        super().__init__()
+        self.plain = False
+
+    def add(self, site: Site) -> None:
+        """Register a site under its label (with an underscore where nn.Module needs the name itself)."""
+        self.add_module(site.label + "_" * hasattr(nn.Module(), site.label), site)
+
+    def sites(self) -> Iterator[Site]:
+        """Iterate over the sites in program order."""
+        return iter(child for child in self.children() if isinstance(child, Site))
+
+    def mark(self) -> None:
+        """Mark every site, unless the owner runs plain on purpose."""
+        if not self.plain:
+            for site in self.children():
+                site.mark()
+
+
+class RootSites(Sites):
+    """The sites of the model itself, and the plan of all sites, which state_dict carries along."""
+
+    def __init__(self, plan: str) -> None:
+        """Hold the plan as its JSON text."""
+        super().__init__()
+        self.text = plan
+
+    def sites_of_plan(self) -> list[dict[str, Any]]:
+        """Return what identifies each site of the plan."""
+        sites: list[dict[str, Any]] = json.loads(self.text)["sites"]
+        return sites
+
+    def get_extra_state(self) -> Tensor:
+        """Return the plan as bytes in a uint8 tensor, which every checkpoint format can hold."""
+        return torch.tensor(list(self.text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Check that a checkpoint was made for the sites that the model has.
+
+        Raises:
+            PlanMismatchError: it was made for others.
+        """
+        theirs, ours = (json.loads(text) for text in (decode(state), self.text))
+        for key in ("version", "function", "sites"):
+            if theirs.get(key) != ours[key]:
+                raise PlanMismatchError(
+                    f"the checkpoint was made for another plan (its {key} differ). Load it into a model without mHC"
+                    " parameters by mhc_compile.restore(model, state_dict), which rebuilds the checkpoint's own plan."
+                )
+
+
+def decode(state: Any) -> str:
+    """Return the JSON text of a plan from a checkpoint's extra state."""
+    if not isinstance(state, Tensor) or state.dtype != torch.uint8:
+        raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile")
+    return bytes(state.tolist()).decode()

@@ -1,0 +1,176 @@
+"""upgrade: run once, plan, register parameters, verify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mhc_compile import owner
+from mhc_compile.capture import Captured, run_captured
+from mhc_compile.config import Config
+from mhc_compile.errors import ConfigMismatchError, VerificationError
+from mhc_compile.init import Place
+from mhc_compile.ops import projections
+from mhc_compile.optimizers import watch
+from mhc_compile.plan import ModelPlan, draw, options_that_differ
+from mhc_compile.report import Report
+from mhc_compile.site import ATTRIBUTE, RootSites, Site, Sites
+
+# relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+
+def upgrade(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+    verify: bool | float = True,
+) -> Report:
+    """Give a model the parameters of hyper-connections at its residual adds, once and for all.
+
+    The model is run once with the arguments, under capture. From then on it must be compiled with backend="mhc"; it
+    computes what it computed before until training moves the new parameters. Calling it again changes nothing.
+
+    Args:
+        model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
+        args: positional arguments of a typical call.
+        kwargs: keyword arguments of that call.
+        config: what to build; by default `Config()`.
+        verify: compare outputs before and after; a number is the tolerance (relative to the largest entry).
+
+    Returns:
+        What was found and built; `max_error` is the measured difference.
+
+    Raises:
+        ConfigMismatchError: the model was upgraded with other options.
+        VerificationError: outputs differ by more than the tolerance; the model is as it was.
+        MHCError: another reason not to upgrade; the model is as it was.
+    """
+    held = getattr(model, ATTRIBUTE, None)
+    if isinstance(held, RootSites):
+        return _again(model, ModelPlan.from_json(held.text), config)
+    config = config or Config()
+    projections.get(config.projection)
+    args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
+    captured = run_captured(model, args, kwargs)
+    draft = draw(captured, model, config)
+    report = Report(draft.plan, draft.rejections, tuple(captured.breaks), tuple(draft.links), len(captured.graphs), model)
+    if not draft.plan.sites or config.connection == "residual" or config.streams == 1:
+        return report
+    register(model, draft.plan)
+    try:
+        if verify is not False:
+            report.max_error = _verify(model, args, kwargs, captured, verify)
+    except BaseException:
+        unregister(model)
+        raise
+    return report
+
+
+def _again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+    differ = options_that_differ(plan.config.function(), config.function()) if config else []
+    if differ:
+        raise ConfigMismatchError(
+            f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave config out"
+        )
+    return Report(plan, (), (), (), 0, model)
+
+
+def register(model: nn.Module, plan: ModelPlan) -> None:
+    """Create the sites of a plan on their owners, all or none."""
+    owners = {path: model.get_submodule(path) for path in dict.fromkeys(site.owner for site in plan.sites)}
+    for path, module in {**owners, "": model}.items():
+        owner.check(module, path)
+    try:
+        model.add_module(ATTRIBUTE, RootSites(plan.to_json()))
+        for path, module in owners.items():
+            if module is not model:
+                module.add_module(ATTRIBUTE, Sites())
+            owner.adopt(module)
+        for site in plan.sites:
+            module = owners[site.owner]
+            reference = next((p for p in module.parameters() if p.is_floating_point()), None)
+            device = reference.device if reference is not None else torch.get_default_device()
+            entry = site.predecessor is None
+            with device:
+                made = Site(site.name, site.label, Place(site.k, site.length), site.channels, plan.config, entry)
+            if reference is not None and reference.dtype == torch.float64:
+                made.double()
+            getattr(module, ATTRIBUTE).add(made)
+    except BaseException:
+        unregister(model)
+        raise
+    watch(model)
+
+
+def unregister(model: nn.Module) -> None:
+    """Take all sites away; modules get their classes back."""
+    for module in list(model.modules()):
+        owner.release(module)
+
+
+def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Move tensors to the meta device where the model is there."""
+    if not any(p.is_meta for p in model.parameters()):
+        return args, kwargs
+
+    def move(leaf: Any) -> Any:
+        return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(move, args), tree_map(move, kwargs)
+
+
+def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float) -> float:
+    """Run the rewritten model and compare; return the largest relative difference."""
+    from mhc_compile.backend import mhc
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        return mhc(gm, inputs, options={"compiler": "eager"})
+
+    after = run_captured(model, args, kwargs, backend)
+    worst = 0.0
+    for old, new in zip(_floats(before.output), _floats(after.output), strict=True):
+        if old.is_meta or old.numel() == 0:
+            continue
+        error = difference(new, old)
+        allowed = TOLERANCE.get(old.dtype, 1e-4) if tolerance is True else float(tolerance)
+        if not error <= allowed:
+            raise VerificationError(
+                f"the rewritten model differs from the original by {error:.2e} of the largest output (allowed"
+                f" {allowed:.0e}); the model is as it was. Report this with the model, or leave sites out with"
+                " Config(exclude=...) to find the one that does it; verify=<number> sets another tolerance"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def difference(new: Tensor, old: Tensor) -> float:
+    """Return max|new - old| / max|old|; 0 where both are equal, infinities and NaNs included."""
+    new, old = new.detach().double(), old.detach().double()
+    if torch.equal(new, old):
+        return 0.0
+    gap = torch.where((new == old) | (new.isnan() & old.isnan()), 0.0, (new - old).abs()).max()
+    size = old[old.isfinite()].abs().max() if old.isfinite().any() else torch.tensor(1.0)
+    error = float(gap / size.clamp_min(1e-30))
+    return math.inf if math.isnan(error) else error
+
+
+def _floats(output: Any) -> list[Tensor]:
+    """Return the float tensors of a model's output, dataclass-like outputs included."""
+    leaves = tree_leaves(output)
+    found: list[Tensor] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            found += [leaf] if leaf.is_floating_point() else []
+        elif isinstance(leaf, Mapping):
+            found += _floats(list(leaf.values()))
+    return found
+
+

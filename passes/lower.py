@@ -1,0 +1,62 @@
+"""The mhc IR becomes something that the compiler behind us can compile."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from mhc_compile.ops import connections, library, reference
+from mhc_compile.ops.connections import Maps
+from mhc_compile.passes.base import Context, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Lower:
+    """Choose an implementation for each op of the IR.
+
+    By default the ops stay: they decompose into their reference functions when AOTAutograd traces them, and
+    `coefficients` runs as one op. With `context.inline` every op is replaced by its reference in plain torch, for
+    graphs that must run without this package. Generated kernels will be chosen here.
+    """
+
+    name: ClassVar[str] = "lower"
+    rewrites: ClassVar[bool] = True
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+        """Rewrite the IR's nodes in place."""
+        if not context.inline:
+            return
+        tracer = fx.proxy.GraphAppendingTracer(gm.graph)
+        for node in list(gm.graph.nodes):
+            body = _BODIES.get(node.target) if node.op == "call_function" else None
+            if body is None:
+                continue
+            with gm.graph.inserting_before(node):
+                args = fx.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer))
+                result = body(*args)
+            if isinstance(result, tuple):
+                for user in list(node.users):
+                    user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]
+                    gm.graph.erase_node(user)
+            else:
+                node.replace_all_uses_with(result.node)
+            gm.graph.erase_node(node)
+
+
+def _coefficients(x: Any, phi: Any, alpha: Any, delta: Any, base: Any, n: int, connection: str, projection: str, iters: int, eps: float) -> Any:
+    kind = connections.get(connection)
+    y, _ = reference.logits(kind.rows(x), phi, eps)
+    return kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
+
+
+_BODIES: dict[Any, Any] = {
+    torch.ops.mhc.expand.default: reference.expand,
+    torch.ops.mhc.read.default: reference.read,
+    torch.ops.mhc.write.default: reference.write,
+    torch.ops.mhc.readout.default: reference.readout,
+    torch.ops.mhc.coefficients.default: _coefficients,
+}

@@ -1,0 +1,97 @@
+"""One table of op families. An op that is not in it counts as a contraction: real work, never lifted, never crossed."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from mhc_compile.passes.base import value
+
+POINTWISE = frozenset(
+    "abs add ceil clamp cos div elu erf exp expm1 floor gelu hardsigmoid hardswish hardtanh leaky_relu log log1p "
+    "masked_fill maximum minimum mish mul neg pow quick_gelu reciprocal relu relu6 round rsqrt rsub selu sigmoid "
+    "logsigmoid silu sin softplus sqrt square sub tanh truediv true_divide where addcmul addcdiv lerp".split()
+)
+CAST = frozenset("to float half bfloat16 double type type_as _to_copy".split())
+VIEW = frozenset(
+    "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as contiguous "
+    "clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat stack pad detach "
+    "alias_default".split()
+)
+NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native_layer_norm".split())
+DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split())
+REDUCE = frozenset("mean sum var std amax amin norm vector_norm".split())
+META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
+LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
+CONV = frozenset(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))
+_INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div"}
+
+
+def name(node: fx.Node) -> str:
+    """Return the bare name of the op of a call node ("" for other nodes); in-place forms lose their underscore."""
+    target = node.target
+    if node.op == "call_method":
+        return str(target).rstrip("_")
+    if node.op != "call_function":
+        return ""
+    if target in _INPLACE_OPERATORS:
+        return _INPLACE_OPERATORS[target]  # type: ignore[index]
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[1].rstrip("_")
+    return str(getattr(target, "__name__", target)).rstrip("_")
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Tell whether a call node changes its first argument."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    return node.target in _INPLACE_OPERATORS or node.kwargs.get("inplace") is True
+
+
+def works(node: fx.Node) -> bool:
+    """Tell whether the node does real work: a contraction, or an op that the table does not know."""
+    return node.op in ("call_function", "call_method", "call_module") and name(node) not in LIGHT
+
+
+def is_add(node: fx.Node) -> bool:
+    """Tell whether the node adds two floating tensors of one shape, without a factor."""
+    return name(node) == "add" and _two_alike(node) and node.kwargs.get("alpha", 1) == 1
+
+
+def _two_alike(node: fx.Node) -> bool:
+    args = node.args
+    if len(args) < 2 or not all(isinstance(arg, fx.Node) for arg in args[:2]):
+        return False
+    a, b = (value(arg) for arg in args[:2])  # type: ignore[arg-type]
+    return a is not None and b is not None and a.shape == b.shape and a.dim() >= 2 and (a.dtype.is_floating_point and b.dtype.is_floating_point)
+
+
+def argument(node: fx.Node, position: int, keyword: str, default: Any = None) -> Any:
+    """Return an argument given by position or keyword."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword, default)
+
+
+def is_liftable(node: fx.Node, rank: int) -> bool:
+    """Tell whether the op acts on each token alone, features last, so that it can be applied to every stream.
+
+    Dropout is none: streams need one mask. Neither is what updates running statistics.
+    """
+    op = name(node)
+    if is_inplace(node):
+        return False
+    if op in CAST or op in POINTWISE:
+        return True
+    if op in ("layer_norm", "rms_norm"):
+        return len(argument(node, 1, "normalized_shape", ())) == 1
+    if op in REDUCE:
+        dim = argument(node, 1, "dim", ())
+        dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+        return len(dims) == 1 and dims[0] in (-1, rank - 1) and argument(node, 2, "keepdim", False) is True
+    return False

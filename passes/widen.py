@@ -1,0 +1,217 @@
+"""Residual sums become sites: the graph in terms of the mhc IR."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from mhc_compile.passes import describe
+from mhc_compile.passes.base import Context, PlannedSite, value
+
+_OPS = torch.ops.mhc
+
+
+@dataclasses.dataclass(frozen=True)
+class Widen:
+    """`s = x + f(x)` becomes `S = write(X, f(read(X)))`.
+
+    Before:                          After:
+        f = branch(x)                    X = expand(x)            (or the streams of the sum that x comes from)
+        s = x + f                        pre, post, res = coefficients(X)
+        y = head(s)                      f = branch(read(X, pre))
+                                         S = write(X, f, post, res)
+                                         y = head(readout(S))
+
+    What feeds the branch reads H_pre x, whatever lies between two sums is applied to every stream, and every other
+    reader of a sum gets the readout. Sums that nobody reads any more are erased.
+    """
+
+    name: ClassVar[str] = "widen"
+    rewrites: ClassVar[bool] = True
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+        """Rewrite the planned sites; each needs its binding."""
+        if context.plan.sites:
+            _Widener(gm, context).run()
+
+
+class _Widener:
+    """Emits the sites in program order, each new node right behind the node of the plain graph that it stands for."""
+
+    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        self.graph, self.context, self.n = gm.graph, context, context.config.streams
+        self.order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        self.last_input = gm.graph.find_nodes(op="placeholder")[-1]
+        self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
+        self.streams: dict[fx.Node, fx.Node] = {}  # a node of the plain graph -> its streams
+        self.flowing: dict[fx.Node, PlannedSite] = {}  # those of them that only streams make
+        self.site: PlannedSite = context.plan.sites[0]
+        self.disordered = False
+
+    def run(self) -> None:
+        """Rewrite site by site, then serve the other readers and clean up."""
+        for site in self.context.plan.sites:
+            self.site = site
+            self._write(*self._read())
+        if self.context.carry_out:
+            self._give()
+        for node, self.site in self.flowing.items():
+            readers = [user for user in node.users if user not in self.flowing]
+            if readers:
+                plain = self._place_back(node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
+            for user in readers:
+                user.replace_input_with(node, plain)
+        for node in sorted(self._obsolete(), key=self.order.__getitem__, reverse=True):
+            if not node.users:
+                self.graph.erase_node(node)
+        if self.disordered:
+            stable_topological_sort(self.graph)
+
+    def _read(self) -> tuple[fx.Node, fx.Node]:
+        """Bring the streams to the site, make its coefficients and let the branch read; return H_post and H_res."""
+        site, config = self.site, self.context.config
+        residual = site.residual
+        self._enter()
+        for node in site.lifts:
+            self._lift(node)
+        parameters = (self.context.bindings or {})[residual.name].parameters
+        operands = (parameters.phi, parameters.alpha, parameters.delta, parameters.base)
+        maps = (self.n, config.connection, config.projection, config.sinkhorn_iters, config.eps)
+        at, x = residual.carrier, self.streams[residual.carrier]
+        made = self._emit(at, _OPS.coefficients.default, x, *operands, *maps)
+        pre, post, res = (self._emit(at, operator.getitem, made, i) for i in range(3))
+        held = dict.fromkeys((site.source, *site.lifts))
+        inside = describe.between(site.source, residual.branches, self.order) - held.keys()
+        for node in held:
+            users = [user for user in node.users if user in inside]
+            if users:
+                u = self._place_back(at, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
+            for user in users:
+                user.replace_input_with(node, u)
+                self.disordered |= self.order[user] < self.order[at]
+        return post, res
+
+    def _write(self, post: fx.Node, res: fx.Node) -> None:
+        """Add the branch's output to the streams, in the dtype that the plain sum had."""
+        residual = self.site.residual
+        total, x = residual.total, self.streams[residual.carrier]
+        kept, summed = value(residual.carrier), value(total)
+        if kept is not None and summed is not None and kept.dtype != summed.dtype:
+            x = self._method(total, "to", x, summed.dtype)
+        terms = [_other(add, residual.carrier, residual.adds) for add in reversed(residual.adds)]
+        f = terms[0]
+        for term in terms[1:]:
+            f = self._emit(total, operator.add, f, term)
+        f = self._place_last(total, f)
+        self.streams[total] = self._emit(total, _OPS.write.default, x, f, post, res, self.n)
+        self.flowing[total] = self.site
+
+    def _enter(self) -> None:
+        """Make the streams of the site's source, unless they are there."""
+        source = self.site.source
+        if self.site.carried and source not in self.streams:
+            with self.graph.inserting_after(self.last_input):
+                self.streams[source] = self.graph.placeholder(f"{source.name}_streams")
+            self.last_input = self.streams[source]
+            self.context.takes.append(source)
+        elif source not in self.streams:
+            plain = self._place_last(source, source)
+            self.streams[source] = self._emit(source, _OPS.expand.default, plain, self.n)
+
+    def _lift(self, node: fx.Node) -> None:
+        """Apply an op to every stream: operands that vary by token get a stream axis to broadcast over."""
+        if node in self.streams:
+            return
+
+        def operand(arg: fx.Node) -> fx.Node:
+            if arg in self.streams:
+                return self.streams[arg]
+            tensor = value(arg)
+            if tensor is None or tensor.dim() < 2:
+                return arg
+            return self._method(node, "unsqueeze", arg, -2)
+
+        args = fx.map_arg(node.args, operand)
+        kwargs = fx.map_arg(node.kwargs, operand)
+        given = value(self.site.source)
+        rank = given.dim() if given is not None else 0
+        if rank and (rank - 1) in node.args[1:2] and node.args[1:2] != (-1,):
+            args = (args[0], -1, *args[2:])  # a reduction over the last axis, counted from the front
+        self.streams[node] = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
+        if self.site.predecessor is not None or self.site.carried:
+            self.flowing[node] = self.site
+
+    def _give(self) -> None:
+        """Return the streams of outputs that end in a sum, behind the graph's own outputs."""
+        output = self.graph.find_nodes(op="output")[0]
+        extra = []
+        for leaving in self.context.plan.exits:
+            before = self.context.plan.sites[leaving.site]
+            self.site = dataclasses.replace(before, source=before.residual.total, predecessor=leaving.site)
+            for node in leaving.lifts:
+                self._lift(node)
+            end = leaving.lifts[-1] if leaving.lifts else before.residual.total
+            extra.append(self.streams[end])
+            self.context.gives.append(leaving.output)
+        output.args = ((*output.args[0], *extra),)  # type: ignore[misc]
+
+    def _obsolete(self) -> set[fx.Node]:
+        adds = {add for site in self.context.plan.sites for add in site.residual.adds}
+        return adds | {node for node in self.flowing if node.op != "placeholder"}
+
+    def _place_last(self, at: fx.Node, x: fx.Node) -> fx.Node:
+        """Move the features last, where the plain graph has them elsewhere."""
+        axis = self.site.residual.axis
+        return x if axis == -1 else self._method(at, "movedim", x, axis, -1)
+
+    def _place_back(self, at: fx.Node, x: fx.Node) -> fx.Node:
+        axis = self.site.residual.axis
+        return x if axis == -1 else self._method(at, "movedim", x, -1, axis)
+
+    def _emit(self, at: fx.Node, target: Any, *args: Any) -> fx.Node:
+        return self._new(at, lambda: self.graph.call_function(target, args))
+
+    def _method(self, at: fx.Node, method: str, *args: Any) -> fx.Node:
+        return self._new(at, lambda: self.graph.call_method(method, args))
+
+    def _new(self, at: fx.Node, make: Any) -> fx.Node:
+        """Create a node behind `at` and what was emitted there before; it carries the site's name and origin."""
+        anchor = self.last_input if at.op == "placeholder" else at
+        before = self.tail.get(anchor, anchor)
+        with self.graph.inserting_before(before.next):
+            node: fx.Node = make()
+        total = self.site.residual.total
+        node.meta = {key: total.meta[key] for key in ("nn_module_stack", "stack_trace") if key in total.meta}
+        node.meta["mhc_site"] = self.site.residual.name
+        self.tail[anchor] = node
+        return node
+
+
+def _other(add: fx.Node, carrier: fx.Node, chain: tuple[fx.Node, ...]) -> fx.Node:
+    """Return the operand of an add that does not hold the carrier."""
+    a, b = add.args[:2]
+    other = b if a is carrier or a in chain else a
+    assert isinstance(other, fx.Node)  # noqa: S101  # is_add saw two nodes
+    return other
+
+
+def stable_topological_sort(graph: fx.Graph) -> None:
+    """Move each node that stands before one of its inputs right behind the last of them; others keep their order."""
+    placed: set[fx.Node] = set()
+    waiting: dict[fx.Node, list[fx.Node]] = {}
+    queue = list(reversed(list(graph.nodes)))
+    position = graph._root
+    while queue:
+        node = queue.pop()
+        missing = next((arg for arg in node.all_input_nodes if arg not in placed), None)
+        if missing is not None:
+            waiting.setdefault(missing, []).append(node)
+            continue
+        position.append(node)
+        position = node
+        placed.add(node)
+        queue += reversed(waiting.pop(node, []))
