@@ -40,19 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", nargs=2, metavar=("CASE", "BACKEND"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        print(json.dumps(work(*args.worker, args)))
+        case, backend = args.worker
+        print(json.dumps(work(case, backend, args)))
         return
 
     rows = []
     for case in args.cases:
         for backend in BACKENDS:
             with tempfile.TemporaryDirectory() as folder:
-                rows += [
-                    process(case, backend, caches, folder, args) for caches in ("cold", "warm")
-                ]
-    plain = {
-        (r["case"], r["caches"]): r["compile_seconds"] for r in rows if r["backend"] == "plain"
-    }
+                rows += [process(case, backend, caches, folder, args) for caches in ("cold", "warm")]
+    plain = {(r["case"], r["caches"]): r["compile_seconds"] for r in rows if r["backend"] == "plain"}
     lines = []
     for row in rows:
         row["ratio"] = row["compile_seconds"] / plain[row["case"], row["caches"]]
@@ -73,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save("compile_time", args.device, arguments, rows)
 
 
-def process(
-    case: str, backend: str, caches: str, folder: str, args: argparse.Namespace
-) -> dict[str, Any]:
+def process(case: str, backend: str, caches: str, folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one case in a process of its own on the cache directory `folder`."""
     options = [f"--{name}={getattr(args, name)}" for name in ("streams", "length", "device")]
     done = subprocess.run(

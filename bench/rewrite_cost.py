@@ -84,12 +84,10 @@ def tracing_seconds(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> 
     return entered[0] - start
 
 
-def passes_seconds(
-    model: torch.nn.Module, inputs: dict[str, torch.Tensor], streams: int
-) -> dict[str, float]:
+def passes_seconds(model: torch.nn.Module, inputs: dict[str, torch.Tensor], streams: int) -> dict[str, float]:
     """Seconds of each pass on the upgraded model's graph."""
     torch._dynamo.reset()
-    options = {"streams": streams, "compiler": "eager"}
+    options: dict[str, Any] = {"streams": streams, "compiler": "eager"}
     torch.compile(model, backend=mhc_backend, options=options)(**inputs)
     return {timing.name: timing.seconds for timing in timings()}
 

@@ -125,9 +125,16 @@ class Captured:
 
 
 def run_captured(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Callable[..., Any] | None = None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    backend: Callable[..., Any] | None = None,
+    *,
+    copied: bool = True,
 ) -> Captured:
     """Run the model once under Dynamo and keep its graphs; random state, buffers and arguments end as they were.
+
+    `copied=False` hands the arguments themselves to the model, for a backend that must know them again.
 
     Raises:
         CaptureError: the model does not run with these arguments.
@@ -151,7 +158,7 @@ def run_captured(
     with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks):
         compiled = torch.compile(model, backend=backend or record, **_isolated())
         try:
-            output = compiled(*_copied(args), **_copied(dict(kwargs)))
+            output = compiled(*_copied(args), **_copied(dict(kwargs))) if copied else compiled(*args, **kwargs)
         except MHCError:
             raise
         except Exception as error:

@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="python -m mhc_compile", description="Look at, measure and show mHC."
-    )
+    top = argparse.ArgumentParser(prog="python -m mhc_compile", description="Look at, measure and show mHC.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     explaining = commands.add_parser("explain", help="what mhc sees in a model; changes nothing")
@@ -127,11 +125,7 @@ def load(target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
 
 def _checked(made: Any, target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
     model, inputs, keywords = (*made, {})[:3] if _has_parts(made) else (made, None, None)
-    if not (
-        isinstance(model, torch.nn.Module)
-        and isinstance(inputs, (tuple, list))
-        and isinstance(keywords, Mapping)
-    ):
+    if not (isinstance(model, torch.nn.Module) and isinstance(inputs, (tuple, list)) and isinstance(keywords, Mapping)):
         parts = ", ".join(type(part).__name__ for part in made) if _has_parts(made) else None
         raise FactoryError(
             f"{target} must return (model, args) or (model, args, kwargs): a torch.nn.Module,"

@@ -15,6 +15,7 @@ import statistics
 import sysconfig
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ import torch
 
 import mhc_compile as mhc
 from mhc_compile import measure
+from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.demo_report import Runner, report
 from mhc_compile.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from mhc_compile.explain import Report
+    from mhc_compile.report import Report
 
 VARIANTS = ("residual", "hc", "mhc")
 NEEDS = ("transformers", "rich", "matplotlib")
@@ -54,21 +56,19 @@ class Length:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The demo's options; the defaults fit two cores."""
     parser.add_argument("--steps", type=int, default=250, help="training steps (at most)")
-    parser.add_argument(
-        "--seconds", type=float, default=240.0, help="time for the whole run; fewer steps if short"
-    )
+    parser.add_argument("--seconds", type=float, default=240.0, help="time for the whole run; fewer steps if short")
     parser.add_argument("--out", type=Path, default=Path("mhc_demo"), help="folder for the results")
     parser.add_argument("--streams", type=int, default=4, help="number of residual streams")
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=128, help="bytes per sequence")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run the demo and return the exit code."""
+def main(args: argparse.Namespace) -> None:
+    """Run the demo."""
     require(*NEEDS)
     from rich.console import Console
 
@@ -83,19 +83,16 @@ def main(args: argparse.Namespace) -> int:
         known = [training[0]]
         for runner in runners:
             held = [*runner.model.parameters(), *runner.model.buffers(), *known]
-            runner.saved = measure.saved_bytes(lambda r=runner: r.loss(training[0]), exclude=held)
+            runner.saved = measure.saved_bytes(partial(runner.loss, training[0]), exclude=held)
     total = time.perf_counter() - started
     report(runners, args, total, console)
-    return 0
 
 
 def require(*packages: str) -> None:
     """Raise one error that names every package that is not installed, and how to get them."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(
-            f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}"
-        )
+        raise MissingDependencyError(f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 
 
 def batches(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -130,12 +127,11 @@ def build(args: argparse.Namespace) -> torch.nn.Module:
         max_position_embeddings=args.length,
         use_cache=False,
     )
-    return transformers.LlamaForCausalLM(config)
+    model: torch.nn.Module = transformers.LlamaForCausalLM(config)
+    return model
 
 
-def prepare(
-    args: argparse.Namespace, length: Length, batch: torch.Tensor, console: Any
-) -> list[Runner]:
+def prepare(args: argparse.Namespace, length: Length, batch: torch.Tensor, console: Any) -> list[Runner]:
     """Build the three from the same weights: explain once, upgrade two of them, verified."""
     original = build(args)
     size = sum(p.numel() for p in original.parameters())
@@ -153,7 +149,7 @@ def prepare(
             checked = mhc.upgrade(model, (), inputs, config=mhc.Config(**options), verify=True)
             announce(name, checked, console)
             groups = mhc.param_groups(model, args.lr, 0.1)
-            compiled = torch.compile(model, backend=mhc.backend.mhc, options=options)
+            compiled = torch.compile(model, backend=mhc_backend, options=options)
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, length.rate)
         extra = sum(p.numel() for p in model.parameters()) - size
@@ -163,9 +159,7 @@ def prepare(
 
 def announce(name: str, checked: Report, console: Any) -> None:
     """Say how exactly the upgraded model is the original one."""
-    console.print(
-        f"upgraded to {name}, verified against the original: max error {checked.max_error:.1e}"
-    )
+    console.print(f"upgraded to {name}, verified against the original: max error {checked.max_error:.1e}")
 
 
 def train(

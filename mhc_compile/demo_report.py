@@ -41,7 +41,7 @@ class Runner:
         start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.losses.append(loss.item())
         self.seconds.append(time.perf_counter() - start)
@@ -53,9 +53,7 @@ class Runner:
         return self.seconds[0] - statistics.median(self.seconds[1:])
 
 
-def report(
-    runners: list[Runner], args: argparse.Namespace, total: float, console: Any
-) -> dict[str, Any]:
+def report(runners: list[Runner], args: argparse.Namespace, total: float, console: Any) -> dict[str, Any]:
     """Print the table, save the plot and the JSON, and return what went into the JSON."""
     timings = measure.summarize({r.name: r.seconds[1:] for r in runners}, runners[0].name)
     results = [result(r, timings[r.name], runners[0].saved) for r in runners]
@@ -97,19 +95,21 @@ def table(results: list[dict[str, Any]], steps: int, args: argparse.Namespace) -
 
     shown = Table(
         title=f"{steps} steps of {args.batch} x {args.length} bytes, {args.streams} streams",
-        caption=f"losses in nats per byte, training: mean of the last {min(TAIL, steps)} steps\n"
-        "memory: bytes saved for backward; step time: median, against residual in turn",
+        caption=f"loss: nats per byte; in training, mean of the last {min(TAIL, steps)} steps\n"
+        "step: median; ratio: to residual, taken in turn; caches cold\n"
+        "params, memory (saved for backward): what comes on top of residual",
     )
     shown.add_column("")
-    for head in ("val loss", "train loss", "step time", "extra params", "extra memory", "compile"):
+    for head in ("val loss", "train loss", "step", "ratio", "params", "memory", "compile"):
         shown.add_column(head, justify="right")
     for row in results:
         shown.add_row(
             row["name"],
             f"{row['validation_loss']:.4f}",
             f"{row['training_loss']:.4f}",
-            f"{row['step_seconds'] * 1e3:.0f} ms  {row['step_ratio']:.2f}x",
-            f"{row['extra_parameters']:,}",
+            f"{row['step_seconds'] * 1e3:.0f} ms",
+            f"{row['step_ratio']:.2f}x",
+            f"+{row['extra_parameters']:,}",
             f"{row['extra_saved_bytes'] / 1e6:+.1f} MB",
             f"{row['compile_seconds']:.0f} s",
         )

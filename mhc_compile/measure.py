@@ -133,13 +133,14 @@ def start_compiler(device: str = "cpu") -> None:
     It compiles a small forward and backward through Inductor; every call does so again, since a
     new cache directory needs its headers again.
     """
+    from torch._dynamo.eval_frame import reset_code
 
     def small(x: torch.Tensor) -> torch.Tensor:
         return torch.softmax(x @ x, -1).square().mean()
 
-    torch._dynamo.reset_code(small.__code__)
+    reset_code(small.__code__)
     ones = torch.ones(64, 64, device=device, requires_grad=True)
-    torch.compile(small)(ones).backward()
+    torch.autograd.backward(torch.compile(small)(ones))
 
 
 def environment(device: str | None = None) -> dict[str, object]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mhc_compile import init
 from mhc_compile.config import Config
 from mhc_compile.errors import NotCompiledError, PlanMismatchError
-from mhc_compile.ops import connections, library  # noqa: F401  # library defines torch.ops.mhc
+from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
 ATTRIBUTE = "mhc"  # where an owner keeps its sites

@@ -102,7 +102,7 @@ def kind(total: fx.Node, root: fx.Node, branches: tuple[fx.Node, ...], order: di
     """Name the shape of the connection for the report."""
     tail = branches[0]
     scaled = False
-    while optable.name(tail) in optable.CAST | optable.DROPOUT | {"mul"}:
+    while not _is_norm(tail) and optable.name(tail) in optable.CAST | optable.DROPOUT | {"mul"}:
         scaled |= optable.name(tail) == "mul"
         tail = next((arg for arg in tail.all_input_nodes if value(arg) is not None), tail)
         if not tail.all_input_nodes:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from mhc_compile.ops import connections, library, reference
+from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import Maps
-from mhc_compile.passes.base import Context, value
+from mhc_compile.passes.base import Context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +30,24 @@ class Lower:
         """Rewrite the IR's nodes in place."""
         if not context.inline:
             return
-        tracer = fx.proxy.GraphAppendingTracer(gm.graph)
         for node in list(gm.graph.nodes):
             body = _BODIES.get(node.target) if node.op == "call_function" else None
-            if body is None:
-                continue
-            with gm.graph.inserting_before(node):
-                args = fx.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer))
-                result = body(*args)
-            if isinstance(result, tuple):
-                for user in list(node.users):
-                    user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]
-                    gm.graph.erase_node(user)
-            else:
-                node.replace_all_uses_with(result.node)
-            gm.graph.erase_node(node)
+            if body is not None:
+                _inline(gm.graph, node, body)
+
+
+def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
+    """Replace a node by its body, traced through proxies; of several results each reader gets its own."""
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    with graph.inserting_before(node):
+        result = body(*fx.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer)))
+    if isinstance(result, tuple):
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]
+            graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(result.node)
+    graph.erase_node(node)
 
 
 def _coefficients(x: Any, phi: Any, alpha: Any, delta: Any, base: Any, n: int, connection: str, projection: str, iters: int, eps: float) -> Any:

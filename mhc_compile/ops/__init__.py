@@ -1,1 +1,7 @@
-"""Mathematics: the reference functions (the specification) and the ops of the mhc IR."""
+"""Mathematics: the reference functions (the specification) and the ops of the mhc IR, `torch.ops.mhc`."""
+
+from __future__ import annotations
+
+from mhc_compile.ops import library
+
+__all__ = ["library"]
