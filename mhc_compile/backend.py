@@ -45,14 +45,16 @@ def mhc(
         markers = read_markers(gm, options)
         root = frame_root()
         if markers is not None:
+            lazy.settle(root)
             rewritten = rewrite_graph(gm, markers, whole=_is_whole(root, len(markers.bindings)))
             inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], markers.config, mode)
             return carry.connect(inner, rewritten.takes, rewritten.gives)
         if config.connection != "residual" and config.streams > 1 and not lazy.is_settled(root):
-            report = lazy.upgrade_frame(gm, root, config)
-            if report.sites:
-                return without_markers(gm).forward  # exact at the start; the next call is captured with its sites
-            _warn_nothing(root, len(report.rejections))
+            draft = lazy.draft_frame(gm, root, config)
+            if root is not None and draft.plan.sites:
+                return lazy.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
+            if not isinstance(getattr(root, ATTRIBUTE, None), RootSites):
+                _warn_nothing(root, len(draft.rejections))
         return compile_with(without_markers(gm), example_inputs, config, mode)
 
 

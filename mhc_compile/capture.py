@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.source import AttrSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from mhc_compile.errors import CaptureError, LazyUpgradeError, MHCError
+from mhc_compile.errors import CaptureError, MHCError
 from mhc_compile.passes.base import value
 
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
@@ -60,31 +61,10 @@ class Stack:
 
 def frame_root() -> nn.Module | None:
     """Return the module whose forward is being compiled, if it is one."""
-    tx = InstructionTranslator.current_tx()
-    module = tx.output.root_tx.f_locals.get("self")
-    return module if isinstance(module, nn.Module) else None
-
-
-def resolve_owners(gm: fx.GraphModule) -> dict[str, nn.Module]:
-    """Return the modules on the stacks of the graph's nodes, by the paths that `Stack()` gives them.
-
-    Raises:
-        LazyUpgradeError: a module cannot be reached from the frame.
-    """
     tx = InstructionTranslator.current_tx().output.root_tx
-    scope = {"L": tx.f_locals, "G": tx.f_globals}
-    sources = {str(e[0]) for node in gm.graph.nodes for e in (node.meta.get("nn_module_stack") or {}).values()}
-    found: dict[str, nn.Module] = {}
-    for source in sources:
-        try:
-            module = eval(source, scope)  # noqa: S307  # an expression that Dynamo wrote, over the frame's own variables
-        except Exception as error:
-            raise LazyUpgradeError(
-                f"cannot reach the module {source} from the frame that is compiled, to give it parameters; call"
-                " mhc_compile.upgrade(model, args) before torch.compile"
-            ) from error
-        found[_ROOT.sub("", source)] = module
-    return found
+    names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
+    modules = [tx.f_locals.get(name) for name in names]
+    return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
 @contextlib.contextmanager
@@ -196,11 +176,17 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def streams_example(node: fx.Node, n: int, axis: int) -> Tensor:
-    """Return a fake tensor of the streams that belong to a graph input: `[..., n, C]`, sharing its symbolic sizes."""
-    given = value(node)
+def describe_streams(streams: fx.Node, plain: fx.Node, n: int, axis: int) -> Tensor:
+    """Make a new graph input known to AOTAutograd: the streams `[..., n, C]` that belong to a plain input.
+
+    Returns:
+        A fake tensor that shares the plain input's symbolic sizes.
+    """
+    given = value(plain)
     if given is None:
-        raise CaptureError(f"graph input {node.name} has no example value")
+        raise CaptureError(f"graph input {plain.name} has no example value")
+    if hasattr(plain, "_dynamo_source"):
+        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")  # type: ignore[attr-defined]
     last = given.movedim(axis, -1)
     made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
     return made.requires_grad_(given.requires_grad)

@@ -74,9 +74,17 @@ def explain(args: argparse.Namespace) -> None:
     config = mhc.Config.from_options(parse_options(args.options))
     report = mhc.explain(*load(args.factory), config=config)
     if args.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2, default=str))
+        print(json.dumps(as_json(report), indent=2))
     else:
         report.print()
+
+
+def as_json(report: mhc.Report) -> dict[str, Any]:
+    """The report as what JSON can hold."""
+    listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions")}
+    payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
+    plain = ("breaks", "links", "graphs", "parameters", "stream_bytes")
+    return payload | {name: getattr(report, name) for name in plain}
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -194,10 +194,10 @@ def train(
 
 def fit(length: Length, runners: list[Runner], left: float) -> None:
     """Shorten the run to the seconds `left`, from what a round took so far (compiling apart)."""
-    rounds = sum(statistics.median(runner.seconds[2:]) for runner in runners)
+    one_round = sum(statistics.fmean(runner.seconds[2:]) for runner in runners)
     # A validation batch is a forward, about a third of a step.
-    spent = VALIDATIONS * VALIDATION_BATCHES / 3 * rounds
-    length.steps = min(length.steps, FIT_AFTER + max(0, int(0.95 * (left - spent) / rounds)))
+    spent = VALIDATIONS * VALIDATION_BATCHES / 3 * one_round
+    length.steps = min(length.steps, FIT_AFTER + max(0, int(0.95 * (left - spent) / one_round)))
 
 
 def validate(runners: list[Runner], step: int, batches: list[torch.Tensor]) -> None:

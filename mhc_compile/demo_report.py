@@ -85,6 +85,7 @@ def result(runner: Runner, timing: measure.Timing, plain_saved: int) -> dict[str
         "extra_saved_bytes": runner.saved - plain_saved,
         "compile_seconds": runner.compile_seconds,
         "losses": runner.losses,
+        "seconds": runner.seconds,
         "validation": runner.validation,
     }
 
@@ -95,13 +96,13 @@ def table(results: list[dict[str, Any]], steps: int, args: argparse.Namespace) -
 
     shown = Table(
         title=f"{steps} steps of {args.batch} x {args.length} bytes, {args.streams} streams",
-        caption=f"loss: nats per byte; in training, mean of the last {min(TAIL, steps)} steps\n"
+        caption=f"val, train: loss in nats per byte; train over the last {min(TAIL, steps)} steps\n"
         "step: median; ratio: to residual, taken in turn; caches cold\n"
         "params, memory (saved for backward): what comes on top of residual",
     )
     shown.add_column("")
-    for head in ("val loss", "train loss", "step", "ratio", "params", "memory", "compile"):
-        shown.add_column(head, justify="right")
+    for head in ("val", "train", "step", "ratio", "params", "memory", "compile"):
+        shown.add_column(head, justify="right", no_wrap=True)
     for row in results:
         shown.add_row(
             row["name"],
@@ -110,7 +111,7 @@ def table(results: list[dict[str, Any]], steps: int, args: argparse.Namespace) -
             f"{row['step_seconds'] * 1e3:.0f} ms",
             f"{row['step_ratio']:.2f}x",
             f"+{row['extra_parameters']:,}",
-            f"{row['extra_saved_bytes'] / 1e6:+.1f} MB",
+            f"{row['extra_saved_bytes'] / 1e6:+.0f} MB",
             f"{row['compile_seconds']:.0f} s",
         )
     return shown

@@ -133,7 +133,7 @@ def start_compiler(device: str = "cpu") -> None:
     It compiles a small forward and backward through Inductor; every call does so again, since a
     new cache directory needs its headers again.
     """
-    from torch._dynamo.eval_frame import reset_code
+    from torch._C._dynamo.eval_frame import reset_code
 
     def small(x: torch.Tensor) -> torch.Tensor:
         return torch.softmax(x @ x, -1).square().mean()

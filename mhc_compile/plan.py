@@ -72,6 +72,13 @@ class ModelPlan:
     config: Config
     sites: tuple[Site, ...]
 
+    def joined(self, other: ModelPlan) -> ModelPlan:
+        """Return this plan with the sites of another behind its own, those that it has already left out."""
+        regions = 1 + max((site.region for site in self.sites), default=-1)
+        known = {site.name for site in self.sites}
+        more = [dataclasses.replace(s, region=s.region + regions) for s in other.sites if s.name not in known]
+        return ModelPlan(self.config, (*self.sites, *more))
+
     def to_json(self) -> str:
         """Return the plan as text for the model's extra state."""
         return json.dumps(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mhc_compile.capture import Stack, copy_graph, streams_example
+from mhc_compile.capture import Stack, copy_graph, describe_streams
 from mhc_compile.config import Config
 from mhc_compile.errors import ConfigMismatchError, PlanMismatchError
 from mhc_compile.passes import PIPELINE, Context
@@ -90,7 +90,11 @@ def rewrite_graph(gm: fx.GraphModule, markers: Markers, *, whole: bool, inline: 
     inputs = copied.graph.find_nodes(op="placeholder")
     first = {site.source: site.residual for site in reversed(context.plan.sites) if site.carried}
     takes = [(inputs.index(node), first[node].name) for node in context.takes]
-    examples = [streams_example(node, markers.config.streams, first[node].axis) for node in context.takes]
+    added = inputs[len(inputs) - len(context.takes) :]
+    examples = [
+        describe_streams(new, node, markers.config.streams, first[node].axis)
+        for new, node in zip(added, context.takes, strict=True)
+    ]
     return Rewritten(copied, examples, takes, context.gives)
 
 

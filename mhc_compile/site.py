@@ -113,6 +113,7 @@ class RootSites(Sites):
         """Hold the plan as its JSON text."""
         super().__init__()
         self.text = plan
+        self.open = False  # True while the backend is still collecting the graphs of a first call
 
     def sites_of_plan(self) -> list[dict[str, Any]]:
         """Return what identifies each site of the plan."""

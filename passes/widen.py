@@ -26,8 +26,8 @@ class Widen:
                                          S = write(X, f, post, res)
                                          y = head(readout(S))
 
-    What feeds the branch reads H_pre x, whatever lies between two sums is applied to every stream, and every other
-    reader of a sum gets the readout. Sums that nobody reads any more are erased.
+    What feeds the branch reads H_pre x, what lies between two sums is applied to every stream, and every other reader
+    of a sum gets the readout, also where it is the same op that the streams went through.
     """
 
     name: ClassVar[str] = "widen"
@@ -48,7 +48,7 @@ class _Widener:
         self.last_input = gm.graph.find_nodes(op="placeholder")[-1]
         self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
         self.streams: dict[fx.Node, fx.Node] = {}  # a node of the plain graph -> its streams
-        self.flowing: dict[fx.Node, PlannedSite] = {}  # those of them that only streams make
+        self.sums: dict[fx.Node, PlannedSite] = {}
         self.site: PlannedSite = context.plan.sites[0]
         self.disordered = False
 
@@ -59,15 +59,7 @@ class _Widener:
             self._write(*self._read())
         if self.context.carry_out:
             self._give()
-        for node, self.site in self.flowing.items():
-            readers = [user for user in node.users if user not in self.flowing]
-            if readers:
-                plain = self._place_back(node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
-            for user in readers:
-                user.replace_input_with(node, plain)
-        for node in sorted(self._obsolete(), key=self.order.__getitem__, reverse=True):
-            if not node.users:
-                self.graph.erase_node(node)
+        self._serve()
         if self.disordered:
             stable_topological_sort(self.graph)
 
@@ -108,7 +100,7 @@ class _Widener:
             f = self._emit(total, operator.add, f, term)
         f = self._place_last(total, f)
         self.streams[total] = self._emit(total, _OPS.write.default, x, f, post, res, self.n)
-        self.flowing[total] = self.site
+        self.sums[total] = self.site
 
     def _enter(self) -> None:
         """Make the streams of the site's source, unless they are there."""
@@ -142,8 +134,6 @@ class _Widener:
         if rank and (rank - 1) in node.args[1:2] and node.args[1:2] != (-1,):
             args = (args[0], -1, *args[2:])  # a reduction over the last axis, counted from the front
         self.streams[node] = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
-        if self.site.predecessor is not None or self.site.carried:
-            self.flowing[node] = self.site
 
     def _give(self) -> None:
         """Return the streams of outputs that end in a sum, behind the graph's own outputs."""
@@ -159,9 +149,19 @@ class _Widener:
             self.context.gives.append(leaving.output)
         output.args = ((*output.args[0], *extra),)  # type: ignore[misc]
 
-    def _obsolete(self) -> set[fx.Node]:
-        adds = {add for site in self.context.plan.sites for add in site.residual.adds}
-        return adds | {node for node in self.flowing if node.op != "placeholder"}
+    def _serve(self) -> None:
+        """From the end: erase sums and lifted ops that nobody reads any more; who still reads a sum gets the readout."""
+        sites = self.context.plan.sites
+        plain = {node for site in sites for node in (*site.residual.adds, *site.lifts)}
+        for node in sorted(plain, key=self.order.__getitem__, reverse=True):
+            if node.users and node in self.sums:
+                self.site = self.sums[node]
+                readers = list(node.users)
+                out = self._place_back(node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
+                for user in readers:
+                    user.replace_input_with(node, out)
+            if not node.users:
+                self.graph.erase_node(node)
 
     def _place_last(self, at: fx.Node, x: fx.Node) -> fx.Node:
         """Move the features last, where the plain graph has them elsewhere."""

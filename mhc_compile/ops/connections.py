@@ -25,6 +25,7 @@ class Maps:
     n: int
     projection: str = "sinkhorn"
     iters: int = 20
+    fast: bool = False  # run the projection's fast form instead of its specification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,11 @@ def _spread(alpha: Tensor, widths: tuple[int, ...]) -> Tensor:
     return torch.cat([alpha[i].expand(width) for i, width in enumerate(widths)])
 
 
+def by_token(t: Tensor) -> Tensor:
+    """Return `[T, K]` for `[..., K]`, also where there is no token axis."""
+    return t.reshape(-1, t.shape[-1])
+
+
 class MHC:
     """Manifold-constrained hyper-connection (arXiv 2512.24880, Eq. 7-9)."""
 
@@ -86,7 +92,8 @@ class MHC:
         """Return sigmoid, 2 sigmoid and the projection of `y alpha + bias` (Eq. 16-19)."""
         n = maps.n
         z = y * _spread(alpha, self._widths(maps)) + bias
-        project = projections.get(maps.projection).apply
+        projection = projections.get(maps.projection)
+        project = projection.run if maps.fast else projection.apply
         return torch.sigmoid(z[..., :n]), 2 * torch.sigmoid(z[..., n : 2 * n]), project(z[..., 2 * n :], n, maps.iters)
 
     def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
@@ -97,8 +104,8 @@ class MHC:
         s = torch.sigmoid(z[..., : 2 * n])
         d = s * (1 - s) * torch.cat([grads[0], 2 * grads[1]], -1)
         mix = projections.get(maps.projection).vjp(z[..., 2 * n :], grads[2], n, maps.iters)
-        dz = torch.cat([d, mix], -1).flatten(0, -2)
-        dalpha = torch.stack([part.sum() for part in (dz * y.flatten(0, -2)).sum(0).split(widths)])
+        dz = by_token(torch.cat([d, mix], -1))
+        dalpha = torch.stack([part.sum() for part in (dz * by_token(y)).sum(0).split(widths)])
         return (dz * gate).view_as(y), dalpha, dz.sum(0)
 
     def start_bias(self, start: Start, maps: Maps) -> Tensor:
@@ -136,9 +143,9 @@ class HC:
         n = maps.n
         g = torch.cat([grads[0].unsqueeze(-1), grads[1].unsqueeze(-1), grads[2].transpose(-1, -2)], -1)
         t = torch.tanh(y)
-        by_logit = (g * t).flatten(0, -2).sum(0)
+        by_logit = by_token(g * t).sum(0)
         dalpha = torch.stack([by_logit[0], by_logit[1], by_logit[2:].sum()])
-        dbias = torch.cat([grads[0].flatten(0, -2).sum(0), grads[1].flatten(0, -2).sum(0), grads[2].flatten(0, -3).sum(0).flatten()])
+        dbias = torch.cat([by_token(part).sum(0) for part in (grads[0], grads[1], grads[2].flatten(-2))])
         return g * _spread(alpha, (1, 1, n)) * (1 - t * t), dalpha, dbias
 
     def start_bias(self, start: Start, maps: Maps) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mhc_compile.errors import NotCompiledError
 from mhc_compile.ops import connections, reference
-from mhc_compile.ops.connections import Maps
+from mhc_compile.ops.connections import Maps, by_token
 
 _LIB = torch.library.Library("mhc", "DEF")
 _MAPS = "int n, str connection, str projection, int iters, float eps"
@@ -55,8 +55,10 @@ def _coefficients(
     """Return H_pre, H_post, H_res and, for the backward, the logits y and the inverse norm r."""
     kind = connections.get(connection)
     with torch.autocast(x.device.type, enabled=False):
-        y, r = reference.logits(kind.rows(x), phi, eps)
-        maps = kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
+        rows = kind.rows(x).type_as(phi)
+        r = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+        y = torch.matmul(rows, phi).mul_(r)
+        maps = kind.activate(y, alpha, base + delta, Maps(n, projection, iters, fast=True))
         return [*(t.contiguous() for t in maps), y, r]
 
 
@@ -77,10 +79,10 @@ def _backward(
     kind = connections.get(connection)
     with torch.autocast(x.device.type, enabled=False):
         dy, dalpha, dbias = kind.vjp(y, alpha, bias, Maps(n, projection, iters), (g_pre, g_post, g_res))
-        rows = kind.rows(x).flatten(0, -2).type_as(phi)
-        dyr = (dy * r).flatten(0, -2)
-        shrink = ((dy * y).sum(-1, keepdim=True) * (r * r) / -rows.shape[-1]).flatten(0, -2)
-        dx = torch.addcmul(torch.mm(dyr, phi.t()), rows, shrink)
+        rows = by_token(kind.rows(x)).type_as(phi)
+        dyr = by_token(dy * r)
+        shrink = by_token((dy * y).sum(-1, keepdim=True) * (r * r) / -rows.shape[-1])
+        dx = torch.mul(rows, shrink).addmm_(dyr, phi.t())
         return [dx.view(x.shape).type_as(x), torch.mm(rows.t(), dyr), dalpha, dbias]
 
 

@@ -23,6 +23,9 @@ class Projection(Protocol):
     def apply(self, logits: Tensor, n: int, iters: int) -> Tensor:
         """Return H_res, in plain torch: the specification."""
 
+    def run(self, logits: Tensor, n: int, iters: int) -> Tensor:
+        """Return the same as `apply`, as fast as plain torch can."""
+
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return the gradient of the logits for the gradient `[..., n, n]` of H_res."""
 
@@ -43,26 +46,45 @@ class Sinkhorn:
         """Return the iteration's value after `iters` steps."""
         return reference.sinkhorn(logits.unflatten(-1, (n, n)), iters)
 
+    def run(self, logits: Tensor, n: int, iters: int) -> Tensor:
+        """Return the same, step by step in place with the tokens last, so that every step is one vectorised sweep."""
+        m = _tokens_last(logits, n)
+        m.sub_(m.amax((0, 1))).exp_()
+        for _ in range(iters):
+            for dim in (0, 1):
+                m.mul_(m.sum(dim, keepdim=True).reciprocal_())
+        return _tokens_first(m, logits).unflatten(-1, (n, n))
+
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return the exact gradient of the unrolled iteration.
 
-        Each half step is M' = M / s with s the sums of M, so dM = (dM' - sum(dM' M')) / s. The iterates are
-        recomputed, tokens last so that every step is one vectorised sweep, and live only here.
+        Each half step is M' = M / s with s the sums of M, so dM = (dM' - sum(dM' M')) / s. The iterates are made
+        again in one buffer that lives only here.
         """
-        tokens = logits.shape[:-1]
-        m = logits.reshape(-1, n * n).t().contiguous().view(n, n, -1)  # [n, n, T]
-        m = torch.exp(m - m.amax((0, 1)))
-        steps: list[tuple[Tensor, Tensor, int]] = []
-        start = m
-        for _ in range(iters):
-            for dim in (0, 1):
-                s = m.sum(dim, keepdim=True)
-                m = m / s
-                steps.append((m, s, dim))
-        g = grad.reshape(-1, n * n).t().contiguous().view(n, n, -1)
-        for m, s, dim in reversed(steps):
-            g = (g - (g * m).sum(dim, keepdim=True)).div_(s)
-        return (g * start).view(n * n, -1).t().reshape(*tokens, n * n)
+        start = _tokens_last(logits, n)
+        start.sub_(start.amax((0, 1))).exp_()
+        steps = start.new_empty((2 * iters, *start.shape))
+        inverse: list[Tensor] = []
+        m = start
+        for t, step in enumerate(steps):
+            inverse.append(m.sum(t % 2, keepdim=True).reciprocal_())
+            m = torch.mul(m, inverse[t], out=step)
+        g = _tokens_last(grad.flatten(-2), n)
+        product = torch.empty_like(g)
+        for t in reversed(range(2 * iters)):
+            shift = torch.mul(g, steps[t], out=product).sum(t % 2, keepdim=True)
+            g.sub_(shift).mul_(inverse[t])
+        return _tokens_first(g.mul_(start), logits)
+
+
+def _tokens_last(rows: Tensor, n: int) -> Tensor:
+    """Copy `[..., n n]` to `[n, n, T]`."""
+    return rows.reshape(-1, n * n).t().clone(memory_format=torch.contiguous_format).view(n, n, -1)
+
+
+def _tokens_first(m: Tensor, like: Tensor) -> Tensor:
+    """Copy `[n, n, T]` back to the shape of `like`, `[..., n n]`."""
+    return m.flatten(0, 1).t().contiguous().view(like.shape)
 
 
 class Identity:
@@ -79,6 +101,8 @@ class Identity:
     def apply(self, logits: Tensor, n: int, iters: int) -> Tensor:
         """Return the identity for every token."""
         return torch.eye(n).type_as(logits) + logits.sum(-1)[..., None, None]  # the sum of nothing, one per token
+
+    run = apply
 
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return an empty gradient."""
