@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -26,7 +26,11 @@ Compiled = Callable[..., Any]
 
 
 def mhc(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Compiled:
     """Compile one graph of Dynamo's; found by torch.compile under the name "mhc".
 
@@ -64,21 +68,23 @@ def _is_whole(root: nn.Module | None, sites: int) -> bool:
     return isinstance(held, RootSites) and len(held.sites_of_plan()) == sites
 
 
-def compile_with(gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config, mode: str | None = None) -> Compiled:
+def compile_with(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config, mode: str | None = None
+) -> Compiled:
     """Hand a graph to the compiler that the config names."""
     if config.compiler == "eager":
         return gm.forward
     if config.compiler == "aot_eager":
         compiled: Compiled = lookup_backend("aot_eager")(gm, list(example_inputs))
         return compiled
-    from torch._inductor import compile_fx, config as inductor_config, list_mode_options
+    from torch._inductor import compile_fx, list_mode_options
+    from torch._inductor import config as inductor_config
 
     patches = {**(list_mode_options(mode) if mode and mode != "default" else {}), **config.inductor}
     # Inductor hashes its config into the key of every cache: an edited op must not hit code made from the old one
     label = {**inductor_config.aot_inductor.metadata, "mhc_compile": source_hash()}
     patches.setdefault("aot_inductor.metadata", label)
-    made: Compiled = compile_fx.compile_fx(gm, list(example_inputs), config_patches=patches)
-    return made
+    return cast("Compiled", compile_fx.compile_fx(gm, list(example_inputs), config_patches=patches))
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     graph.find_nodes(op="output")[0].meta = dict(gm.graph.find_nodes(op="output")[0].meta)
     for old, new in copies.items():
         if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+            new._dynamo_source = old._dynamo_source
     made = fx.GraphModule(gm, graph)
     made.meta = dict(gm.meta)
     for name in ("_param_name_to_source", "_source_to_user_stacks"):
@@ -186,7 +186,7 @@ def describe_streams(streams: fx.Node, plain: fx.Node, n: int, axis: int) -> Ten
     if given is None:
         raise CaptureError(f"graph input {plain.name} has no example value")
     if hasattr(plain, "_dynamo_source"):
-        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")  # type: ignore[attr-defined]
+        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")
     last = given.movedim(axis, -1)
     made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
     return made.requires_grad_(given.requires_grad)
@@ -209,8 +209,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
     """Compile anew, past the limits meant for training loops, and look through model.compile()."""
-    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl is not None}
-    limits = {name: 10**6 for name in ("recompile_limit", "accumulated_recompile_limit")}
+    compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
+    limits: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
     try:
         for module in compiled:
             module._compiled_call_impl = None

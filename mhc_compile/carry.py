@@ -38,7 +38,7 @@ def take(tensor: Tensor, site: str) -> Tensor:
     """
     carried = getattr(tensor, _ATTRIBUTE, None)
     if carried is None:
-        raise CarryError(f"site {site!r} continues streams of the site before it, but its input carries none. {_REMEDY}")
+        raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
     if carried.version != _version(tensor) or carried.grad_fn is not tensor.grad_fn:
         raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
     streams: Tensor = carried.streams
@@ -64,7 +64,7 @@ def connect(
 
     def run(*inputs: Any) -> Sequence[Any]:
         outputs = compiled(*inputs, *(take(inputs[index], site) for index, site in takes))
-        plain = outputs[: len(outputs) - len(gives)]
+        plain: Sequence[Any] = outputs[: len(outputs) - len(gives)]
         for index, streams in zip(gives, outputs[len(plain) :], strict=True):
             attach(plain[index], streams)
         return plain

@@ -74,21 +74,23 @@ class Config:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not 0 < self.eps < 1:
+        if not _is_number(self.eps) or not 0 < self.eps < 1:
             raise ConfigError(f"eps must be a number between 0 and 1, not {self.eps!r}; for example 1e-6")
-        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
-        if not (self.alpha == "auto" or (number and 0 < float(self.alpha) <= 1)):
+        if self.alpha != "auto" and not (_is_number(self.alpha) and 0 < float(self.alpha) <= 1):
             raise ConfigError(f"alpha must be 'auto' or a number in (0, 1], not {self.alpha!r}")
         if not isinstance(self.projection, str):
             raise ConfigError(f"projection must be the name of a registered projection, not {self.projection!r}")
+        self._freeze_globs()
+        if not isinstance(self.inductor, Mapping):
+            raise ConfigError(f"inductor must be a mapping of Inductor options, not {self.inductor!r}")
+
+    def _freeze_globs(self) -> None:
         for name in ("include", "exclude"):
             value = getattr(self, name)
             globs = (value,) if isinstance(value, str) else tuple(value)
             if not all(isinstance(glob, str) for glob in globs):
                 raise ConfigError(f"{name} must be glob patterns of site names, not {value!r}")
             object.__setattr__(self, name, globs)
-        if not isinstance(self.inductor, Mapping):
-            raise ConfigError(f"inductor must be a mapping of Inductor options, not {self.inductor!r}")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None, base: Config | None = None) -> Config:
@@ -107,8 +109,12 @@ class Config:
 
     def function(self) -> dict[str, Any]:
         """Return the fields that define the model's parameters and function, as JSON-ready values."""
-        names = ("streams", "connection", "projection", "convention", "sinkhorn_iters", "eps", "init", "alpha", "readout")
-        return {name: getattr(self, name) for name in names}
+        names = "streams connection projection convention sinkhorn_iters eps init alpha readout"
+        return {name: getattr(self, name) for name in names.split()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _default(name: str) -> Any:

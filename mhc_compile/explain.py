@@ -12,7 +12,7 @@ from mhc_compile.capture import run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
 from mhc_compile.plan import draw
-from mhc_compile.report import Report
+from mhc_compile.report import Report, report_of
 
 
 def explain(
@@ -31,7 +31,7 @@ def explain(
     """
     captured = run_captured(model, tuple(args), dict(kwargs or {}))
     draft = draw(captured, model, config or Config())
-    report = Report(draft.plan, draft.rejections, tuple(captured.breaks), tuple(draft.links), len(captured.graphs), model)
+    report = report_of(draft, captured, model)
     if not report.sites:
         warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=2)
     return report

@@ -41,7 +41,11 @@ def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
 
 
 def rewrite(
-    gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, config: Config | None = None
+    gm: fx.GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
 ) -> fx.GraphModule:
     """Rewrite any FX graph: one from `torch.fx.symbolic_trace`, `torch.export(...).module()` or Dynamo.
 
@@ -166,5 +170,3 @@ def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> Non
         module.register_parameter(leaf, tensor)  # type: ignore[arg-type]
     else:
         module.register_buffer(leaf, tensor)
-
-

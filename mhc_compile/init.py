@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mhc_compile.config import Config
-from mhc_compile.ops import connections, projections, reference
+from mhc_compile.ops import connections, projections
 from mhc_compile.ops.connections import Maps, Start
 
 PAPER_WIDTH = 8192  # a typical n C of the paper's models, for which it gives alpha = 0.01
@@ -33,7 +33,7 @@ class Place:
 def home(place: Place, n: int) -> Start:
     """Return read weights (n+1)/2n for the home stream k mod n and (n-d)/n^2 at distance d, writes of 1, and q.
 
-    q, the off-diagonal of H_res, keeps (1 - nq)^L above one half and the logits below 8, where they have a gradient.
+    q, the off-diagonal of H_res, keeps (1 - nq)^L at one half or above and the logits below 8, where they have a gradient.
     """
     distance = (torch.arange(n, dtype=torch.float64) - place.k) % n
     pre = (n - distance) / n**2
@@ -42,8 +42,9 @@ def home(place: Place, n: int) -> Start:
     return Start(pre, torch.ones(n, dtype=torch.float64), q, place.k % n)
 
 
+@torch.device("cpu")  # whatever the default device: under "meta" there would be no values
 def bias(place: Place, config: Config) -> Tensor:
-    """Return the bias at the start, fp32, for `connections.get(config.connection)`."""
+    """Return the bias at the start, fp32 and on the CPU, for `connections.get(config.connection)`."""
     maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
     start = home(place, config.streams)
     values = connections.get(config.connection).start_bias(start, maps).float()
@@ -59,12 +60,13 @@ def _exact_logit(n: int, q: float, iters: int) -> float:
 
     With a diagonal that is exactly 1-(n-1)q, sums over equal streams round to the plain value, also in 16 bits.
     """
-    center = projections.Sinkhorn().start(n, q)[0].float()
+    sinkhorn = projections.Sinkhorn()
+    center = sinkhorn.start(n, q)[0].float()
     steps = torch.arange(-16, 17, dtype=torch.int32)
     logits = (center.view(torch.int32) + steps).view(torch.float32)
-    images = reference.sinkhorn(logits[:, None, None] * torch.eye(n), iters).double()
-    off = images[:, 0, -1] - q
-    error = 1e3 * (images[:, 0, 0] - (1 - (n - 1) * q)).abs() + off.abs()
+    images = sinkhorn.run(logits[:, None] * torch.eye(n, dtype=torch.float32).flatten(), n, iters).double()
+    diagonal = images.diagonal(dim1=-2, dim2=-1) - (1 - (n - 1) * q)
+    error = 1e3 * diagonal.abs().amax(-1) + (images[:, 0, -1] - q).abs()
     return float(logits[error.argmin()])
 
 

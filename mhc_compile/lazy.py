@@ -70,8 +70,9 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
             register(root, pending.pop(), extend=True)
             warnings.warn(
                 f"mhc created the parameters of {len(plan.sites)} hyper-connections at this first call: an optimizer"
-                " built before does not hold them (build it now from mhc_compile.param_groups(model, lr, weight_decay)),"
-                " and this one call ran the original graph. Call mhc_compile.upgrade(model, args) first to avoid both",
+                " built before does not hold them (build it now from mhc_compile.param_groups(model, lr,"
+                " weight_decay)), and this one call ran the original graph. Call mhc_compile.upgrade(model, args)"
+                " first to avoid both",
                 MHCWarning,
                 stacklevel=2,
             )

@@ -43,8 +43,8 @@ def remove(model: nn.Module, force: bool = False) -> None:
     moved = [] if force else [site.path for site in sites if not site.phi.is_meta and site.has_moved()]
     if moved:
         raise TrainedParametersError(
-            f"the parameters of {len(moved)} of {len(sites)} sites have moved since upgrade (such as {moved[0]}), so the"
-            " model without them computes something else; remove(model, force=True) drops them all the same"
+            f"the parameters of {len(moved)} of {len(sites)} sites have moved since upgrade (such as {moved[0]}), so"
+            " the model without them computes something else; remove(model, force=True) drops them all the same"
         )
     unregister(model)
 

@@ -22,8 +22,7 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Iterate over the mHC parameters of a model, with the names that state_dict uses."""
     for prefix, module in model.named_modules():
         if isinstance(module, Site):
-            for name, parameter in module.named_parameters(prefix):
-                yield name, parameter
+            yield from module.named_parameters(prefix)
 
 
 def param_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -32,20 +32,18 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         made = super(made_class, self).__reduce_ex__(protocol)
-        return (_rebuild, (base,), *made[2:])  # type: ignore[misc]
+        return (_rebuild, (base,), *made[2:])
 
     body = {"forward": forward, "__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
     body |= {"__qualname__": base.__qualname__, "_mhc_base": base}
-    made_class: type[nn.Module] = type(base)(base.__name__, (base,), body)
+    made_class: type[nn.Module] = cast("Any", type(base))(base.__name__, (base,), body)
     _SUBCLASSES[base] = made_class
     return made_class
 
 
 def _rebuild(base: type[nn.Module]) -> nn.Module:
     """Make an empty instance for copy and pickle to fill."""
-    cls = subclass(base)
-    made: nn.Module = cls.__new__(cls)
-    return made
+    return object.__new__(subclass(base))
 
 
 def is_owner(module: nn.Module) -> bool:
@@ -63,8 +61,9 @@ def check(module: nn.Module, path: str) -> None:
     held = getattr(module, ATTRIBUTE, None)
     if held is not None and not isinstance(held, Sites):
         raise NameTakenError(
-            f"{path or 'the model'} ({type(module).__name__}) has an attribute `mhc` already, where its hyper-connections"
-            f" would live; rename it, or leave the module out: Config(exclude=({(path + '.*').lstrip('.')!r},))"
+            f"{path or 'the model'} ({type(module).__name__}) has an attribute `mhc` already, where its"
+            f" hyper-connections would live; rename it, or leave the module out:"
+            f" Config(exclude=({(path + '.*').lstrip('.')!r},))"
         )
     if "forward" in vars(module):
         raise PlanMismatchError(
@@ -82,6 +81,6 @@ def adopt(module: nn.Module) -> None:
 def release(module: nn.Module) -> None:
     """Take subclass and sites away."""
     if is_owner(module):
-        module.__class__ = type(module)._mhc_base
+        module.__class__ = type(module)._mhc_base  # type: ignore[attr-defined]
     if isinstance(getattr(module, ATTRIBUTE, None), Sites):
         delattr(module, ATTRIBUTE)

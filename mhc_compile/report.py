@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from mhc_compile import init
+from mhc_compile.capture import Captured
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes import Rejection
-from mhc_compile.plan import ModelPlan, Site
+from mhc_compile.plan import Draft, ModelPlan, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Report:
         groups: dict[int, list[Site]] = defaultdict(list)
         for site in self.sites:
             groups[site.region].append(site)
-        return tuple(
-            Region(index, len(sites), sites[0].name, sites[-1].name, tuple(dict.fromkeys(op for s in sites for op in s.lifts)))
-            for index, sites in groups.items()
-        )
+        lifts = {
+            index: tuple(dict.fromkeys(op for site in sites for op in site.lifts)) for index, sites in groups.items()
+        }
+        return tuple(Region(i, len(s), s[0].name, s[-1].name, lifts[i]) for i, s in groups.items())
 
     @property
     def parameters(self) -> int:
@@ -89,7 +90,7 @@ class Report:
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of one residual tensor times the streams, summed over the sites: an upper bound of what backward keeps."""
+        """Bytes of the streams of all sites in fp32: about what backward keeps of them."""
         return sum(self.plan.config.streams * 4 * _product(site.shape) for site in self.sites)
 
     def __str__(self) -> str:
@@ -135,6 +136,12 @@ class Report:
             rows.append((reason, "yes" if residual else "no", str(len(members)), where, members[0].message))
         if rows:
             yield from table(("not rewritten", "residual", "adds", "source", "why"), rows)
+
+
+def report_of(draft: Draft, captured: Captured, model: nn.Module) -> Report:
+    """Return the report of a captured run and its plan."""
+    breaks, links = tuple(captured.breaks), tuple(draft.links)
+    return Report(draft.plan, draft.rejections, breaks, links, len(captured.graphs), model)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -51,7 +51,7 @@ def read_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> Marke
     for node in gm.graph.find_nodes(op="call_function", target=_MARKER):
         parameters, label, spec, entry = node.args
         owner = namer.owner(node)
-        bindings[f"{owner}.{label}" if owner else str(label)] = Binding(Parameters(*parameters), entry)  # type: ignore[arg-type]
+        bindings[f"{owner}.{label}" if owner else str(label)] = Binding(Parameters(*parameters), entry)
         specs.add(str(spec))
     if not bindings:
         return None
@@ -81,7 +81,7 @@ def rewrite_graph(gm: fx.GraphModule, markers: Markers, *, whole: bool, inline: 
     """
     copied = copy_graph(gm)
     here = read_markers(copied, None)
-    assert here is not None  # noqa: S101  # the caller read markers from the same graph
+    assert here is not None  # the caller read markers from the same graph
     for node in copied.graph.find_nodes(op="call_function", target=_MARKER):
         copied.graph.erase_node(node)
     context = Context(markers.config, Stack(), here.bindings, carry_out=not whole, inline=inline)
@@ -96,5 +96,3 @@ def rewrite_graph(gm: fx.GraphModule, markers: Markers, *, whole: bool, inline: 
         for new, node in zip(added, context.takes, strict=True)
     ]
     return Rewritten(copied, examples, takes, context.gives)
-
-

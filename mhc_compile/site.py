@@ -29,6 +29,7 @@ class Site(nn.Module):
     """
 
     base: Tensor
+    place: init.Place
 
     def __init__(self, path: str, label: str, place: init.Place, channels: int, config: Config, entry: bool) -> None:
         """Create the parameters at their starting values, on torch's default device."""
@@ -76,7 +77,8 @@ class Site(nn.Module):
             narrower = made.is_floating_point() and made.dtype.itemsize < tensor.dtype.itemsize
             return tensor.to(made.device) if narrower else made
 
-        return super()._apply(keep, recurse)
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         """Show the site's place and sizes."""
@@ -102,7 +104,7 @@ class Sites(nn.Module):
     def mark(self) -> None:
         """Mark every site, unless the owner runs plain on purpose."""
         if not self.plain:
-            for site in self.children():
+            for site in self.sites():
                 site.mark()
 
 

@@ -19,7 +19,7 @@ from mhc_compile.ops import projections
 from mhc_compile.optimizers import watch
 from mhc_compile.plan import ModelPlan, draw, options_that_differ
 from mhc_compile.plan import Site as PlannedSite
-from mhc_compile.report import Report
+from mhc_compile.report import Report, report_of
 from mhc_compile.site import ATTRIBUTE, RootSites, Site, Sites
 
 # relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
@@ -62,7 +62,7 @@ def upgrade(
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     captured = run_captured(model, args, kwargs)
     draft = draw(captured, model, config)
-    report = Report(draft.plan, draft.rejections, tuple(captured.breaks), tuple(draft.links), len(captured.graphs), model)
+    report = report_of(draft, captured, model)
     if not draft.plan.sites or config.connection == "residual" or config.streams == 1:
         return report
     register(model, draft.plan)
@@ -190,5 +190,3 @@ def _floats(output: Any) -> list[Tensor]:
         elif isinstance(leaf, Mapping):
             found += _floats(list(leaf.values()))
     return found
-
-

@@ -30,12 +30,13 @@ def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int])
 
 
 def _forward(root: fx.Node, inside: set[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Walk (node, the input it was reached from) breadth first; the consumer may `send(False)` to stop a path."""
+    """Walk (node, the input it was reached from) breadth first, up to ops that move the axes."""
     queue = deque((user, root) for user in root.users if user in inside)
     seen = set(queue)
     while queue:
         node, source = queue.popleft()
-        if (yield node, source) is not False:
+        yield node, source
+        if optable.name(node) not in _SHUFFLES:
             fresh = [(user, node) for user in node.users if user in inside and (user, node) not in seen]
             seen.update(fresh)
             queue.extend(fresh)
@@ -47,17 +48,10 @@ def feature_axis(root: fx.Node, branches: tuple[fx.Node, ...], order: dict[fx.No
     if tensor is None:
         return None
     rank = tensor.dim()
-    walk = _forward(root, between(root, branches, order))
-    node, source = next(walk, (None, None))
-    while node is not None:
+    for node, source in _forward(root, between(root, branches, order)):
         axis = _axis(node, source, rank)
         if axis is not None:
             return axis
-        stop = optable.name(node) in _SHUFFLES
-        try:
-            node, source = walk.send(False if stop else None)
-        except StopIteration:
-            break
     return None
 
 

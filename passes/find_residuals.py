@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import fx
@@ -20,6 +19,8 @@ REASONS = {
     "nested": (True, "wraps connections that start from the same tensor, such as {other}; the inner ones are widened"),
     "feature-axis": (True, "no norm, linear or convolution in the branch tells which axis holds the features"),
 }
+
+_SCALES = frozenset(("mul", "div", "truediv", "contiguous"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Finder:
         self.order = {node: i for i, node in enumerate(self.nodes)}
         self.adds = [node for node in self.nodes if optable.is_add(node)]
         self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
-        operands = {end for node in self.adds for arg in node.args[:2] for end in (arg, _root(arg))}
+        operands = {end for node in self.adds for arg in _operands(node) for end in (arg, _root(arg))}
         self.bit = {node: 1 << i for i, node in enumerate(sorted(operands, key=self.order.__getitem__))}
         self.above: dict[fx.Node, int] = {}  # ancestors
         self.worked: dict[fx.Node, int] = {}  # ancestors with real work in between
@@ -89,14 +90,14 @@ class _Finder:
 
     def _judge(self, tree: _Tree) -> None:
         """Take the tree as one connection, else its root alone, and then the trees below it."""
-        for candidate in dict.fromkeys((tree, _Tree(tree.root, (tree.root,), tuple(tree.root.args[:2])))):
+        for candidate in dict.fromkeys((tree, _Tree(tree.root, (tree.root,), _operands(tree.root)))):
             carrier = self._carrier(candidate.terms)
             if carrier is not None:
                 self._accept(candidate, carrier)
                 break
         else:
             self._reject(tree.root, self._why_not(tree.root))
-            candidate = _Tree(tree.root, (tree.root,), tuple(tree.root.args[:2]))
+            candidate = _Tree(tree.root, (tree.root,), _operands(tree.root))
         for add in tree.adds:
             if add not in candidate.adds and add in candidate.terms:
                 self._judge(_tree(add, self.inner))
@@ -117,29 +118,33 @@ class _Finder:
             if add not in chain:
                 self._reject(add, "branch-sum", location(tree.root))
         root = carrier if any(self.worked[b] & self.bit.get(carrier, 0) for b in branches) else _root(carrier)
-        if any(optable.is_inplace(add) for add in tree.adds):
-            return self._reject(tree.root, "in-place")
         first = self.taken.get(root)
-        if first is not None and self.worked[tree.root] & self.bit.get(first.total, 0):
-            return self._reject(tree.root, "nested", first.source)
         axis = describe.feature_axis(root, branches, self.order)
-        if axis is None:
-            return self._reject(tree.root, "feature-axis")
-        owner = self.context.namer.owner(tree.root)
-        label = describe.label(branches[0], owner, self.context.namer) or f"line{location(tree.root).rpartition(':')[2]}"
+        if any(optable.is_inplace(add) for add in tree.adds):
+            self._reject(tree.root, "in-place")
+        elif first is not None and self.worked[tree.root] & self.bit.get(first.total, 0):
+            self._reject(tree.root, "nested", first.source)
+        elif axis is None:
+            self._reject(tree.root, "feature-axis")
+        else:
+            owner, label = self._label(tree.root, branches[0])
+            kind, source = describe.kind(tree.root, root, branches, self.order), location(tree.root)
+            residual = Residual(tree.root, carrier, root, branches, chain, kind, owner, label, source, axis)
+            self.taken.setdefault(root, residual)
+            self.residuals.append(residual)
+
+    def _label(self, total: fx.Node, branch: fx.Node) -> tuple[str, str]:
+        """Return owner and label of a site; a label that clashes is numbered in program order."""
+        owner = self.context.namer.owner(total)
+        label = describe.label(branch, owner, self.context.namer) or f"line{location(total).rpartition(':')[2]}"
         count = self.labels[owner, label]
         self.labels[owner, label] += 1
-        kind = describe.kind(tree.root, root, branches, self.order)
-        residual = Residual(
-            tree.root, carrier, root, branches, chain, kind, owner, f"{label}_{count}" if count else label, location(tree.root), axis
-        )  # fmt: skip
-        self.taken.setdefault(root, residual)
-        self.residuals.append(residual)
+        return owner, f"{label}_{count}" if count else label
 
     def _why_not(self, node: fx.Node) -> str:
-        a, b = node.args[:2]
+        a, b = _operands(node)
         bits = [self.bit.get(x, 0) | self.bit.get(_root(x), 0) for x in (a, b)]
-        related = self.above[b] & bits[0] or self.above[a] & bits[1]  # type: ignore[index]
+        related = self.above[b] & bits[0] or self.above[a] & bits[1]
         return "pointwise-branch" if related else "no-skip"
 
     def _reject(self, node: fx.Node, reason: str, other: str = "") -> None:
@@ -155,11 +160,11 @@ def _tree(root: fx.Node, inner: set[fx.Node]) -> _Tree:
 
     def walk(node: fx.Node) -> None:
         adds.append(node)
-        for arg in node.args[:2]:
+        for arg in _operands(node):
             if arg in inner:
-                walk(arg)  # type: ignore[arg-type]
+                walk(arg)
             else:
-                terms.append(arg)  # type: ignore[arg-type]
+                terms.append(arg)
 
     walk(root)
     return _Tree(root, tuple(adds), tuple(terms))
@@ -167,28 +172,22 @@ def _tree(root: fx.Node, inner: set[fx.Node]) -> _Tree:
 
 def _holds(add: fx.Node, carrier: fx.Node, inner: set[fx.Node]) -> bool:
     """Tell whether the carrier is a term below this add."""
-    return any(arg is carrier or (arg in inner and _holds(arg, carrier, inner)) for arg in add.args[:2])  # type: ignore[arg-type]
+    return any(arg is carrier or (arg in inner and _holds(arg, carrier, inner)) for arg in _operands(add))
 
 
-def _root(node: fx.Node) -> fx.Node:  # type: ignore[return]
+def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Return the two tensors that an add adds."""
+    a, b = add.args[:2]
+    assert isinstance(a, fx.Node)  # is_add saw two nodes
+    assert isinstance(b, fx.Node)
+    return a, b
+
+
+def _root(node: fx.Node) -> fx.Node:
     """Return what the node is a cast or a constant multiple of."""
-    for node in _peel(node):
-        pass
-    return node
-
-
-def _peel(node: fx.Node) -> Iterator[fx.Node]:
-    yield node
-    while True:
-        op = optable.name(node)
+    while optable.name(node) in optable.CAST | _SCALES:
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and value(arg) is not None]
-        same = len(tensors) == 1 and _alike(node, tensors[0])
-        if not same or not (op in optable.CAST or op in ("mul", "div", "truediv", "contiguous")):
-            return
+        if len(tensors) != 1 or value(tensors[0]).shape != value(node).shape:  # type: ignore[union-attr]
+            break
         node = tensors[0]
-        yield node
-
-
-def _alike(node: fx.Node, arg: fx.Node) -> bool:
-    a, b = value(node), value(arg)
-    return a is not None and b is not None and a.shape == b.shape
+    return node

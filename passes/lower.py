@@ -40,7 +40,7 @@ def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
     """Replace a node by its body, traced through proxies; of several results each reader gets its own."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
     with graph.inserting_before(node):
-        result = body(*fx.map_arg(node.args, lambda arg: fx.Proxy(arg, tracer)))
+        result = body(*(fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args))
     if isinstance(result, tuple):
         for user in list(node.users):
             user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]
@@ -50,7 +50,18 @@ def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
     graph.erase_node(node)
 
 
-def _coefficients(x: Any, phi: Any, alpha: Any, delta: Any, base: Any, n: int, connection: str, projection: str, iters: int, eps: float) -> Any:
+def _coefficients(
+    x: Any,
+    phi: Any,
+    alpha: Any,
+    delta: Any,
+    base: Any,
+    n: int,
+    connection: str,
+    projection: str,
+    iters: int,
+    eps: float,
+) -> Any:
     kind = connections.get(connection)
     y, _ = reference.logits(kind.rows(x), phi, eps)
     return kind.activate(y, alpha, base + delta, Maps(n, projection, iters))

@@ -17,12 +17,14 @@ POINTWISE = frozenset(
 )
 CAST = frozenset("to float half bfloat16 double type type_as _to_copy".split())
 VIEW = frozenset(
-    "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as contiguous "
-    "clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat stack pad detach "
-    "alias_default".split()
+    "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as "
+    "contiguous clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat stack pad "
+    "detach alias".split()
 )
 NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native_layer_norm".split())
-DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split())
+DROPOUT = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split()
+)
 REDUCE = frozenset("mean sum var std amax amin norm vector_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
 LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
@@ -38,7 +40,7 @@ def name(node: fx.Node) -> str:
     if node.op != "call_function":
         return ""
     if target in _INPLACE_OPERATORS:
-        return _INPLACE_OPERATORS[target]  # type: ignore[index]
+        return _INPLACE_OPERATORS[target]
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[1].rstrip("_")
     return str(getattr(target, "__name__", target)).rstrip("_")
@@ -70,7 +72,9 @@ def _two_alike(node: fx.Node) -> bool:
     if len(args) < 2 or not all(isinstance(arg, fx.Node) for arg in args[:2]):
         return False
     a, b = (value(arg) for arg in args[:2])  # type: ignore[arg-type]
-    return a is not None and b is not None and a.shape == b.shape and a.dim() >= 2 and (a.dtype.is_floating_point and b.dtype.is_floating_point)
+    if a is None or b is None or a.dim() < 2:
+        return False
+    return a.shape == b.shape and a.is_floating_point() and b.is_floating_point()
 
 
 def argument(node: fx.Node, position: int, keyword: str, default: Any = None) -> Any:

@@ -11,7 +11,7 @@ from torch import fx
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes import optable
+from mhc_compile.passes import describe, optable
 from mhc_compile.passes.base import Context, Exit, Plan, PlannedSite, Rejection, Residual, value
 
 
@@ -49,8 +49,8 @@ def _select(context: Context) -> tuple[list[Residual], tuple[Rejection, ...]]:
     chosen, rejections = [], []
     for index, residual in enumerate(context.findings.residuals):
         if excluded(residual.name, index, context.config):
-            message = f"{residual.name} is left out by include, exclude or every"
-            rejections.append(Rejection("excluded", True, message, residual.owner, residual.source, residual.total.name))
+            text = f"{residual.name} is left out by include, exclude or every"
+            rejections.append(Rejection("excluded", True, text, residual.owner, residual.source, residual.total.name))
         else:
             chosen.append(residual)
     return chosen, tuple(rejections)
@@ -97,7 +97,7 @@ def _chain(
         if predecessor is not None:
             source, region = sites[predecessor].residual.total, sites[predecessor].region
         regions = max(regions, region + 1)
-        lifts = _lifts(source, residual.carrier, order)
+        lifts = _lifts(source, residual.carrier, origin, order)
         sites.append(PlannedSite(residual, source, predecessor, lifts, carried, inflow, region))
     return tuple(sites)
 
@@ -113,7 +113,7 @@ def _exits(
     for i, node in enumerate(returned):
         source = origin.get(node) if isinstance(node, fx.Node) else None
         if source in index:
-            exits.append(Exit(i, index[source], _lifts(source, node, order)))
+            exits.append(Exit(i, index[source], _lifts(source, node, origin, order)))
     return tuple(exits)
 
 
@@ -150,22 +150,22 @@ def _fits(node: fx.Node, source: fx.Node, axis: int) -> bool:
     if made is None or given is None or not optable.is_liftable(node, given.dim()):
         return False
     if axis != -1:  # features are moved last inside a region, so nothing may broadcast or reduce
-        tensors = [arg for arg in node.all_input_nodes if value(arg) is not None]
-        return made.shape == given.shape and len(tensors) == 1 and optable.name(node) not in optable.REDUCE | optable.NORM
+        alone = sum(value(arg) is not None for arg in node.all_input_nodes) == 1
+        return alone and made.shape == given.shape and optable.name(node) not in optable.REDUCE | optable.NORM
     return made.shape == given.shape or made.shape == (*given.shape[:-1], 1)
 
 
-def _lifts(source: fx.Node, carrier: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, ...]:
-    """Return the nodes on the ways from source (excluded) to carrier (included)."""
-    if source is carrier:
-        return ()
-    below: dict[fx.Node, bool] = {source: True}
+def _lifts(
+    source: fx.Node, carrier: fx.Node, origin: dict[fx.Node, fx.Node], order: dict[fx.Node, int]
+) -> tuple[fx.Node, ...]:
+    """Return the nodes on the ways from source (excluded) to carrier (included) that streams can take.
 
-    def leads(node: fx.Node) -> bool:
-        if node not in below:
-            below[node] = order[node] > order[source] and any([leads(arg) for arg in node.all_input_nodes])
-        return below[node]
-
-    leads(carrier)
-    found = [node for node, inside in below.items() if inside and node is not source]
-    return tuple(sorted(found, key=order.__getitem__))
+    From a sum or a graph input these are its token-wise functions; else the carrier is a cast or multiple of source.
+    """
+    inside = describe.between(source, (carrier,), order)
+    streaming = {node for node in inside if origin.get(node) is source} if origin.get(source) is source else inside
+    below = {source}
+    for node in sorted(streaming, key=order.__getitem__):
+        if any(arg in below for arg in node.all_input_nodes):
+            below.add(node)
+    return tuple(sorted(below - {source}, key=order.__getitem__))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from torch import fx
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 from mhc_compile.errors import MHCError, PassError
 from mhc_compile.passes import optable
@@ -71,7 +71,8 @@ def _count(gm: fx.GraphModule) -> Counter[str]:
 
 def _difference(before: Counter[str], after: Counter[str]) -> str:
     """Say which ops became more or fewer."""
-    changes = [f"{after[op] - before[op]:+d} {op}" for op in sorted(before.keys() | after.keys()) if after[op] != before[op]]
+    ops = sorted(op for op in before.keys() | after.keys() if after[op] != before[op])
+    changes = [f"{after[op] - before[op]:+d} {op}" for op in ops]
     return ", ".join(changes) or "graph unchanged"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
@@ -147,10 +147,10 @@ class _Widener:
             end = leaving.lifts[-1] if leaving.lifts else before.residual.total
             extra.append(self.streams[end])
             self.context.gives.append(leaving.output)
-        output.args = ((*output.args[0], *extra),)  # type: ignore[misc]
+        output.args = ((*cast("tuple[fx.Node, ...]", output.args[0]), *extra),)
 
     def _serve(self) -> None:
-        """From the end: erase sums and lifted ops that nobody reads any more; who still reads a sum gets the readout."""
+        """From the end: erase sums and lifted ops that nobody reads; who still reads a sum gets the readout."""
         sites = self.context.plan.sites
         plain = {node for site in sites for node in (*site.residual.adds, *site.lifts)}
         for node in sorted(plain, key=self.order.__getitem__, reverse=True):
@@ -195,7 +195,7 @@ def _other(add: fx.Node, carrier: fx.Node, chain: tuple[fx.Node, ...]) -> fx.Nod
     """Return the operand of an add that does not hold the carrier."""
     a, b = add.args[:2]
     other = b if a is carrier or a in chain else a
-    assert isinstance(other, fx.Node)  # noqa: S101  # is_add saw two nodes
+    assert isinstance(other, fx.Node)  # is_add saw two nodes
     return other
 
 

@@ -7,6 +7,7 @@ its Sinkhorn would otherwise be unrolled, and compiled, once per site.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ _LIB.define(
 # the marker: makes a site's parameters inputs of the graph; the backend removes it, so running it is an error
 _LIB.define("site(Tensor[] parameters, str name, str spec, bool entry) -> ()")
 
-_LIB.impl("expand", reference.expand, "CompositeImplicitAutograd")
-_LIB.impl("read", reference.read, "CompositeImplicitAutograd")
-_LIB.impl("write", reference.write, "CompositeImplicitAutograd")
+_impl: Callable[..., None] = _LIB.impl  # torch leaves it untyped
+_impl("expand", reference.expand, "CompositeImplicitAutograd")
+_impl("read", reference.read, "CompositeImplicitAutograd")
+_impl("write", reference.write, "CompositeImplicitAutograd")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -45,7 +47,7 @@ def _readout(x: Tensor, n: int) -> Tensor:
     return reference.readout(x, n, accumulator(x.dtype))
 
 
-_LIB.impl("readout", _readout, "CompositeImplicitAutograd")
+_impl("readout", _readout, "CompositeImplicitAutograd")
 
 
 def _coefficients(
@@ -72,10 +74,11 @@ def _fake_coefficients(
 
 
 def _backward(
-    g_pre: Tensor, g_post: Tensor, g_res: Tensor, x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor, y: Tensor, r: Tensor,
+    g_pre: Tensor, g_post: Tensor, g_res: Tensor,
+    x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor, y: Tensor, r: Tensor,
     n: int, connection: str, projection: str, iters: int, eps: float,
 ) -> list[Tensor]:  # fmt: skip
-    """y = (x phi) r, so dx = r (dy phi^T) - r^2 mean_K(sum(dy y)) x and dphi = x^T (dy r)."""
+    """Y = (x phi) r, so dx = r (dy phi^T) - r^2 mean_K(sum(dy y)) x and dphi = x^T (dy r)."""
     kind = connections.get(connection)
     with torch.autocast(x.device.type, enabled=False):
         dy, dalpha, dbias = kind.vjp(y, alpha, bias, Maps(n, projection, iters), (g_pre, g_post, g_res))
@@ -106,11 +109,19 @@ def _autograd(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     return (*out, None, None, None, None, None, None)
 
 
-_LIB.impl("coefficients", _coefficients, "CompositeExplicitAutograd")
-_LIB.impl("coefficients_backward", _backward, "CompositeExplicitAutograd")
+def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    raise NotImplementedError(
+        "second derivatives of hyper-connections are not implemented (as under torch.compile in general); take them"
+        " of the original function, `with mhc_compile.plain(model):`"
+    )
+
+
+_impl("coefficients", _coefficients, "CompositeExplicitAutograd")
+_impl("coefficients_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("mhc::coefficients", _fake_coefficients, lib=_LIB)
 torch.library.register_fake("mhc::coefficients_backward", _fake_backward, lib=_LIB)
 torch.library.register_autograd("mhc::coefficients", _autograd, setup_context=_save, lib=_LIB)
+torch.library.register_autograd("mhc::coefficients_backward", _refuse, lib=_LIB)
 
 
 def _marker(parameters: list[Tensor], name: str, spec: str, entry: bool) -> None:
@@ -122,6 +133,6 @@ def _fake_marker(parameters: list[Tensor], name: str, spec: str, entry: bool) ->
         raise NotCompiledError(name)
 
 
-_LIB.impl("site", _marker, "CompositeExplicitAutograd")
+_impl("site", _marker, "CompositeExplicitAutograd")
 torch.library.register_fake("mhc::site", _fake_marker, lib=_LIB)
 torch.fx.node.has_side_effect(torch.ops.mhc.site.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -47,13 +48,17 @@ class Sinkhorn:
         return reference.sinkhorn(logits.unflatten(-1, (n, n)), iters)
 
     def run(self, logits: Tensor, n: int, iters: int) -> Tensor:
-        """Return the same, step by step in place with the tokens last, so that every step is one vectorised sweep."""
+        """Return the same, step by step in place with the tokens last, so that every step is one vectorised sweep.
+
+        It divides, and sums in the order of the index, so that the bits depend on no number of tokens: the start is
+        exact to the bit (`init.bias`), which a product with the reciprocal would not be.
+        """
         m = _tokens_last(logits, n)
         m.sub_(m.amax((0, 1))).exp_()
         for _ in range(iters):
             for dim in (0, 1):
-                m.mul_(m.sum(dim, keepdim=True).reciprocal_())
-        return _tokens_first(m, logits).unflatten(-1, (n, n))
+                m.div_(functools.reduce(torch.add, m.unbind(dim)).unsqueeze(dim))
+        return _tokens_first(m, logits).view(*logits.shape[:-1], n, n)
 
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return the exact gradient of the unrolled iteration.

@@ -141,7 +141,8 @@ def readout(x: Tensor, n: int) -> Tensor:
     return torch.einsum("...nc->...c", x) / n
 
 
-def _outputs(result: Tensor | Sequence[Tensor]) -> Tensors:
+def tensors(result: Tensor | Sequence[Tensor]) -> Tensors:
+    """Return what a function returned as a tuple."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
@@ -156,7 +157,7 @@ def near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 def values_and_gradients(function: Function, inputs: Sequence[Tensor], wide: bool) -> tuple[Tensors, Tensors]:
     """Call a function; pull random gradients, not constant ones, back to every input."""
     leaves = [(t.double() if wide else t).detach().requires_grad_() for t in inputs]
-    outputs = _outputs(function(*leaves))
+    outputs = tensors(function(*leaves))
     upstream = [normal(*o.shape, seed=100 + i).to(inputs[0].dtype).to(o.dtype) for i, o in enumerate(outputs)]
     live = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
     found = torch.autograd.grad([o for o, _ in live], leaves, [g for _, g in live], materialize_grads=True)

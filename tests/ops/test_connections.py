@@ -58,7 +58,7 @@ def test_vjp(connection: str, projection: str, n: int, tokens: tuple[int, ...], 
 @streams
 def test_constraints_of_mhc_hold_for_any_parameters(n: int) -> None:
     case = Case(n, 7, (40,), dtype=torch.float32, scale=3.0)
-    pre, post, res = helpers._outputs(by_parts(case)(case.streams(), *case.parameters()))
+    pre, post, res = helpers.tensors(by_parts(case)(case.streams(), *case.parameters()))
     assert ((pre > 0) & (pre < 1)).all()
     assert ((post > 0) & (post < 2)).all()
     assert (res >= 0).all()
@@ -98,8 +98,8 @@ def test_hc_mixes_stream_i_into_all_by_its_own_weights() -> None:
     other[:, 2] = normal(5, seed=20)
     for axis, before, after in zip(
         (-1, -1, -1),
-        helpers._outputs(by_parts(case)(x, *parameters)),
-        helpers._outputs(by_parts(case)(other, *parameters)),
+        helpers.tensors(by_parts(case)(x, *parameters)),
+        helpers.tensors(by_parts(case)(other, *parameters)),
         strict=True,
     ):
         changed = (before != after).flatten(1, -2).any(1) if before.dim() > 2 else before != after

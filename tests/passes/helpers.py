@@ -1,0 +1,135 @@
+"""Parts that small networks are made from, and how a structure states what must be found in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import linecache
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import mhc_compile as mhc
+from mhc_compile.capture import Stack, run_captured
+from mhc_compile.passes import Context, optable
+from mhc_compile.report import Report
+
+C = 8
+Step = Callable[..., Tensor]
+
+
+class Attention(nn.Module):
+    """One head; the memory's keys and values where there is one, and a bias that is added to the scores."""
+
+    def __init__(self, c: int = C) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        memory = x if memory is None else memory
+        scores = self.q(x) @ self.k(memory).transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias
+        return scores.softmax(-1) @ self.v(memory)
+
+
+def mlp(c: int = C) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c))
+
+
+class Layer(nn.Module):
+    """What a structure's function is called with as `self`."""
+
+    def __init__(self, step: Step, c: int = C) -> None:
+        super().__init__()
+        self.step = step
+        self.norm, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(c) for _ in range(4))
+        self.attn, self.cross, self.mlp, self.shared = Attention(c), Attention(c), mlp(c), mlp(c)
+        self.proj, self.down, self.up = nn.Linear(c, c), nn.Linear(c, 2), nn.Linear(2, c)
+        self.gamma = nn.Parameter(torch.full((c,), 0.5))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, *args: Any) -> Any:
+        return self.step(self, *args)
+
+
+class Net(nn.Module):
+    """A structure's layers, one after the other, and a head."""
+
+    def __init__(self, step: Step, depth: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(step) for _ in range(depth))
+        self.head = nn.Linear(C, 3)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, *more)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def tokens(batch: int = 2, length: int = 5, c: int = C, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, length, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def explain(model: nn.Module, *args: Any, **options: Any) -> Report:
+    return mhc.explain(model, args, config=mhc.Config(**options))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """What a comment says of an add in its line: `# site <label> <adds> <kind>` or `# no <reason>`."""
+
+    line: int
+    words: tuple[str, ...]
+
+    @property
+    def site(self) -> tuple[str, int, str, int]:
+        return self.words[1], int(self.words[2]), " ".join(self.words[3:]), self.line
+
+
+def marks(step: Step, word: str) -> list[Mark]:
+    """The marks in the source of a function, in its order."""
+    lines, first = inspect.getsourcelines(step)
+    found = []
+    for number, text in enumerate(lines, first):
+        comment = text.partition("# ")[2]
+        for part in comment.split(";"):
+            words = tuple(part.split())
+            if words[:1] == (word,):
+                found.append(Mark(number, words))
+    return found
+
+
+def line(text: str, file: str) -> int:
+    """The number of the one line of a file that holds a text."""
+    (number,) = [i for i, code in enumerate(linecache.getlines(file), 1) if text in code and "line(" not in code]
+    return number
+
+
+def graph(model: nn.Module, *args: Any) -> fx.GraphModule:
+    """Dynamo's graph of the model."""
+    (captured,) = run_captured(model, args, {}).graphs
+    return captured.gm
+
+
+def context(**options: Any) -> Context:
+    return Context(mhc.Config(**options), Stack())
+
+
+def ops(gm: fx.GraphModule) -> list[str]:
+    """The bare names of the ops of a graph, inputs and output left out."""
+    return [optable.name(node) for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+
+
+def reasons(report: Report) -> list[str]:
+    return [rejection.reason for rejection in report.rejections]
+
+
+def names(report: Report) -> list[str]:
+    return [site.name for site in report.sites]
+
+
+def numbers(sources: Sequence[str]) -> list[int]:
+    return [int(source.rpartition(":")[2]) for source in sources]

@@ -1,0 +1,186 @@
+"""Structures that hold residual connections. Each function's comments say what must be found in its lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.passes.helpers import C, Net, Step, explain, marks, tokens
+
+
+def pre_norm(self: Any, x: Tensor) -> Tensor:
+    x = x + self.attn(self.norm(x))  # site attn 1 pre-norm
+    return x + self.mlp(self.norm2(x))  # site mlp 1 pre-norm
+
+
+def post_norm(self: Any, x: Tensor) -> Tensor:
+    x = self.norm(x + self.attn(x))  # site attn 1 post-norm
+    return self.norm2(x + self.mlp(x))  # site mlp 1 post-norm
+
+
+def sandwich(self: Any, x: Tensor) -> Tensor:
+    x = x + self.norm2(self.attn(self.norm(x)))  # site attn 1 sandwich
+    return x + self.norm4(self.mlp(self.norm3(x)))  # site mlp 1 sandwich
+
+
+def without_norm(self: Any, x: Tensor) -> Tensor:
+    return x + self.mlp(x)  # site mlp 1 plain
+
+
+def branch_first(self: Any, x: Tensor) -> Tensor:
+    return self.mlp(self.norm(x)) + x  # site mlp 1 pre-norm
+
+
+def parallel_xam(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return x + self.attn(u) + self.mlp(u)  # site attn 2 parallel pre-norm
+
+
+def parallel_axm(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return self.attn(u) + x + self.mlp(u)  # site attn 2 parallel pre-norm
+
+
+def parallel_m_ax(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return self.mlp(u) + (self.attn(u) + x)  # site mlp 2 parallel pre-norm
+
+
+def parallel_m_xa(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return self.mlp(u) + (x + self.attn(u))  # site mlp 2 parallel pre-norm
+
+
+def parallel_am_x(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return self.attn(u) + self.mlp(u) + x  # site attn 1 parallel pre-norm; no branch-sum
+
+
+def parallel_x_am(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return x + (self.attn(u) + self.mlp(u))  # site attn 1 parallel pre-norm; no branch-sum
+
+
+def parallel_am_px(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    return (self.attn(u) + self.mlp(u)) + (self.proj(u) + x)  # site attn 2 parallel pre-norm; no branch-sum
+
+
+def parallel_in_two_lines(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    y = x + self.attn(u)
+    return self.mlp(u) + y  # site mlp 2 parallel pre-norm
+
+
+def layer_scale(self: Any, x: Tensor) -> Tensor:
+    return x + self.gamma * self.mlp(self.norm(x))  # site mlp 1 scaled pre-norm
+
+
+def multiplier(self: Any, x: Tensor) -> Tensor:
+    return x + self.mlp(self.norm(x)) * 0.22  # site mlp 1 scaled pre-norm
+
+
+def carrier_multiplier(self: Any, x: Tensor) -> Tensor:
+    return 0.9 * x + self.mlp(self.norm(x))  # site mlp 1 pre-norm
+
+
+def both_multipliers(self: Any, x: Tensor) -> Tensor:
+    return 0.6 * x + 0.8 * self.mlp(x)  # site mlp 1 scaled
+
+
+def dropout(self: Any, x: Tensor) -> Tensor:
+    return x + self.drop(self.mlp(self.norm(x)))  # site mlp 1 pre-norm
+
+
+def drop_path(self: Any, x: Tensor) -> Tensor:
+    mask = torch.rand(x.shape[0], 1, 1).add(0.9).floor()
+    return x + self.mlp(self.norm(x)) / 0.9 * mask  # site mlp 1 scaled pre-norm
+
+
+def linear_with_bias(self: Any, x: Tensor) -> Tensor:
+    return x + (self.norm(x) @ self.proj.weight + self.proj.bias)  # site line 1 pre-norm
+
+
+def functions_only(self: Any, x: Tensor) -> Tensor:
+    return x + F.linear(F.layer_norm(x, (C,)), self.proj.weight)  # site line 1 pre-norm
+
+
+def fp32_residual(self: Any, x: Tensor) -> Tensor:
+    return (x.float() + self.mlp(self.norm(x)).float()).to(x.dtype)  # site mlp 1 pre-norm
+
+
+def iadd(self: Any, x: Tensor) -> Tensor:
+    y = x + self.attn(self.norm(x))  # site attn 1 pre-norm
+    y += self.mlp(self.norm2(y))  # site mlp 1 pre-norm
+    return y
+
+
+def add_method(self: Any, x: Tensor) -> Tensor:
+    y = x.add(self.attn(self.norm(x)))  # site attn 1 pre-norm
+    return y.add_(self.mlp(self.norm2(y)))  # site mlp 1 pre-norm
+
+
+def add_function(self: Any, x: Tensor) -> Tensor:
+    y = torch.add(x, self.attn(self.norm(x)))  # site attn 1 pre-norm
+    return torch.add(self.mlp(self.norm2(y)), y)  # site mlp 1 pre-norm
+
+
+def branch_overwritten(self: Any, x: Tensor) -> Tensor:
+    f = self.mlp(self.norm(x))
+    f += x  # site mlp 1 pre-norm
+    return f
+
+
+def read_through_a_view(self: Any, x: Tensor) -> Tensor:
+    y = self.proj(x)
+    z = y + self.attn(y)
+    view = z[:, :1]
+    z += self.mlp(z)  # no in-place
+    return z * view.sigmoid()
+
+
+def lora(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    v = self.proj(u) + self.up(self.down(u))  # no no-skip
+    return x + self.mlp(v)  # site mlp 1 pre-norm
+
+
+def experts(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    routed = torch.stack([self.mlp(u), self.proj(u)]).sum(0)
+    return x + (routed + self.shared(u))  # site line 1 parallel pre-norm; no branch-sum
+
+
+def feedthrough(self: Any, x: Tensor) -> Tensor:
+    u = self.norm(x)
+    y = self.proj(u).cumsum(1)
+    y = y + self.gamma * u  # no no-skip
+    return x + self.up(self.down(y))  # site up 1 pre-norm
+
+
+STRUCTURES: list[Step] = [
+    value for name, value in list(globals().items()) if getattr(value, "__module__", "") == __name__ and callable(value)
+]
+
+
+@pytest.mark.parametrize("step", STRUCTURES, ids=lambda step: step.__name__)
+def test_structure(step: Step) -> None:
+    depth = 2
+    report = explain(Net(step, depth), tokens())
+    found = [(s.name, s.adds, s.kind, s.axis, s.source) for s in report.sites]
+    wanted = [
+        (f"layers.{i}.{label if label != 'line' else f'line{line}'}", adds, kind, -1, f"{__file__}:{line}")
+        for i in range(depth)
+        for label, adds, kind, line in (mark.site for mark in marks(step, "site"))
+    ]
+    assert found == wanted
+    rejected = Counter((r.owner, r.reason, r.source) for r in report.rejections)
+    assert rejected == Counter(
+        (f"layers.{i}", mark.words[1], f"{__file__}:{mark.line}") for i in range(depth) for mark in marks(step, "no")
+    )
+    assert len(report.regions) == 1

@@ -1,0 +1,209 @@
+"""An upgraded model that runs without the backend stops, and says what to do; only `plain` runs it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from mhc_compile.errors import MHCError, NotCompiledError, SiteNotFoundError
+from tests.nets import Block, Net, compiled, inputs, made, perturb, relative, upgraded
+
+REMEDY = r"model\.compile\(backend='mhc'\)"
+
+
+def refused(call: Callable[[], Any], error: type[MHCError] = NotCompiledError, match: str = REMEDY) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_eager() -> None:
+    model = upgraded()
+    refused(lambda: model(inputs()))
+    refused(lambda: model.get_submodule("blocks.1")(torch.randn(2, 16)), match=r"'attn'")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_other_backends(backend: str) -> None:
+    model = upgraded()
+    refused(lambda: torch.compile(model, backend=backend)(inputs()))
+
+
+def test_other_backend_after_ours() -> None:
+    model = upgraded()
+    compiled(model)(inputs())
+    refused(lambda: torch.compile(model, backend="aot_eager")(inputs()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict: bool) -> None:
+    model = upgraded()
+    refused(lambda: torch.export.export(model, (inputs(),), strict=strict), match=r"mhc_compile\.export\(model, args\)")
+
+
+def test_jit_trace() -> None:
+    model = upgraded()
+    refused(lambda: torch.jit.trace(model, (inputs(),)))
+
+
+def test_fx_trace() -> None:
+    model = upgraded()
+    refused(lambda: torch.fx.symbolic_trace(model)(inputs()))
+
+
+def test_forced_eager() -> None:
+    model = upgraded()
+    run = compiled(model)
+    run(inputs())
+    with torch.compiler.set_stance("force_eager"):
+        refused(lambda: run(inputs()), match=r"set_stance\('force_eager'\)")
+
+
+def test_recompile_limit() -> None:
+    model = upgraded()
+    run = torch.compile(model, backend="mhc", dynamic=False, options={"compiler": "aot_eager"})
+    with torch._dynamo.config.patch(recompile_limit=1):
+        run(inputs(2, 3))
+        refused(lambda: run(inputs(2, 4)), match="recompile_limit")
+
+
+def test_disabled_block() -> None:
+    model = upgraded()
+    block = model.get_submodule("blocks.1")
+    block.forward = torch.compiler.disable(block.forward)  # type: ignore[method-assign]
+    refused(lambda: compiled(model)(inputs()), match=r"torch\.compiler\.disable")
+
+
+class Broken(Block):
+    """A graph break between a branch and its add."""
+
+    broken = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.attn(self.norm1(x))
+        if self.broken:
+            torch._dynamo.graph_break()
+        x = x + f
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def test_graph_break_between_branch_and_add(moved: bool) -> None:
+    model = upgraded(Net, 2, Broken, moved=moved)
+    model.get_submodule("blocks.1").broken = True  # type: ignore[assignment]
+    run = compiled(model)
+    refused(lambda: run(inputs()), SiteNotFoundError, r"blocks\.1\.attn.*TORCH_LOGS=graph_breaks")
+
+
+class Branching(Block):
+    """The add of the first connection is on one path through the model only."""
+
+    skip = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.attn(self.norm1(x))
+        x = f if self.skip else x + f
+        return x + self.mlp(self.norm2(x))
+
+
+def test_site_that_this_call_does_not_reach() -> None:
+    model = upgraded(Net, 2, Branching)
+    model.get_submodule("blocks.1").skip = True  # type: ignore[assignment]
+    refused(lambda: compiled(model)(inputs()), SiteNotFoundError, r"blocks\.1\.attn.*another path")
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_transformer_encoder(training: bool, grad: bool, moved: bool) -> None:
+    """Its fused path for inference takes the residual adds away: the rewritten model must run or refuse."""
+    x = torch.randn(2, 5, 16)
+    model = made(encoder)
+    expected = model(x)
+    report = mhc.upgrade(model, (x,))
+    assert sum(site.adds for site in report.sites) == 4
+    perturb(model, 0.5 if moved else 0.0)
+    reference = compiled(model)(x)
+    assert (relative(reference, expected) > 1e-2) if moved else (relative(reference, expected) < 1e-5)
+    model.train(training)
+    with torch.set_grad_enabled(grad):
+        try:
+            out = compiled(model)(x)
+        except SiteNotFoundError as error:
+            assert "torch.backends.mha.set_fastpath_enabled(False)" in str(error)  # noqa: PT017
+            assert not training  # noqa: PT017
+            assert not grad  # noqa: PT017
+        else:
+            assert relative(out, reference) < 1e-5
+
+
+def test_remedy_for_the_fused_path() -> None:
+    x = torch.randn(2, 5, 16)
+    model = made(encoder)
+    mhc.upgrade(model, (x,))
+    perturb(model)
+    expected = compiled(model)(x)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            assert relative(compiled(model.eval())(x), expected) < 1e-5
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_upgrade_in_inference_mode_of_the_fused_path() -> None:
+    """Planned where the fused path runs: it finds what is there, and never a wrong function."""
+    x = torch.randn(2, 5, 16)
+    model = made(encoder).eval()
+    with torch.no_grad():
+        expected = model(x)
+        report = mhc.upgrade(model, (x,))
+        if report.sites:
+            assert relative(compiled(model)(x), expected) < 1e-5
+        else:
+            assert relative(model(x), expected) == 0.0
+
+
+def test_plain_is_the_way_out() -> None:
+    x = inputs()
+    expected = made()(x)
+    model = upgraded(moved=True)
+    run = compiled(model)
+    rewritten = run(x)
+    assert relative(rewritten, expected) > 1e-2
+    with mhc.plain(model):
+        assert torch.equal(model(x), expected)
+        assert torch.equal(torch.compile(model, backend="aot_eager")(x), expected)
+        assert torch.equal(run(x), expected)
+        assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)
+    assert torch.equal(run(x), rewritten)
+    refused(lambda: model(x))
+
+
+def test_plain_ends_with_an_error_and_nests() -> None:
+    model = upgraded()
+    with pytest.raises(RuntimeError, match="mine"), mhc.plain(model):
+        raise RuntimeError("mine")
+    refused(lambda: model(inputs()))
+    with mhc.plain(model):
+        with mhc.plain(model):
+            model(inputs())
+        model(inputs())
+    refused(lambda: model(inputs()))
+
+
+def test_plain_of_a_part() -> None:
+    """A block alone may run plain; the model around it then is neither one nor the other, and says so."""
+    model = upgraded(moved=True)
+    block = model.get_submodule("blocks.0")
+    x = torch.randn(2, 16)
+    with mhc.plain(block):
+        assert torch.equal(block(x), made().get_submodule("blocks.0")(x))
+        refused(lambda: model(inputs()))
