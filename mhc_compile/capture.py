@@ -60,11 +60,17 @@ class Stack:
 
 
 def frame_root() -> nn.Module | None:
-    """Return the module whose forward is being compiled, if it is one."""
+    """Return the module whose forward is being compiled: the frame's first argument, or the one module it holds.
+
+    The latter is the frame that Dynamo puts around modules of torch's own, such as Sequential.
+    """
     tx = InstructionTranslator.current_tx().output.root_tx
     names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
-    modules = [tx.f_locals.get(name) for name in names]
-    return next((module for module in modules if isinstance(module, nn.Module)), None)
+    modules = [m for m in map(tx.f_locals.get, names) if isinstance(m, nn.Module)]
+    if not modules:
+        held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
+        modules = list(held.values()) if len(held) == 1 else []
+    return modules[0] if modules else None
 
 
 @contextlib.contextmanager

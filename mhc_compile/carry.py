@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mhc_compile.errors import CarryError
@@ -21,13 +22,13 @@ _REMEDY = (
 @dataclasses.dataclass(frozen=True)
 class _Carried:
     streams: Tensor
-    version: int | None
+    version: int
     grad_fn: Any
 
 
 def attach(tensor: Tensor, streams: Tensor) -> None:
-    """Let the tensor carry its streams, valid as long as nobody changes it."""
-    setattr(tensor, _ATTRIBUTE, _Carried(streams, _version(tensor), tensor.grad_fn))
+    """Let the tensor, which must count its in-place changes, carry its streams; valid as long as nobody changes it."""
+    setattr(tensor, _ATTRIBUTE, _Carried(streams, tensor._version, tensor.grad_fn))
 
 
 def take(tensor: Tensor, site: str) -> Tensor:
@@ -39,14 +40,18 @@ def take(tensor: Tensor, site: str) -> Tensor:
     carried = getattr(tensor, _ATTRIBUTE, None)
     if carried is None:
         raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
-    if carried.version != _version(tensor) or carried.grad_fn is not tensor.grad_fn:
+    if carried.version != tensor._version or carried.grad_fn is not tensor.grad_fn:
         raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
     streams: Tensor = carried.streams
     return streams
 
 
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+def _counting(tensor: Tensor) -> Tensor:
+    """Return a tensor that counts its in-place changes; those made in inference mode do not, so they are copied."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def connect(
@@ -64,8 +69,9 @@ def connect(
 
     def run(*inputs: Any) -> Sequence[Any]:
         outputs = compiled(*inputs, *(take(inputs[index], site) for index, site in takes))
-        plain: Sequence[Any] = outputs[: len(outputs) - len(gives)]
+        plain = [*outputs[: len(outputs) - len(gives)]]
         for index, streams in zip(gives, outputs[len(plain) :], strict=True):
+            plain[index] = _counting(plain[index])
             attach(plain[index], streams)
         return plain
 

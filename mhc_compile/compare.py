@@ -34,6 +34,7 @@ class Row:
     step_seconds: float  # median of forward and backward
     step_ratio: float
     step_ratio_quartiles: tuple[float, float]
+    step_ratio_best: float  # of the fastest steps
     saved_bytes: int
     parameters: int
 
@@ -119,6 +120,7 @@ def measured(contenders: list[Contender], rounds: int) -> list[Row]:
             step_seconds=timing.median,
             step_ratio=timing.ratio,
             step_ratio_quartiles=(timing.ratio_low, timing.ratio_high),
+            step_ratio_best=timing.ratio_best,
             saved_bytes=one.saved(),
             parameters=sum(p.numel() for p in one.model.parameters()),
         )
@@ -157,7 +159,7 @@ def table(rows: list[Row], rounds: int) -> Any:
         caption=f"median of {rounds} interleaved steps; caches cold; memory: saved for backward",
     )
     shown.add_column("")
-    for head in ("upgrade", "compile", "step", "ratio", "quartiles", "memory", "parameters"):
+    for head in ("upgrade", "compile", "step", "ratio", "quartiles", "best", "memory", "parameters"):
         shown.add_column(head, justify="right")
     base = rows[0]
     for row in rows:
@@ -169,6 +171,7 @@ def table(rows: list[Row], rounds: int) -> Any:
             f"{row.step_seconds * 1e3:.1f} ms",
             f"{row.step_ratio:.3f}x",
             f"{low:.3f}-{high:.3f}",
+            f"{row.step_ratio_best:.3f}x",
             f"{row.saved_bytes / 1e6:.1f} MB  {row.saved_bytes / max(1, base.saved_bytes):.2f}x",
             f"{row.parameters:,}  {row.parameters - base.parameters:+,}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mhc_compile.errors import ConfigError
@@ -87,7 +87,7 @@ class Config:
     def _freeze_globs(self) -> None:
         for name in ("include", "exclude"):
             value = getattr(self, name)
-            globs = (value,) if isinstance(value, str) else tuple(value)
+            globs = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
             if not all(isinstance(glob, str) for glob in globs):
                 raise ConfigError(f"{name} must be glob patterns of site names, not {value!r}")
             object.__setattr__(self, name, globs)

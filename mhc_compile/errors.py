@@ -32,6 +32,10 @@ class NotCompiledError(MHCError):
             " mhc_compile.export(model, args). To run the original function on purpose, use"
             " `with mhc_compile.plain(model):`."
         )
+        self.site = site
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.site,)
 
 
 class SiteNotFoundError(MHCError):

@@ -33,7 +33,8 @@ class Place:
 def home(place: Place, n: int) -> Start:
     """Return read weights (n+1)/2n for the home stream k mod n and (n-d)/n^2 at distance d, writes of 1, and q.
 
-    q, the off-diagonal of H_res, keeps (1 - nq)^L at one half or above and the logits below 8, where they have a gradient.
+    q, the off-diagonal of H_res, keeps (1 - nq)^L at one half or above, and the logits below 8, where they have a
+    gradient.
     """
     distance = (torch.arange(n, dtype=torch.float64) - place.k) % n
     pre = (n - distance) / n**2
@@ -42,15 +43,16 @@ def home(place: Place, n: int) -> Start:
     return Start(pre, torch.ones(n, dtype=torch.float64), q, place.k % n)
 
 
-@torch.device("cpu")  # whatever the default device: under "meta" there would be no values
 def bias(place: Place, config: Config) -> Tensor:
     """Return the bias at the start, fp32 and on the CPU, for `connections.get(config.connection)`."""
     maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
-    start = home(place, config.streams)
-    values = connections.get(config.connection).start_bias(start, maps).float()
-    if config.connection == "mhc" and config.projection == "sinkhorn":
-        n = config.streams
-        values[2 * n :] = _exact_logit(n, start.q, config.sinkhorn_iters) * torch.eye(n).flatten()
+    with torch.device("cpu"):  # whatever the default device: under "meta" there would be no values
+        start = home(place, config.streams)
+        values = connections.get(config.connection).start_bias(start, maps).float()
+        if config.connection == "mhc" and config.projection == "sinkhorn":
+            n = config.streams
+            beta = _exact_logit(n, start.q, config.sinkhorn_iters)
+            values[2 * n :] = beta * torch.eye(n, dtype=torch.float32).flatten()
     return values
 
 
@@ -58,7 +60,9 @@ def bias(place: Place, config: Config) -> Tensor:
 def _exact_logit(n: int, q: float, iters: int) -> float:
     """Return the fp32 logit near ln((1-(n-1)q)/q) whose projection, computed in fp32, comes nearest to the target.
 
-    With a diagonal that is exactly 1-(n-1)q, sums over equal streams round to the plain value, also in 16 bits.
+    With a diagonal that is exactly 1-(n-1)q, sums over equal streams round to the plain value, also in 16 bits: for 2
+    streams, for 4 in regions of 2 sites or more, for 8 of 3 or more. (q stands in the others n - 1 times and is off by
+    an ulp, too much for less; there one entry in some hundreds is off by an ulp of 16 bits.)
     """
     sinkhorn = projections.Sinkhorn()
     center = sinkhorn.start(n, q)[0].float()

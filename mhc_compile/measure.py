@@ -32,6 +32,7 @@ class Timing:
     ratio: float  # median over the rounds of (seconds / the baseline's seconds in that round)
     ratio_low: float  # lower quartile of the same ratios
     ratio_high: float  # upper quartile
+    ratio_best: float  # the fastest sample over the baseline's fastest: what a busy machine spoils least
     samples: tuple[float, ...]  # seconds, one per round
 
 
@@ -45,7 +46,8 @@ def summarize(samples: Mapping[str, Sequence[float]], baseline: str) -> dict[str
     for name, seconds in samples.items():
         ratios = [mine / theirs for mine, theirs in zip(seconds, base, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        timings[name] = Timing(statistics.median(seconds), middle, low, high, tuple(seconds))
+        best = min(seconds) / min(base)
+        timings[name] = Timing(statistics.median(seconds), middle, low, high, best, tuple(seconds))
     return timings
 
 

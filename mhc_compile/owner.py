@@ -58,8 +58,7 @@ def check(module: nn.Module, path: str) -> None:
         NameTakenError: it has an attribute `mhc` of its own.
         PlanMismatchError: its forward is replaced on the instance, so a subclass would never run.
     """
-    held = getattr(module, ATTRIBUTE, None)
-    if held is not None and not isinstance(held, Sites):
+    if hasattr(module, ATTRIBUTE) and not isinstance(getattr(module, ATTRIBUTE), Sites):
         raise NameTakenError(
             f"{path or 'the model'} ({type(module).__name__}) has an attribute `mhc` already, where its"
             f" hyper-connections would live; rename it, or leave the module out:"

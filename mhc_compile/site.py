@@ -51,14 +51,17 @@ class Site(nn.Module):
         """Set the values at which the model computes what it computed before the upgrade."""
         self.phi.zero_()
         self.bias.zero_()
-        self.alpha.fill_(init.alpha(self.config, self.channels))
+        self.alpha.fill_(self._gate())
         self.base.copy_(init.bias(self.place, self.config))
 
     @torch.no_grad()
     def has_moved(self) -> bool:
         """Tell whether training has changed a parameter."""
-        start = torch.full_like(self.alpha, init.alpha(self.config, self.channels))
-        return bool(self.phi.any() or self.bias.any() or not torch.equal(self.alpha, start))
+        return bool(self.phi.any() or self.bias.any() or (self.alpha != self._gate()).any())
+
+    def _gate(self) -> float:
+        """Return alpha at the start as fp32 holds it, so that it is the same after `.double()`."""
+        return torch.tensor(init.alpha(self.config, self.channels), dtype=torch.float32, device="cpu").item()
 
     def mark(self) -> None:
         """Make the parameters inputs of the graph that is being captured.
@@ -72,10 +75,10 @@ class Site(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def keep(tensor: Tensor) -> Tensor:
-            """Move, but do not narrow: coefficients in 16 bits would not sum to 1."""
+            """Move, but keep 32 bits: coefficients in 16 would not sum to 1."""
             made = fn(tensor)
-            narrower = made.is_floating_point() and made.dtype.itemsize < tensor.dtype.itemsize
-            return tensor.to(made.device) if narrower else made
+            narrow = made.is_floating_point() and made.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(made.device, torch.float32) if narrow else made
 
         super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -94,8 +97,12 @@ class Sites(nn.Module):
         self.plain = False
 
     def add(self, site: Site) -> None:
-        """Register a site under its label (with an underscore where nn.Module needs the name itself)."""
-        self.add_module(site.label + "_" * hasattr(nn.Module(), site.label), site)
+        """Register a site under its label, with an underscore where this module needs the name itself."""
+        self.add_module(site.label + "_" * hasattr(self, site.label), site)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x: a Sequential that owns sites calls its children, this one included."""
+        return x
 
     def sites(self) -> Iterator[Site]:
         """Iterate over the sites in program order."""

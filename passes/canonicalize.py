@@ -1,64 +1,85 @@
-"""One spelling of each add."""
+"""One spelling of each add, and no overwriting that nobody needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
 from mhc_compile.passes import optable
+from mhc_compile.passes.aliases import same_storage
 from mhc_compile.passes.base import Context, value
 
-_SHARES_STORAGE = optable.VIEW | {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Canonicalize:
-    """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`.
+    """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`; `relu(x, inplace=True)` loses its keyword.
 
-    An in-place add stays as it is where what it overwrites is read afterwards, under this or another name, or belongs
-    to the caller: then the overwriting is part of the function.
+    An op stays in place where what it overwrites is read afterwards under another name, or belongs to the caller: then
+    the overwriting is part of the function. Who reads it afterwards under the same name gets the op's result.
     """
 
     name: ClassVar[str] = "canonicalize"
     rewrites: ClassVar[bool] = True
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        """Respell the adds of the graph."""
+        """Respell the ops of the graph."""
         order = {node: i for i, node in enumerate(gm.graph.nodes)}
         for node in list(gm.graph.nodes):
-            if not optable.is_add(node) or (optable.is_inplace(node) and not _replaceable(node, order)):
+            inplace = optable.is_inplace(node)
+            if inplace and not _replaceable(node, order):
                 continue
-            node.op, node.target = "call_function", operator.add
-            node.args, node.kwargs = node.args[:2], {}
+            if inplace:
+                _read_the_result(node, order)
+            if optable.is_add(node):
+                node.op, node.target = "call_function", operator.add
+                node.args, node.kwargs = node.args[:2], {}
+            elif inplace:
+                _respell(node)
 
 
 def _replaceable(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Tell whether nobody can see that the first operand was overwritten."""
-    target = node.args[0]
-    if not isinstance(target, fx.Node):
+    """Tell whether nobody can see, under another name, that the first operand was overwritten."""
+    target = node.args[0] if node.args else None
+    if not isinstance(target, fx.Node) or not (optable.is_add(node) or _spelling(node) is not None):
         return False
     result, operand = value(node), value(target)
     if result is None or operand is None or result.dtype != operand.dtype:
         return False
-    names = _same_storage(target)
+    names = same_storage(target, but=node)
     if any(alias.op in ("placeholder", "get_attr") for alias in names):
         return False
-    return not any(order[user] > order[node] for alias in names for user in alias.users if user is not node)
+    return not any(order[user] > order[node] for alias in names - {target} for user in alias.users)
 
 
-def _same_storage(node: fx.Node) -> set[fx.Node]:
-    """Return the nodes that may share storage with the node, through views and in-place ops."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        alias = stack.pop()
-        if alias in seen:
-            continue
-        seen.add(alias)
-        if optable.name(alias) in _SHARES_STORAGE or optable.is_inplace(alias):
-            stack += [arg for arg in alias.args[:1] if isinstance(arg, fx.Node)]
-        stack += [user for user in alias.users if user.args[:1] == (alias,) and optable.name(user) in _SHARES_STORAGE]
-    return seen
+def _read_the_result(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    target = node.args[0]
+    assert isinstance(target, fx.Node)  # _replaceable saw it
+    for user in list(target.users):
+        if order[user] > order[node]:
+            user.replace_input_with(target, node)
+
+
+def _spelling(node: fx.Node) -> Any:
+    """Return the op's target without the overwriting, None where there is no such spelling."""
+    if node.op == "call_method":
+        return str(node.target)[:-1] if optable.name(node) in optable.POINTWISE else None
+    if node.target in _OUT_OF_PLACE:
+        return _OUT_OF_PLACE[node.target]
+    return node.target if optable.inplace_flag(node) is True else None
+
+
+def _respell(node: fx.Node) -> None:
+    target = _spelling(node)
+    if optable.inplace_flag(node) is True:
+        position = optable.INPLACE_AT[optable.name(node)]
+        node.args = (*node.args[:position], *(False for _ in node.args[position:]))
+        node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "inplace"}
+    node.target = target

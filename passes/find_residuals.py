@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import fx
 
 from mhc_compile.passes import describe, optable
+from mhc_compile.passes.aliases import overwritten
 from mhc_compile.passes.base import Context, Findings, Rejection, Residual, location, value
 
 REASONS = {
@@ -58,7 +60,8 @@ class _Finder:
         self.order = {node: i for i, node in enumerate(self.nodes)}
         self.adds = [node for node in self.nodes if optable.is_add(node)]
         self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
-        operands = {end for node in self.adds for arg in _operands(node) for end in (arg, _root(arg))}
+        operands = {end for node in self.adds for arg in _operands(node) for end in _peel(arg)}
+        self.overwritten = overwritten(gm)
         self.bit = {node: 1 << i for i, node in enumerate(sorted(operands, key=self.order.__getitem__))}
         self.above: dict[fx.Node, int] = {}  # ancestors
         self.worked: dict[fx.Node, int] = {}  # ancestors with real work in between
@@ -68,7 +71,8 @@ class _Finder:
         self.rejections: list[Rejection] = []
 
     def _only_feeds_an_add(self, node: fx.Node) -> bool:
-        return len(node.users) == 1 and optable.is_add(next(iter(node.users)))
+        (user, *others) = node.users or (None,)
+        return not others and user is not None and optable.is_add(user) and user.args[0] is not user.args[1]
 
     def run(self) -> Findings:
         """Sweep the graph."""
@@ -77,12 +81,13 @@ class _Finder:
             self._sweep(node, node in adds)
             if node in adds and node not in self.inner:
                 self._judge(_tree(node, self.inner))
-        by_order = sorted(self.rejections, key=lambda r: r.node)
-        return Findings(tuple(self.residuals), tuple(by_order))
+        place = {node.name: i for node, i in self.order.items()}
+        residuals = sorted(self.residuals, key=lambda r: self.order[r.total])
+        return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
 
     def _sweep(self, node: fx.Node, add: bool) -> None:
         above = worked = 0
-        for arg in node.all_input_nodes:
+        for arg in optable.sources(node):
             above |= self.above[arg] | (0 if add else self.bit.get(arg, 0))
             worked |= self.worked[arg]
         self.above[node] = above
@@ -90,14 +95,15 @@ class _Finder:
 
     def _judge(self, tree: _Tree) -> None:
         """Take the tree as one connection, else its root alone, and then the trees below it."""
-        for candidate in dict.fromkeys((tree, _Tree(tree.root, (tree.root,), _operands(tree.root)))):
+        alone = _Tree(tree.root, (tree.root,), _operands(tree.root))
+        for candidate in dict.fromkeys((tree, alone)):
             carrier = self._carrier(candidate.terms)
             if carrier is not None:
-                self._accept(candidate, carrier)
+                candidate = candidate if self._accept(candidate, carrier) else alone
                 break
         else:
             self._reject(tree.root, self._why_not(tree.root))
-            candidate = _Tree(tree.root, (tree.root,), _operands(tree.root))
+            candidate = alone
         for add in tree.adds:
             if add not in candidate.adds and add in candidate.terms:
                 self._judge(_tree(add, self.inner))
@@ -105,22 +111,28 @@ class _Finder:
     def _carrier(self, terms: tuple[fx.Node, ...]) -> fx.Node | None:
         """Return the term that all others are made from by real work."""
         for term in terms:
-            bits = self.bit.get(term, 0) | self.bit.get(_root(term), 0)
+            bits = self._bits(term)
             others = [other for other in terms if other is not term]
             if bits and others and all(self.worked[other] & bits for other in others):
                 return term
         return None
 
-    def _accept(self, tree: _Tree, carrier: fx.Node) -> None:
+    def _bits(self, term: fx.Node) -> int:
+        """Return the bits of the term and of what it is a cast or a constant multiple of."""
+        bits = 0
+        for node in _peel(term):
+            bits |= self.bit[node]
+        return bits
+
+    def _accept(self, tree: _Tree, carrier: fx.Node) -> bool:
+        """Keep the tree as a connection, unless something speaks against it; tell which."""
         branches = tuple(term for term in tree.terms if term is not carrier)
         chain = tuple(add for add in tree.adds if _holds(add, carrier, self.inner))
-        for add in tree.adds:
-            if add not in chain:
-                self._reject(add, "branch-sum", location(tree.root))
-        root = carrier if any(self.worked[b] & self.bit.get(carrier, 0) for b in branches) else _root(carrier)
-        first = self.taken.get(root)
+        peeled = list(_peel(carrier))
+        root = next(node for node in peeled if any(self.worked[b] & self.bit[node] for b in branches))
+        first = self.taken.get(peeled[-1])
         axis = describe.feature_axis(root, branches, self.order)
-        if any(optable.is_inplace(add) for add in tree.adds):
+        if not self.overwritten.isdisjoint({*tree.adds, *peeled}):
             self._reject(tree.root, "in-place")
         elif first is not None and self.worked[tree.root] & self.bit.get(first.total, 0):
             self._reject(tree.root, "nested", first.source)
@@ -130,8 +142,13 @@ class _Finder:
             owner, label = self._label(tree.root, branches[0])
             kind, source = describe.kind(tree.root, root, branches, self.order), location(tree.root)
             residual = Residual(tree.root, carrier, root, branches, chain, kind, owner, label, source, axis)
-            self.taken.setdefault(root, residual)
+            self.taken.setdefault(peeled[-1], residual)
             self.residuals.append(residual)
+            for add in tree.adds:
+                if add not in chain:
+                    self._reject(add, "branch-sum", location(tree.root))
+            return True
+        return False
 
     def _label(self, total: fx.Node, branch: fx.Node) -> tuple[str, str]:
         """Return owner and label of a site; a label that clashes is numbered in program order."""
@@ -143,7 +160,7 @@ class _Finder:
 
     def _why_not(self, node: fx.Node) -> str:
         a, b = _operands(node)
-        bits = [self.bit.get(x, 0) | self.bit.get(_root(x), 0) for x in (a, b)]
+        bits = [self._bits(x) for x in (a, b)]
         related = self.above[b] & bits[0] or self.above[a] & bits[1]
         return "pointwise-branch" if related else "no-skip"
 
@@ -183,11 +200,12 @@ def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
     return a, b
 
 
-def _root(node: fx.Node) -> fx.Node:
-    """Return what the node is a cast or a constant multiple of."""
+def _peel(node: fx.Node) -> Iterator[fx.Node]:
+    """Iterate over the node and what it is a cast or a constant multiple of."""
+    yield node
     while optable.name(node) in optable.CAST | _SCALES:
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and value(arg) is not None]
         if len(tensors) != 1 or value(tensors[0]).shape != value(node).shape:  # type: ignore[union-attr]
-            break
+            return
         node = tensors[0]
-    return node
+        yield node

@@ -17,9 +17,9 @@ POINTWISE = frozenset(
 )
 CAST = frozenset("to float half bfloat16 double type type_as _to_copy".split())
 VIEW = frozenset(
-    "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as "
-    "contiguous clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat stack pad "
-    "detach alias".split()
+    "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as reshape_as "
+    "contiguous clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat "
+    "stack pad detach alias".split()
 )
 NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native_layer_norm".split())
 DROPOUT = frozenset(
@@ -28,7 +28,17 @@ DROPOUT = frozenset(
 REDUCE = frozenset("mean sum var std amax amin norm vector_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
 LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
+# ops that look at a tensor's shape and dtype, not at its values
+SHAPE_ONLY = META | frozenset(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
+    "new_tensor".split()
+)
 CONV = frozenset(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))
+INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.functional
+    **dict.fromkeys("relu relu6 silu mish selu hardswish hardsigmoid".split(), 1),
+    **dict.fromkeys("leaky_relu elu celu".split(), 2),
+    **dict.fromkeys("hardtanh dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split(), 3),
+}
 _INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div"}
 
 
@@ -54,12 +64,27 @@ def is_inplace(node: fx.Node) -> bool:
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
-    return node.target in _INPLACE_OPERATORS or node.kwargs.get("inplace") is True
+    return node.target in _INPLACE_OPERATORS or node.target is operator.setitem or inplace_flag(node) is True
+
+
+def inplace_flag(node: fx.Node) -> Any:
+    """Return the argument `inplace` of a function of torch.nn.functional."""
+    position = INPLACE_AT.get(name(node)) if node.op == "call_function" else None
+    return None if position is None else argument(node, position, "inplace")
 
 
 def works(node: fx.Node) -> bool:
     """Tell whether the node does real work: a contraction, or an op that the table does not know."""
     return node.op in ("call_function", "call_method", "call_module") and name(node) not in LIGHT
+
+
+def sources(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs whose values the node is computed from."""
+    if name(node) in SHAPE_ONLY:
+        return []
+    if name(node) in ("expand_as", "view_as", "reshape_as", "type_as"):
+        return [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
+    return node.all_input_nodes
 
 
 def is_add(node: fx.Node) -> bool:
@@ -74,7 +99,8 @@ def _two_alike(node: fx.Node) -> bool:
     a, b = (value(arg) for arg in args[:2])  # type: ignore[arg-type]
     if a is None or b is None or a.dim() < 2:
         return False
-    return a.shape == b.shape and a.is_floating_point() and b.is_floating_point()
+    alike: bool = a.shape == b.shape
+    return alike and a.is_floating_point() and b.is_floating_point()
 
 
 def argument(node: fx.Node, position: int, keyword: str, default: Any = None) -> Any:

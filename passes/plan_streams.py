@@ -12,6 +12,7 @@ from torch import fx
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import describe, optable
+from mhc_compile.passes.aliases import overwritten
 from mhc_compile.passes.base import Context, Exit, Plan, PlannedSite, Rejection, Residual, value
 
 
@@ -120,11 +121,12 @@ def _exits(
 def _origins(gm: fx.GraphModule, axes: dict[fx.Node, int]) -> dict[fx.Node, fx.Node]:
     """Map each node to the sum, else the graph input, that it is a token-wise function of."""
     origin: dict[fx.Node, fx.Node] = {}
+    changing = overwritten(gm)
     for node in gm.graph.nodes:
         tensor = value(node)
         if node in axes:
             origin[node] = node
-        elif tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
+        elif node in changing or tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
             continue
         elif node.op == "placeholder":
             if not isinstance(tensor, torch.nn.Parameter):
@@ -164,8 +166,11 @@ def _lifts(
     """
     inside = describe.between(source, (carrier,), order)
     streaming = {node for node in inside if origin.get(node) is source} if origin.get(source) is source else inside
-    below = {source}
-    for node in sorted(streaming, key=order.__getitem__):
-        if any(arg in below for arg in node.all_input_nodes):
-            below.add(node)
-    return tuple(sorted(below - {source}, key=order.__getitem__))
+    found: set[fx.Node] = set()
+    stack = [carrier]
+    while stack:
+        node = stack.pop()
+        if node in streaming and node not in found:
+            found.add(node)
+            stack += node.all_input_nodes
+    return tuple(sorted(found, key=order.__getitem__))

@@ -77,7 +77,9 @@ class _Widener:
         made = self._emit(at, _OPS.coefficients.default, x, *operands, *maps)
         pre, post, res = (self._emit(at, operator.getitem, made, i) for i in range(3))
         held = dict.fromkeys((site.source, *site.lifts))
-        inside = describe.between(site.source, residual.branches, self.order) - held.keys()
+        # what the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout
+        before = describe.between(site.source, (residual.carrier,), self.order)
+        inside = describe.between(site.source, residual.branches, self.order) - before - held.keys()
         for node in held:
             users = [user for user in node.users if user in inside]
             if users:

@@ -151,11 +151,11 @@ def test_bench_measures_plain_and_mhc(file: str, capsys: pytest.CaptureFixture[s
 
 def test_bench_table_compares_with_the_first_row(capsys: pytest.CaptureFixture[str]) -> None:
     rich = pytest.importorskip("rich.console")
-    plain = compare.Row("plain", 0.0, 4.0, 0.1, 1.0, (0.9, 1.1), 1000, 50)
-    mhc = compare.Row("mhc", 0.5, 6.0, 0.12, 1.2, (1.1, 1.3), 3000, 70)
+    plain = compare.Row("plain", 0.0, 4.0, 0.1, 1.0, (0.9, 1.1), 1.0, 1000, 50)
+    mhc = compare.Row("mhc", 0.5, 6.0, 0.12, 1.2, (1.1, 1.3), 1.15, 3000, 70)
     rich.Console(width=120).print(compare.table([plain, mhc], rounds=5))
     printed = capsys.readouterr().out
-    for cell in ("1.50x", "1.200x", "3.00x", "+20", "1.100-1.300"):
+    for cell in ("1.50x", "1.200x", "3.00x", "+20", "1.100-1.300", "1.150x"):
         assert cell in printed
 
 

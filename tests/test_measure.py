@@ -19,6 +19,7 @@ def test_summarize_pairs_ratios_within_a_round() -> None:
     timings = measure.summarize(samples, "plain")
     assert timings["plain"].ratio == 1.0
     assert timings["mhc"].ratio == pytest.approx(1.1)
+    assert timings["mhc"].ratio_best == pytest.approx(1.1)
     assert timings["mhc"].median == 1.1
     assert timings["mhc"].ratio_low == pytest.approx(timings["mhc"].ratio_high)
 

@@ -24,7 +24,7 @@ def refused(call: Callable[[], Any], error: type[MHCError] = NotCompiledError, m
 def test_eager() -> None:
     model = upgraded()
     refused(lambda: model(inputs()))
-    refused(lambda: model.get_submodule("blocks.1")(torch.randn(2, 16)), match=r"'attn'")
+    refused(lambda: model.get_submodule("blocks.1")(torch.randn(2, 16)), match=r"'blocks\.1\.attn'")
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
@@ -39,10 +39,16 @@ def test_other_backend_after_ours() -> None:
     refused(lambda: torch.compile(model, backend="aot_eager")(inputs()))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_export(strict: bool) -> None:
+def test_export() -> None:
     model = upgraded()
-    refused(lambda: torch.export.export(model, (inputs(),), strict=strict), match=r"mhc_compile\.export\(model, args\)")
+    refused(lambda: torch.export.export(model, (inputs(),)), match=r"mhc_compile\.export\(model, args\)")
+
+
+def test_strict_export() -> None:
+    """Dynamo wraps the error; its text stays."""
+    model = upgraded()
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match=r"NotCompiledError.*mhc_compile\.export\(model, args\)"):
+        torch.export.export(model, (inputs(),), strict=True)
 
 
 def test_jit_trace() -> None:
@@ -65,7 +71,7 @@ def test_forced_eager() -> None:
 
 def test_recompile_limit() -> None:
     model = upgraded()
-    run = torch.compile(model, backend="mhc", dynamic=False, options={"compiler": "aot_eager"})
+    run = torch.compile(model, backend="mhc", dynamic=False, options={"compiler": "eager"})
     with torch._dynamo.config.patch(recompile_limit=1):
         run(inputs(2, 3))
         refused(lambda: run(inputs(2, 4)), match="recompile_limit")
@@ -95,7 +101,7 @@ def test_graph_break_between_branch_and_add(moved: bool) -> None:
     model = upgraded(Net, 2, Broken, moved=moved)
     model.get_submodule("blocks.1").broken = True  # type: ignore[assignment]
     run = compiled(model)
-    refused(lambda: run(inputs()), SiteNotFoundError, r"blocks\.1\.attn.*TORCH_LOGS=graph_breaks")
+    refused(lambda: run(inputs()), SiteNotFoundError, r"attn'.*TORCH_LOGS=graph_breaks")
 
 
 class Branching(Block):

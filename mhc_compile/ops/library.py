@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mhc_compile.errors import NotCompiledError
-from mhc_compile.ops import connections, reference
+from mhc_compile.ops import connections, functions
 from mhc_compile.ops.connections import Maps, by_token
 
 _LIB = torch.library.Library("mhc", "DEF")
@@ -33,21 +33,10 @@ _LIB.define(
 _LIB.define("site(Tensor[] parameters, str name, str spec, bool entry) -> ()")
 
 _impl: Callable[..., None] = _LIB.impl  # torch leaves it untyped
-_impl("expand", reference.expand, "CompositeImplicitAutograd")
-_impl("read", reference.read, "CompositeImplicitAutograd")
-_impl("write", reference.write, "CompositeImplicitAutograd")
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which streams of `dtype` are summed: fp32, or fp64 for fp64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _readout(x: Tensor, n: int) -> Tensor:
-    return reference.readout(x, n, accumulator(x.dtype))
-
-
-_impl("readout", _readout, "CompositeImplicitAutograd")
+_impl("expand", functions.Expand.apply, "CompositeImplicitAutograd")
+_impl("read", functions.Read.apply, "CompositeImplicitAutograd")
+_impl("write", functions.Write.apply, "CompositeImplicitAutograd")
+_impl("readout", functions.Readout.apply, "CompositeImplicitAutograd")
 
 
 def _coefficients(

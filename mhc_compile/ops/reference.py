@@ -54,13 +54,10 @@ def write(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int) -> Tensor
     Returns:
         The new streams `[..., n, C]` in x's dtype.
     """
-    rows = []
-    for i in range(n):
-        total = h_res[..., i, 0, None] * x[..., 0, :]
-        for j in range(1, n):
-            total = total + h_res[..., i, j, None] * x[..., j, :]
-        rows.append(total + h_post[..., i, None] * f)
-    return torch.stack(rows, -2).type_as(x)
+    total = h_res[..., :, 0, None] * x[..., 0, None, :]
+    for j in range(1, n):
+        total = total + h_res[..., :, j, None] * x[..., j, None, :]
+    return (total + h_post[..., :, None] * f[..., None, :]).type_as(x)
 
 
 def readout(x: Tensor, n: int, acc: torch.dtype = torch.float32) -> Tensor:

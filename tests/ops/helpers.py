@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +82,9 @@ class Case:
         return maps(x, phi, alpha, delta + base.detach(), self)
 
 
-def ops(op: str) -> Function:
-    """The named op of torch.ops.mhc."""
-    function: Function = getattr(torch.ops.mhc, op)
-    return function
+def at(function: Function, *last: Any) -> Function:
+    """The function with its last arguments given."""
+    return lambda *tensors: function(*tensors, *last)
 
 
 def coefficients(case: Case) -> Function:
@@ -139,6 +139,35 @@ def write(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int) -> Tensor
 
 def readout(x: Tensor, n: int) -> Tensor:
     return torch.einsum("...nc->...c", x) / n
+
+
+def inputs(case: Case) -> list[Tensor]:
+    """What `whole` takes."""
+    return [case.streams(), case.branch(), *case.parameters()]
+
+
+def whole(case: Case) -> Function:
+    """One site by the ops: what the branch reads, the new streams, their readout."""
+
+    def run(x: Tensor, f: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        pre, post, res = coefficients(case)(x, *parameters)
+        u = torch.ops.mhc.read(x, pre, case.n)
+        new = torch.ops.mhc.write(x, f * u, post, res, case.n)
+        return u, new, torch.ops.mhc.readout(new, case.n)
+
+    return run
+
+
+def whole_by_equation(case: Case) -> Function:
+    """The same by the equations."""
+
+    def run(x: Tensor, f: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        pre, post, res = case.reference(x, *parameters)
+        u = read(x, pre, case.n)
+        new = write(x, f * u, post, res, case.n)
+        return u, new, readout(new, case.n)
+
+    return run
 
 
 def tensors(result: Tensor | Sequence[Tensor]) -> Tensors:

@@ -123,7 +123,7 @@ def test_get_names_what_exists() -> None:
 
 @pytest.mark.parametrize("spread", [20.0, 60.0, 85.0])
 def test_sinkhorn_is_finite_for_far_logits(spread: float) -> None:
-    z = (spread * torch.tensor([[1.0, 0.0], [1.0, 0.5]]))
+    z = spread * torch.tensor([[1.0, 0.0], [1.0, 0.5]])
     assert reference.sinkhorn(z, 20).isfinite().all()
     assert Sinkhorn().run(z.flatten(), 2, 20).isfinite().all()
     assert Sinkhorn().vjp(z.flatten(), normal(2, 2).float(), 2, 20).isfinite().all()

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from mhc_compile.ops import reference
 from tests.ops import helpers
-from tests.ops.helpers import TOKENS, Case, check, normal, spread_out
+from tests.ops.helpers import TOKENS, Case, Tensors, at, check, normal, spread_out
 
 SIZES = [(1, 5), (2, 1), (3, 7), (4, 5), (8, 7)]
 sizes = pytest.mark.parametrize(("n", "c"), SIZES)
@@ -28,6 +28,17 @@ def weights(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def pairs(
+    x: Tensor, f: Tensor, h_pre: Tensor, h_post: Tensor, h_res: Tensor
+) -> list[tuple[Function, Function, Tensors]]:
+    """Function, equation and what they take."""
+    return [
+        (reference.read, helpers.read, (x, h_pre)),
+        (reference.write, helpers.write, (x, f, h_post, h_res)),
+        (reference.readout, helpers.readout, (x,)),
+    ]
+
+
 @sizes
 @tokens
 @dtypes
@@ -36,11 +47,11 @@ def test_values_and_every_gradient(n: int, c: int, tokens: tuple[int, ...], dtyp
     x, f = case.streams(), case.branch()
     h_pre, h_post, h_res = weights(case)
     acc = case.wide
-    check(lambda t: reference.expand(t, n), lambda t: helpers.expand(t, n), [f])
-    check(lambda *t: reference.read(*t, n), lambda *t: helpers.read(*t, n), [x, h_pre])
-    check(lambda *t: reference.write(*t, n), lambda *t: helpers.write(*t, n), [x, f, h_post, h_res])
-    check(lambda t: reference.readout(t, n, acc), lambda t: helpers.readout(t, n), [x])
-    check(lambda t: reference.sinkhorn(t, 20), lambda t: helpers.sinkhorn(t, 20), [h_res])
+    check(at(reference.expand, n), at(helpers.expand, n), [f])
+    check(at(reference.read, n), at(helpers.read, n), [x, h_pre])
+    check(at(reference.write, n), at(helpers.write, n), [x, f, h_post, h_res])
+    check(at(reference.readout, n, acc), at(helpers.readout, n), [x])
+    check(at(reference.sinkhorn, 20), at(helpers.sinkhorn, 20), [h_res])
 
 
 @sizes
@@ -51,7 +62,7 @@ def test_logits(n: int, c: int, tokens: tuple[int, ...]) -> None:
         return torch.einsum("...k,km->...m", x / norm, phi), 1 / norm
 
     x, phi = normal(*tokens, n * c), normal(n * c, n + 2, seed=1)
-    check(lambda *t: reference.logits(*t, 1e-3), by_equation, [x, phi])
+    check(at(reference.logits, 1e-3), by_equation, [x, phi])
 
 
 def test_logits_take_the_dtype_of_phi() -> None:
@@ -64,10 +75,10 @@ def test_non_contiguous_inputs() -> None:
     inputs = [spread_out(t) for t in (case.streams(), case.branch(), *weights(case))]
     assert not any(t.is_contiguous() for t in inputs)
     x, f, h_pre, h_post, h_res = inputs
-    check(lambda *t: reference.write(*t, 3), lambda *t: helpers.write(*t, 3), [x, f, h_post, h_res])
-    check(lambda *t: reference.read(*t, 3), lambda *t: helpers.read(*t, 3), [x, h_pre])
-    check(lambda t: reference.readout(t, 3, torch.float64), lambda t: helpers.readout(t, 3), [x])
-    check(lambda t: reference.sinkhorn(t, 3), lambda t: helpers.sinkhorn(t, 3), [h_res])
+    check(at(reference.write, 3), at(helpers.write, 3), [x, f, h_post, h_res])
+    check(at(reference.read, 3), at(helpers.read, 3), [x, h_pre])
+    check(at(reference.readout, 3, torch.float64), at(helpers.readout, 3), [x])
+    check(at(reference.sinkhorn, 3), at(helpers.sinkhorn, 3), [h_res])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -75,12 +86,8 @@ def test_narrow_streams_give_narrow_results_and_gradients(dtype: torch.dtype) ->
     case = Case(4, 7, (5, 3), dtype=dtype)
     x, f = case.streams(), case.branch()
     h_pre, h_post, h_res = weights(case)
-    for function, by_equation, inputs in (
-        (reference.read, helpers.read, [x, h_pre]),
-        (reference.write, helpers.write, [x, f, h_post, h_res]),
-        (reference.readout, helpers.readout, [x]),
-    ):
-        outputs, _ = check(lambda *t, g=function: g(*t, 4), lambda *t, g=by_equation: g(*t, 4), inputs)
+    for function, by_equation, inputs in pairs(x, f, h_pre, h_post, h_res):
+        outputs, _ = check(at(function, 4), at(by_equation, 4), inputs)
         assert outputs[0].dtype == dtype
 
 
@@ -185,11 +192,7 @@ def test_results_are_rounded_once(n: int, dtype: torch.dtype) -> None:
     case = Case(n, 96, (64,), dtype=dtype)
     x, f = case.streams(), case.branch()
     h_pre, h_post, h_res = weights(case)
-    for function, by_equation, inputs in (
-        (reference.read, helpers.read, [x, h_pre]),
-        (reference.write, helpers.write, [x, f, h_post, h_res]),
-        (reference.readout, helpers.readout, [x]),
-    ):
+    for function, by_equation, inputs in pairs(x, f, h_pre, h_post, h_res):
         wide = [t.double() for t in inputs]
         once(function(*inputs, n), by_equation(*wide, n), by_equation(*(t.abs() for t in wide), n), n)
 

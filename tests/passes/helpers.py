@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import linecache
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,6 +89,11 @@ class Mark:
     def site(self) -> tuple[str, int, str, int]:
         return self.words[1], int(self.words[2]), " ".join(self.words[3:]), self.line
 
+    @property
+    def times(self) -> int:
+        """How many adds a rejected line holds, or runs: `# no <reason> <times>`."""
+        return int(self.words[2]) if len(self.words) > 2 else 1
+
 
 def marks(step: Step, word: str) -> list[Mark]:
     """The marks in the source of a function, in its order."""
@@ -100,6 +106,30 @@ def marks(step: Step, word: str) -> list[Mark]:
             if words[:1] == (word,):
                 found.append(Mark(number, words))
     return found
+
+
+def structures(names: dict[str, Any]) -> list[Step]:
+    """The functions of a test module that are structures: those with marks."""
+    here = [f for f in names.values() if inspect.isfunction(f) and f.__module__ == names["__name__"]]
+    return [f for f in here if marks(f, "site") or marks(f, "no")]
+
+
+def check_marks(step: Step, depth: int = 2) -> Report:
+    """Upgrade layers of a structure: exactly what its marks say is found, and the function is the same."""
+    torch.manual_seed(0)
+    report = mhc.upgrade(Net(step, depth), (tokens(),))
+    file, layers = inspect.getsourcefile(step), [f"layers.{i}" for i in range(depth)]
+    found = [(s.name, s.adds, s.kind, s.axis, s.source) for s in report.sites]
+    assert found == [
+        (f"{layer}.{label if label != 'line' else f'line{line}'}", adds, kind, -1, f"{file}:{line}")
+        for layer in layers
+        for label, adds, kind, line in (mark.site for mark in marks(step, "site"))
+    ]
+    rejected = Counter((r.owner, r.reason, r.source) for r in report.rejections)
+    wanted = [mark for mark in marks(step, "no") for _ in range(mark.times)]
+    assert rejected == Counter((layer, mark.words[1], f"{file}:{mark.line}") for layer in layers for mark in wanted)
+    assert report.max_error is None or report.max_error < 1e-5
+    return report
 
 
 def line(text: str, file: str) -> int:

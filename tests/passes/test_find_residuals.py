@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.passes.helpers import C, Net, Step, explain, marks, tokens
+from tests.passes.helpers import C, Step, check_marks, structures
 
 
 def pre_norm(self: Any, x: Tensor) -> Tensor:
@@ -138,7 +137,7 @@ def branch_overwritten(self: Any, x: Tensor) -> Tensor:
 
 def read_through_a_view(self: Any, x: Tensor) -> Tensor:
     y = self.proj(x)
-    z = y + self.attn(y)
+    z = y + self.attn(y)  # no in-place
     view = z[:, :1]
     z += self.mlp(z)  # no in-place
     return z * view.sigmoid()
@@ -153,7 +152,7 @@ def lora(self: Any, x: Tensor) -> Tensor:
 def experts(self: Any, x: Tensor) -> Tensor:
     u = self.norm(x)
     routed = torch.stack([self.mlp(u), self.proj(u)]).sum(0)
-    return x + (routed + self.shared(u))  # site line 1 parallel pre-norm; no branch-sum
+    return x + (routed + self.shared(u))  # site mlp 1 parallel pre-norm; no branch-sum
 
 
 def feedthrough(self: Any, x: Tensor) -> Tensor:
@@ -163,24 +162,9 @@ def feedthrough(self: Any, x: Tensor) -> Tensor:
     return x + self.up(self.down(y))  # site up 1 pre-norm
 
 
-STRUCTURES: list[Step] = [
-    value for name, value in list(globals().items()) if getattr(value, "__module__", "") == __name__ and callable(value)
-]
+STRUCTURES = structures(globals())
 
 
 @pytest.mark.parametrize("step", STRUCTURES, ids=lambda step: step.__name__)
 def test_structure(step: Step) -> None:
-    depth = 2
-    report = explain(Net(step, depth), tokens())
-    found = [(s.name, s.adds, s.kind, s.axis, s.source) for s in report.sites]
-    wanted = [
-        (f"layers.{i}.{label if label != 'line' else f'line{line}'}", adds, kind, -1, f"{__file__}:{line}")
-        for i in range(depth)
-        for label, adds, kind, line in (mark.site for mark in marks(step, "site"))
-    ]
-    assert found == wanted
-    rejected = Counter((r.owner, r.reason, r.source) for r in report.rejections)
-    assert rejected == Counter(
-        (f"layers.{i}", mark.words[1], f"{__file__}:{mark.line}") for i in range(depth) for mark in marks(step, "no")
-    )
-    assert len(report.regions) == 1
+    check_marks(step)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from mhc_compile.config import CHOICES, Config
+from mhc_compile.errors import ConfigError
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("streams", 0, r"streams must be an integer >= 1, not 0; for example streams=4"),
+    ("streams", -1, r"not -1"),
+    ("streams", 2.5, r"not 2\.5"),
+    ("streams", 4.0, r"not 4\.0"),
+    ("streams", "4", r"not '4'"),
+    ("streams", True, r"not True"),
+    ("streams", None, r"not None"),
+    ("sinkhorn_iters", 0, r"sinkhorn_iters must be an integer >= 1, not 0; for example sinkhorn_iters=20"),
+    ("sinkhorn_iters", 1.5, r"not 1\.5"),
+    ("every", 0, r"every must be an integer >= 1, not 0; for example every=1"),
+    ("every", True, r"not True"),
+    ("connection", "mch", r"connection must be one of 'mhc', 'hc', 'residual', not 'mch'"),
+    ("connection", None, r"not None"),
+    ("convention", "deepseek", r"one of 'paper', not 'deepseek'"),
+    ("init", "zero", r"one of 'home', not 'zero'"),
+    ("readout", "max", r"one of 'mean', not 'max'"),
+    ("recompute", "on", r"one of 'off', not 'on'"),
+    ("kernels", "cuda", r"one of 'auto', 'reference', not 'cuda'"),
+    ("compiler", "tvm", r"one of 'inductor', 'aot_eager', 'eager', not 'tvm'"),
+    ("projection", 3, r"projection must be .*, not 3"),
+    ("eps", 0, r"eps must be a number between 0 and 1, not 0; for example 1e-6"),
+    ("eps", 1.0, r"not 1\.0"),
+    ("eps", -1e-6, r"not -1e-06"),
+    ("eps", float("nan"), r"not nan"),
+    ("eps", "1e-6", r"not '1e-6'"),
+    ("eps", True, r"not True"),
+    ("alpha", 0, r"alpha must be 'auto' or a number in \(0, 1\], not 0"),
+    ("alpha", 1.5, r"not 1\.5"),
+    ("alpha", "automatic", r"not 'automatic'"),
+    ("alpha", float("nan"), r"not nan"),
+    ("alpha", True, r"not True"),
+    ("alpha", None, r"not None"),
+    ("include", (1,), r"include must be glob patterns of site names, not \(1,\)"),
+    ("include", 3, r"include must be glob patterns of site names, not 3"),
+    ("exclude", None, r"exclude must be glob patterns of site names, not None"),
+    ("inductor", [("a", 1)], r"inductor must be a mapping of Inductor options, not \[\('a', 1\)\]"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG, ids=str)
+def test_wrong_values_are_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_options({name: value})
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(Config(), **{name: value})
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_unhashable_choice_is_an_error_too(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} must be one of"):
+        Config.from_options({name: ["paper"]})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("stream", r"unknown option 'stream'; did you mean 'streams'\?"),
+        ("sinkhorn_iter", r"did you mean 'sinkhorn_iters'\?"),
+        ("kernel", r"did you mean 'kernels'\?"),
+        ("max_autotune", r"unknown option 'max_autotune'; the options are alpha, compiler, connection, .*streams"),
+    ],
+)
+def test_misspelt_options_get_a_suggestion(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_options({option: 4})
+
+
+RIGHT: list[tuple[str, Any]] = [
+    *(("streams", n) for n in (1, 2, 3, 4, 8, 17)),
+    *((name, value) for name, values in CHOICES.items() for value in values),
+    *(("projection", name) for name in ("sinkhorn", "identity")),
+    *(("alpha", value) for value in ("auto", 1, 0.5, 1e-9)),
+    ("eps", 1e-20),
+    ("inductor", {"max_autotune": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), RIGHT, ids=str)
+def test_right_values(name: str, value: Any) -> None:
+    assert getattr(Config.from_options({name: value}), name) == value
+
+
+def test_options_go_on_top_of_a_base() -> None:
+    base = Config(streams=2, alpha="auto")
+    assert Config.from_options({"alpha": 0.5}, base) == Config(streams=2, alpha=0.5)
+    assert Config.from_options(None, base) == base
+    assert Config.from_options({}) == Config.from_options(None) == Config()
+
+
+def test_globs_become_tuples() -> None:
+    config = Config.from_options({"include": "layers.*", "exclude": ["*.mlp", "head"]})
+    assert (config.include, config.exclude) == (("layers.*",), ("*.mlp", "head"))
+
+
+def test_config_is_frozen_and_hashable() -> None:
+    config = Config(inductor={"max_autotune": True})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.streams = 2  # type: ignore[misc]
+    assert hash(config) == hash(Config(inductor={"max_autotune": True}))
+    assert {config: 1}[Config(inductor={"max_autotune": True})] == 1
+
+
+def test_function_survives_json_and_holds_nothing_else() -> None:
+    config = Config(streams=3, connection="hc", alpha="auto", eps=1e-5, include=("a",), compiler="eager")
+    again = Config.from_options(json.loads(json.dumps(config.function())))
+    assert again.function() == config.function()
+    assert again == dataclasses.replace(config, include=("*",), compiler="inductor")

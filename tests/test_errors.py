@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+import warnings
+
+import pytest
+
+import mhc_compile
+from mhc_compile import errors
+from mhc_compile.errors import ConfigError, MHCError, MHCWarning, MissingDependencyError, NotCompiledError
+
+ERRORS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, Exception) and kind != MHCWarning
+]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_one_base_catches_every_error(kind: type[Exception]) -> None:
+    assert issubclass(kind, MHCError)
+    assert kind is MHCError or kind.__name__.endswith("Error")
+    assert inspect.getdoc(kind)
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(MissingDependencyError, ImportError)
+    assert not issubclass(MHCError, (ValueError, RuntimeError, ImportError))
+
+
+def test_the_public_face_has_the_base_and_the_warning() -> None:
+    assert mhc_compile.MHCError is MHCError
+    assert mhc_compile.MHCWarning is MHCWarning
+
+
+def test_warning_can_be_turned_into_an_error_alone() -> None:
+    assert issubclass(MHCWarning, UserWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MHCWarning)
+        warnings.simplefilter("ignore", UserWarning, append=True)
+        warnings.warn("another", UserWarning, stacklevel=1)
+        with pytest.raises(MHCWarning):
+            warnings.warn("ours", MHCWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    "remedy",
+    ["model.compile(backend='mhc')", "recompile_limit", "mhc_compile.export(model, args)", "mhc_compile.plain(model)"],
+)
+def test_not_compiled_names_the_site_and_every_remedy(remedy: str) -> None:
+    message = str(NotCompiledError("layers.3.mlp"))
+    assert "'layers.3.mlp'" in message
+    assert remedy in message
+
+
+def test_not_compiled_survives_pickling() -> None:
+    """As errors must that come out of worker processes."""
+    error = NotCompiledError("layers.3.mlp")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
