@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mhc_compile import owner
 from mhc_compile.capture import Captured, run_captured
 from mhc_compile.config import Config
-from mhc_compile.errors import ConfigMismatchError, VerificationError
+from mhc_compile.errors import ConfigMismatchError, MHCWarning, VerificationError
 from mhc_compile.init import Place
 from mhc_compile.ops import projections
 from mhc_compile.optimizers import watch
@@ -63,6 +64,8 @@ def upgrade(
     captured = run_captured(model, args, kwargs)
     draft = draw(captured, model, config)
     report = report_of(draft, captured, model)
+    if not draft.plan.sites:
+        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=2)
     if not draft.plan.sites or config.connection == "residual" or config.streams == 1:
         return report
     register(model, draft.plan)

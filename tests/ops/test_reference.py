@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,9 +29,10 @@ def weights(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def pairs(
-    x: Tensor, f: Tensor, h_pre: Tensor, h_post: Tensor, h_res: Tensor
-) -> list[tuple[Function, Function, Tensors]]:
+Pair = tuple[Callable[..., Tensor], Callable[..., Tensor], Tensors]
+
+
+def pairs(x: Tensor, f: Tensor, h_pre: Tensor, h_post: Tensor, h_res: Tensor) -> list[Pair]:
     """Function, equation and what they take."""
     return [
         (reference.read, helpers.read, (x, h_pre)),

@@ -1,0 +1,146 @@
+"""Networks with every structure that the passes widen, written once (see `streams`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.passes.helpers import Attention, mlp
+from tests.passes.streams import Part
+
+C = 6
+
+
+class Block(Part):
+    """The parts of a block; a subclass says how they are connected."""
+
+    def __init__(self, c: int = C) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c) for _ in range(3))
+        self.attn, self.cross, self.mlp, self.proj = Attention(c), Attention(c), mlp(c), nn.Linear(c, c)
+        self.gamma = nn.Parameter(torch.linspace(-1, 1, c))
+
+
+class PreNorm(Block):
+    def forward(self, x: Any) -> Any:
+        x = self.connect("attn", x, lambda u: self.attn(self.norm1(u)))
+        return self.connect("mlp", x, lambda u: self.mlp(self.norm2(u)))
+
+
+class PostNorm(Block):
+    def forward(self, x: Any) -> Any:
+        x = self.lift(self.norm1, self.connect("attn", x, self.attn))
+        return self.lift(self.norm2, self.connect("mlp", x, self.mlp))
+
+
+class Sandwich(Block):
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.norm2(self.mlp(self.norm1(u))))
+
+
+class Parallel(Block):
+    def forward(self, x: Any) -> Any:
+        return self.connect("attn", x, lambda u: self.attn(self.norm1(u)), lambda u: self.mlp(self.norm1(u)))
+
+
+class LayerScale(Block):
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.gamma * self.mlp(self.norm1(u)))
+
+
+class ScaledCarrier(Block):
+    def forward(self, x: Any) -> Any:
+        x = self.connect("mlp", x, lambda u: self.mlp(self.norm1(u)), scale=0.8)
+        return self.lift(lambda s: 1.25 * s, x)
+
+
+class Gated(Block):
+    """What stands on the trunk is made with a gate, which reads the trunk like any other reader."""
+
+    def forward(self, x: Any) -> Any:
+        x = self.connect("mlp", x, self.mlp)
+        gate = self.proj(self.leave(x)).sigmoid()
+        x = self.lift(lambda s: s * gate + s.mean(-1, keepdim=True), x)
+        context = self.leave(x).mean(1, keepdim=True).softmax(-1)
+        return self.connect("attn", self.lift(lambda s: s + context, x), self.attn)
+
+
+class Cross(Block):
+    def forward(self, x: Any, memory: Tensor) -> Any:
+        x = self.connect("attn", x, lambda u: self.attn(self.norm1(u)))
+        x = self.connect("cross", x, lambda u: self.cross(self.norm2(u), memory))
+        return self.connect("mlp", x, lambda u: self.mlp(self.norm3(u)))
+
+
+class ConvBlock(Part):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1)
+        self.norm, self.act = nn.BatchNorm2d(c), nn.ReLU()
+
+    def forward(self, x: Any) -> Any:
+        x = self.connect("second", x, lambda u: self.second(self.act(self.norm(self.first(u)))))
+        return self.lift(self.act, x)
+
+
+class Trunk(Part):
+    """Blocks in one region; beside the output, what an outside reader sees between them."""
+
+    def __init__(self, block: type[Part] = PreNorm, depth: int = 2, axis: int = -1, c: int = C) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(c) for _ in range(depth))
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        streams, seen = self.enter(x, self.axis), []
+        for block in self.blocks:
+            streams = block(streams)
+            seen.append(self.leave(streams).sin())
+        return self.leave(streams), torch.stack(seen).sum(0)
+
+
+class Shared(Part):
+    """One block, called three times: each call is a site with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = PreNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = self.enter(x)
+        for _ in range(3):
+            streams = self.block(streams)
+        return self.leave(streams)  # type: ignore[no-any-return]
+
+
+class EncoderDecoder(Part):
+    """Two regions; the second one's branches read what leaves the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(PreNorm() for _ in range(1))
+        self.decoder = nn.ModuleList(Cross() for _ in range(1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        streams = self.enter(x)
+        for block in self.encoder:
+            streams = block(streams)
+        memory, streams = self.leave(streams), self.enter(y)
+        for block in self.decoder:
+            streams = block(streams, memory)
+        return self.leave(streams)  # type: ignore[no-any-return]
+
+
+class Fork(Part):
+    """Two towers on one trunk: its streams flow into both, and the towers' sums meet as plain tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.left, self.right = PreNorm(), PreNorm(), PostNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = self.trunk(self.enter(x))
+        left, right = self.leave(self.left(streams)), self.leave(self.right(streams))
+        return left * right  # type: ignore[no-any-return]

@@ -1,0 +1,136 @@
+"""Hyper-connections once more, by hand and in eager mode: what a rewritten network is compared with.
+
+A network is written once, from `Part`. As it stands it is plain (`x + f(x)`); `by_hand` makes every part of it run the
+n streams explicitly. Streams are `[n, *shape]` here, in the layout of the network, so nothing is shared with the passes:
+not the layout, not the equations, not the choice of what reads what.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T", bound="Part")
+ITERATIONS, EPS = 20, 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """The streams `[n, *shape]`, where in shape the features are, and what a reader outside the region sees.
+
+    That is the mean behind a connection; ops on the trunk behind it act on the mean for such a reader.
+    """
+
+    x: Tensor
+    axis: int
+    seen: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Streams:
+        """Apply a function to every stream."""
+        return Streams(torch.stack([f(stream) for stream in self.x]), self.axis, f(self.seen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Hand:
+    """The equations of a kind of connection, and the parameters of every site by name."""
+
+    connection: str
+    projection: str
+    n: int
+    parameters: dict[str, Tensor]
+    calls: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def coefficients(self, site: str, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """H_pre and H_post `[..., n]`, H_res `[..., n, n]` at every token."""
+        phi, alpha, bias = (self.parameters[f"{site}.{name}"] for name in ("phi", "alpha", "bias"))
+        x = streams.x.movedim(streams.axis, -1)
+        return (self._mhc if self.connection == "mhc" else self._hc)(x, phi, alpha, bias)
+
+    def _mhc(self, x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, c = x.shape[0], x.shape[-1]
+        size = (x.square().sum((0, -1)) / (n * c) + EPS).sqrt()
+        y = torch.einsum("n...c,ncm->...m", x, phi.reshape(n, c, -1)) / size[..., None]
+        pre = 1 / (1 + torch.exp(-(alpha[0] * y[..., :n] + bias[:n])))
+        post = 2 / (1 + torch.exp(-(alpha[1] * y[..., n : 2 * n] + bias[n : 2 * n])))
+        if self.projection == "identity":
+            return pre, post, torch.eye(n, dtype=x.dtype).expand(*pre.shape, n)
+        res = torch.exp((alpha[2] * y[..., 2 * n :] + bias[2 * n :]).unflatten(-1, (n, n)))
+        for _ in range(ITERATIONS):
+            res = res / torch.einsum("...ij->...j", res)[..., None, :]
+            res = res / torch.einsum("...ij->...i", res)[..., :, None]
+        return pre, post, res
+
+    def _hc(self, x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = x.shape[0]
+        size = (x.square().mean(-1, keepdim=True) + EPS).sqrt()
+        t = torch.tanh(torch.einsum("n...c,cm->n...m", x / size, phi))
+        pre = torch.einsum("n...->...n", t[..., 0]) * alpha[0] + bias[:n]
+        post = torch.einsum("n...->...n", t[..., 1]) * alpha[1] + bias[n : 2 * n]
+        res = torch.einsum("j...i->...ij", t[..., 2:]) * alpha[2] + bias[2 * n :].reshape(n, n)
+        return pre, post, res
+
+
+class Part(nn.Module):
+    """A module whose forward holds residual connections."""
+
+    hand: Hand | None = None
+    path = ""
+
+    def enter(self, x: Any, axis: int = -1) -> Any:
+        """Start a region."""
+        if self.hand is None:
+            return x
+        return Streams(x[None].expand(self.hand.n, *x.shape), axis, x)
+
+    def leave(self, x: Any) -> Any:
+        """End a region, or look at x from outside: a reader that is no branch."""
+        return x.seen if isinstance(x, Streams) else x
+
+    def lift(self, f: Callable[[Tensor], Tensor], x: Any) -> Any:
+        """An op on the trunk."""
+        return x.map(f) if isinstance(x, Streams) else f(x)
+
+    def connect(self, label: str, x: Any, *branches: Callable[[Tensor], Tensor], scale: float | None = None) -> Any:
+        """`x + f(x)`, or `scale x + f(x)`, with one branch or several."""
+        if not isinstance(x, Streams):
+            total = x if scale is None else scale * x
+            for branch in branches:
+                total = total + branch(x)
+            return total
+        assert self.hand is not None
+        site = self._site(label)
+        if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
+            made = sum(branch(x.seen) for branch in branches)
+            return x.map(lambda stream: stream + made)
+        carried = x if scale is None else x.map(lambda stream: scale * stream)
+        pre, post, res = self.hand.coefficients(site, carried)
+        last = carried.x.movedim(x.axis, -1)
+        u = torch.einsum("...n,n...c->...c", pre, x.x.movedim(x.axis, -1)).movedim(-1, x.axis)
+        f = sum(branch(u) for branch in branches)
+        new = torch.einsum("...ij,j...c->i...c", res, last)
+        new = new + torch.einsum("...i,...c->i...c", post, f.movedim(x.axis, -1))  # type: ignore[union-attr]
+        new = new.movedim(-1, x.axis)
+        return Streams(new, x.axis, new.sum(0) / self.hand.n)
+
+    def _site(self, label: str) -> str:
+        """The name of the site, numbered when its module is called again."""
+        assert self.hand is not None
+        name = f"{self.path}.mhc.{label}".removeprefix(".")
+        count = self.hand.calls[name]
+        self.hand.calls[name] += 1
+        return f"{name}_{count}" if count else name
+
+
+def by_hand(net: T, hand: Hand) -> T:
+    """A copy of the network that runs the streams explicitly."""
+    made = copy.deepcopy(net)
+    for path, module in made.named_modules():
+        if isinstance(module, Part):
+            module.hand, module.path = hand, path
+    return made

@@ -1,0 +1,245 @@
+"""Without upgrade: the first compiled call creates the parameters, says so, and computes what the model computed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from mhc_compile.errors import LazyUpgradeError, NotCompiledError
+from tests.nets import Net, PostBlock, Shared, compiled, inputs, made, perturb, relative, snapshot, unchanged, upgraded
+
+CREATED = r"created the parameters of 4 hyper-connections.*optimizer built before.*param_groups"
+ours = pytest.mark.filterwarnings("ignore::mhc_compile.MHCWarning")
+
+
+def test_first_call_equals_the_model_and_warns_once() -> None:
+    model = made()
+    expected = model(inputs())
+    run = compiled(model, compiler="aot_eager")
+    with pytest.warns(mhc.MHCWarning, match=CREATED) as caught:
+        assert torch.equal(run(inputs()), expected)
+    assert len([w for w in caught if issubclass(w.category, mhc.MHCWarning)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mhc.MHCWarning)
+        out = run(inputs())
+        assert relative(out, expected) < 1e-5
+        assert torch.equal(run(inputs()), out)
+
+
+@ours
+def test_second_call_trains_everything() -> None:
+    model = made()
+    run = compiled(model)
+    run(inputs()).sum().backward()
+    model.zero_grad()
+    run(inputs()).sum().backward()
+    names = [name for name, _ in mhc.named_parameters(model)]
+    assert len(names) == 12
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad.abs().max() > 0 for name, parameter in mhc.named_parameters(model) if parameter.grad is not None)
+
+
+@ours
+@pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
+def test_equals_upgrade(make: Any, moved: bool) -> None:
+    """The same names, places and start as from upgrade."""
+    model, reference = made(make), upgraded(make)
+    run = compiled(model)
+    run(inputs())
+    assert list(model.state_dict()) == list(reference.state_dict())
+    for name, value in reference.state_dict().items():
+        if not name.endswith("_extra_state"):
+            assert torch.equal(model.state_dict()[name], value), name
+    for each in (model, reference):
+        perturb(each, 0.5 if moved else 0.0)
+    assert torch.equal(run(inputs()), compiled(reference)(inputs()))
+
+
+@ours
+def test_in_place_compile_and_options() -> None:
+    model = made()
+    expected = model(inputs())
+    model.compile(backend="mhc", options={"compiler": "eager", "streams": 2})
+    assert torch.equal(model(inputs()), expected)
+    assert all(p.shape == (32, 8) for name, p in mhc.named_parameters(model) if name.endswith("phi"))
+    assert relative(model(inputs()), expected) < 1e-5
+    perturb(model)
+    assert relative(model(inputs()), expected) > 1e-2
+
+
+@ours
+def test_never_plain_afterwards() -> None:
+    model = made()
+    compiled(model)(inputs())
+    with pytest.raises(NotCompiledError):
+        model(inputs())
+
+
+@ours
+def test_checkpoint_of_a_lazy_model(moved: bool) -> None:
+    model = made()
+    run = compiled(model)
+    run(inputs())
+    perturb(model, 0.5 if moved else 0.0)
+    again = made(seed=3)
+    mhc.restore(again, model.state_dict())
+    assert torch.equal(compiled(again)(inputs()), run(inputs()))
+
+
+def test_a_function_has_nowhere_to_keep_parameters() -> None:
+    model = made()
+    before = snapshot(model)
+
+    def step(x: Tensor) -> Tensor:
+        out: Tensor = model(x)
+        return out.sum()
+
+    with pytest.raises(LazyUpgradeError, match=r"mhc_compile\.upgrade\(model, args\) first"):
+        torch.compile(step, backend="mhc", options={"compiler": "eager"})(inputs())
+    assert unchanged(model, before)
+
+
+def test_a_function_around_an_upgraded_model(moved: bool) -> None:
+    model = upgraded(moved=moved)
+    expected = compiled(model)(inputs())
+
+    def step(x: Tensor) -> Tensor:
+        out: Tensor = model(x)
+        return out * 2
+
+    out = torch.compile(step, backend="mhc", options={"compiler": "eager"})(inputs())
+    assert torch.equal(out, expected * 2)
+
+
+class DistributedDataParallel(nn.Module):
+    """Has the name of torch's wrapper, and needs no process group."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out
+
+
+def test_a_wrapped_model_is_refused() -> None:
+    model = DistributedDataParallel(made())
+    before = snapshot(model)
+    with pytest.raises(LazyUpgradeError, match=r"DistributedDataParallel.*before wrapping"):
+        compiled(model)(inputs())
+    assert unchanged(model, before)
+
+
+def test_wrapped_after_upgrade(moved: bool) -> None:
+    model = upgraded(moved=moved)
+    expected = compiled(model)(inputs())
+    torch._dynamo.reset()
+    assert torch.equal(compiled(DistributedDataParallel(model))(inputs()), expected)
+
+
+class Broken(Net):
+    """A graph break in the middle of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        torch._dynamo.graph_break()
+        out: Tensor = self.head(self.blocks[1](x))
+        return out
+
+
+@ours
+def test_graph_break() -> None:
+    """Each graph is planned when it is seen: the model still is what it was, and later what upgrade makes of it, or is refused."""
+    model = made(Broken)
+    expected = model(inputs())
+    run = compiled(model)
+    try:
+        first = run(inputs())
+    except LazyUpgradeError:
+        return
+    assert torch.equal(first, expected)
+    assert relative(run(inputs()), expected) < 1e-5
+    perturb(model)
+    reference = made(Broken)
+    mhc.upgrade(reference, (inputs(),))
+    perturb(reference)
+    assert torch.equal(run(inputs()), compiled(reference)(inputs()))
+
+
+@ours
+def test_first_call_without_gradients() -> None:
+    model = made()
+    expected = model(inputs())
+    run = compiled(model)
+    with torch.no_grad():
+        assert torch.equal(run(inputs()), expected)
+        assert relative(run(inputs()), expected) < 1e-5
+    run(inputs()).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@ours
+def test_two_lazy_models_of_one_class() -> None:
+    first, second = made(), made(seed=1)
+    wanted = [first(inputs()), second(inputs())]
+    runs = [compiled(first), compiled(second)]
+    for _ in range(2):
+        for run, expected in zip(runs, wanted, strict=True):
+            assert relative(run(inputs()), expected) < 1e-5
+    runs[0](inputs()).sum().backward()
+    assert all(p.grad is not None for p in first.parameters())
+    assert all(p.grad is None for p in second.parameters())
+    assert len(list(mhc.named_parameters(second))) == 12
+
+
+@ours
+def test_optimizer_built_before() -> None:
+    """Gradients that no optimizer takes are told once, at the second step."""
+    model = made()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    run = compiled(model)
+    messages: list[str] = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        run(inputs()).sum().backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        messages += [str(w.message) for w in caught if issubclass(w.category, mhc.MHCWarning)]
+    assert len(messages) == 1
+    assert "12 mHC parameters have gradients but are in no optimizer's groups" in messages[0]
+    assert "param_groups" in messages[0]
+
+
+def test_optimizer_that_holds_all_is_not_warned() -> None:
+    model = upgraded()
+    optimizer = torch.optim.AdamW(mhc.param_groups(model, 1e-3))
+    run = compiled(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mhc.MHCWarning)
+        for _ in range(3):
+            optimizer.zero_grad()
+            run(inputs()).sum().backward()
+            optimizer.step()
+
+
+def test_two_optimizers_that_hold_all_together() -> None:
+    """The usual split into Muon for matrices and AdamW for the rest."""
+    model = upgraded()
+    groups = mhc.param_groups(model, 1e-3)
+    optimizers = [torch.optim.SGD(groups[0]["params"], 1e-3), torch.optim.AdamW(groups[1:])]
+    run = compiled(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mhc.MHCWarning)
+        for _ in range(3):
+            run(inputs()).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+
