@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
 from rich.table import Table
 
-from mhc_compile import measure
+from mhc_compile import compare, measure
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,7 +46,7 @@ def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
         table.add_column(head, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    compare.console().print(table)
 
 
 def save(name: str, device: str, arguments: Mapping[str, Any], rows: object) -> Path:

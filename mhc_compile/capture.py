@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import ShortenTraceback
-from torch._dynamo.source import AttrSource
+from torch._dynamo.guards import GuardBuilder, install_guard
+from torch._dynamo.source import AttrSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from mhc_compile.errors import CaptureError, MHCError
@@ -32,8 +33,13 @@ class Stack:
 
     def __init__(self, paths: Mapping[int, str] | None = None, root: str = "") -> None:
         """Take the paths of modules by id, else names from the sources; `root` names the compiled module itself."""
-        self.paths = paths or {}
+        self.paths = dict(paths or {})
         self.root = root
+
+    @classmethod
+    def of(cls, model: nn.Module | None) -> Stack:
+        """Name nodes by the paths that modules have in this model; without one, as the frame's sources call them."""
+        return cls({id(module): path for path, module in model.named_modules()} if model is not None else None)
 
     def owner(self, node: fx.Node) -> str:
         """Return the path of the innermost module, `root` where there is none."""
@@ -55,8 +61,9 @@ class Stack:
         return [self._path(str(key), str(entry[0])) for key, entry in stack.items()]
 
     def _path(self, key: str, source: str) -> str:
-        known = self.paths.get(int(key.partition("@")[0])) if key.partition("@")[0].isdigit() else None
-        return known if known is not None else _ROOT.sub("", source)
+        """Name a module the same at every call, also one that its parents hold under several names."""
+        identity, path = key.partition("@")[0], _ROOT.sub("", source)
+        return self.paths.setdefault(int(identity), path) if identity.isdigit() else path
 
 
 def frame_root() -> nn.Module | None:
@@ -71,6 +78,13 @@ def frame_root() -> nn.Module | None:
         held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
         modules = list(held.values()) if len(held) == 1 else []
     return modules[0] if modules else None
+
+
+def keep_to(root: nn.Module) -> None:
+    """Let the code that is being compiled serve this module only, not others of its class that pass the same guards."""
+    held = InstructionTranslator.current_tx().output.root_tx.f_locals
+    name = next(name for name, module in held.items() if module is root)
+    install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
 @contextlib.contextmanager

@@ -136,8 +136,6 @@ def run(
     args: argparse.Namespace,
 ) -> list[Row]:
     """Measure, and print the table or the JSON."""
-    from rich.console import Console
-
     names = [PLAIN, "mhc"] if args.no_hc else [PLAIN, "mhc", "hc"]
     torch._dynamo.reset()
     contenders = [contender(name, model, inputs, keywords, options) for name in names]
@@ -146,8 +144,18 @@ def run(
         payload = {"environment": measure.environment(), "rows": [asdict(row) for row in rows]}
         print(json.dumps(payload, indent=2))
     else:
-        Console().print(table(rows, args.rounds))
+        console().print(table(rows, args.rounds))
     return rows
+
+
+def console() -> Any:
+    """A rich console that is wide enough for a table also where its output is piped."""
+    from rich.console import Console
+
+    made = Console()
+    if not made.is_terminal:
+        made.width = 120
+    return made
 
 
 def table(rows: list[Row], rounds: int) -> Any:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mhc_compile as mhc
-from mhc_compile import measure
+from mhc_compile import compare, measure
 from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.demo_report import Runner, report
 from mhc_compile.errors import MissingDependencyError
@@ -70,10 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the demo."""
     require(*NEEDS)
-    from rich.console import Console
-
     started = time.perf_counter()
-    console = Console()
+    console = compare.console()
     training, validation = batches(args)
     with measure.cold_caches():
         measure.start_compiler()

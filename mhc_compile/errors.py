@@ -19,6 +19,10 @@ class CaptureError(MHCError):
     """The model could not be run under capture with the arguments that were given."""
 
 
+class UnsupportedModelError(MHCError):
+    """The model is of a kind that cannot be upgraded in place."""
+
+
 class NotCompiledError(MHCError):
     """An upgraded model ran without the mhc backend, which would silently drop its mHC parameters."""
 

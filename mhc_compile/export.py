@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from mhc_compile.capture import clean_errors, run_captured, without_markers
+from mhc_compile.capture import clean_errors, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, NotUpgradedError
 from mhc_compile.rewriting import read_markers, rewrite_graph
@@ -62,8 +62,19 @@ def rewrite(
         MHCError: as `upgrade` and `export`.
     """
     copied = copy.deepcopy(gm)
-    upgrade(copied, args, kwargs, config=config)
-    return _as_graph(copied, tuple(args), dict(kwargs or {}))
+    module = _as_module(copied)
+    upgrade(module, args, kwargs, config=config)
+    if not any(isinstance(child, Sites) for child in module.modules()):
+        return copied  # nothing found, and upgrade said so
+    return _as_graph(module, tuple(args), dict(kwargs or {}))
+
+
+def _as_module(gm: fx.GraphModule) -> nn.Module:
+    """Return a plain module with the graph module's code and state: one whose class stays as it is."""
+    cls = type(type(gm).__name__, (nn.Module,), {"forward": type(gm).forward, "__module__": __name__})
+    module: nn.Module = cls()
+    module.__dict__.update({name: value for name, value in vars(gm).items() if name != "_graph"})
+    return module
 
 
 class _Recorder:
@@ -80,7 +91,9 @@ class _Recorder:
                 raise CaptureError("the model breaks into several graphs, and an exported graph must be one;"
                                    " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
             markers = read_markers(gm, None)
-            rewritten = rewrite_graph(gm, markers, whole=True, inline=True).gm if markers else without_markers(gm)
+            if markers is None:
+                raise CaptureError("the captured graph holds no site of the model; is it inside mhc_compile.plain(model)?")
+            rewritten = rewrite_graph(gm, markers, whole=True, inline=True).gm
         self.gm = rewritten
 
         def run(*inputs: Any) -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from mhc_compile.capture import Stack, without_markers
+from mhc_compile.capture import Stack, keep_to, without_markers
 from mhc_compile.config import Config
 from mhc_compile.errors import LazyUpgradeError, MHCWarning
 from mhc_compile.plan import Draft, ModelPlan, number, plan_graph
+from mhc_compile.register import register
 from mhc_compile.site import ATTRIBUTE, RootSites, Sites
-from mhc_compile.upgrade import register
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -41,11 +41,16 @@ def draft_frame(gm: fx.GraphModule, root: nn.Module | None, config: Config) -> D
     Raises:
         LazyUpgradeError: there is no module to keep the plan, or it is wrapped for distributed training.
     """
-    draft = number([plan_graph(without_markers(gm), config, Stack())], config)
+    draft = number([plan_graph(without_markers(gm), config, Stack.of(root))], config)
     if draft.plan.sites and root is None:
         raise LazyUpgradeError(
             "torch.compile was given a function, or Dynamo broke the model's forward, so there is no module to keep the"
             " plan; call mhc_compile.upgrade(model, args) first"
+        )
+    if draft.plan.sites and isinstance(root, fx.GraphModule):
+        raise LazyUpgradeError(
+            "a GraphModule cannot keep markers (copying or recompiling it would drop them); use"
+            " mhc_compile.rewrite(graph_module, args), which returns a rewritten graph"
         )
     names = {cls.__name__ for module in root.modules() for cls in type(module).__mro__} if root is not None else set()
     wrapper = next((name for name in _WRAPPERS if name in names), None)
@@ -62,6 +67,7 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
 
     Not earlier: Dynamo makes its guards after the backend returns, and they must see the classes from before.
     """
+    keep_to(root)
     plain = without_markers(gm)
     pending = [plan]
 

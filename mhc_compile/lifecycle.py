@@ -10,8 +10,8 @@ from torch import nn
 
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
 from mhc_compile.plan import ModelPlan
+from mhc_compile.register import register, unregister
 from mhc_compile.site import ATTRIBUTE, Site, Sites, decode
-from mhc_compile.upgrade import register, unregister
 
 EXTRA_STATE = f"{ATTRIBUTE}._extra_state"
 

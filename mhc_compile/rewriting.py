@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mhc_compile.capture import Stack, copy_graph, describe_streams
+from mhc_compile.capture import Stack, copy_graph, describe_streams, frame_root
 from mhc_compile.config import Config
 from mhc_compile.errors import ConfigMismatchError, PlanMismatchError
 from mhc_compile.passes import PIPELINE, Context
@@ -47,7 +47,7 @@ def read_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> Marke
     """
     bindings: dict[str, Binding] = {}
     specs: set[str] = set()
-    namer = Stack()
+    namer = Stack.of(frame_root())
     for node in gm.graph.find_nodes(op="call_function", target=_MARKER):
         parameters, label, spec, entry = node.args
         owner = namer.owner(node)
@@ -84,7 +84,7 @@ def rewrite_graph(gm: fx.GraphModule, markers: Markers, *, whole: bool, inline: 
     assert here is not None  # the caller read markers from the same graph
     for node in copied.graph.find_nodes(op="call_function", target=_MARKER):
         copied.graph.erase_node(node)
-    context = Context(markers.config, Stack(), here.bindings, carry_out=not whole, inline=inline)
+    context = Context(markers.config, Stack.of(frame_root()), here.bindings, carry_out=not whole, inline=inline)
     run(PIPELINE, copied, context)
     copied.recompile()
     inputs = copied.graph.find_nodes(op="placeholder")

@@ -8,20 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mhc_compile import owner
+from mhc_compile.backend import mhc
 from mhc_compile.capture import Captured, run_captured
 from mhc_compile.config import Config
-from mhc_compile.errors import ConfigMismatchError, MHCWarning, VerificationError
-from mhc_compile.init import Place
+from mhc_compile.errors import ConfigMismatchError, MHCWarning, UnsupportedModelError, VerificationError
 from mhc_compile.ops import projections
-from mhc_compile.optimizers import watch
 from mhc_compile.plan import ModelPlan, draw, options_that_differ
-from mhc_compile.plan import Site as PlannedSite
+from mhc_compile.register import register, unregister
 from mhc_compile.report import Report, report_of
-from mhc_compile.site import ATTRIBUTE, RootSites, Site, Sites
+from mhc_compile.site import ATTRIBUTE, RootSites
 
 # relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
@@ -52,9 +50,15 @@ def upgrade(
 
     Raises:
         ConfigMismatchError: the model was upgraded with other options.
+        UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
         MHCError: another reason not to upgrade; the model is as it was.
     """
+    if isinstance(model, fx.GraphModule):
+        raise UnsupportedModelError(
+            "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
+            " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
+        )
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
         return _again(model, ModelPlan.from_json(held.text), config)
@@ -87,56 +91,6 @@ def _again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
     return Report(plan, (), (), (), 0, model)
 
 
-def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
-    """Create the sites of a plan on their owners, all or none.
-
-    Args:
-        model: holds the plan.
-        plan: the sites.
-        extend: the plan is that of one graph of a first call; others may come.
-    """
-    held = getattr(model, ATTRIBUTE, None)
-    if extend and isinstance(held, RootSites):
-        before = ModelPlan.from_json(held.text)
-        joined = before.joined(plan)
-        new = joined.sites[len(before.sites) :]
-        held.text = joined.to_json()
-    else:
-        held, new = RootSites(plan.to_json()), plan.sites
-    owners = {path: model.get_submodule(path) for path in dict.fromkeys(site.owner for site in new)}
-    for path, module in {**owners, "": model}.items():
-        owner.check(module, path)
-    try:
-        held.open = extend
-        model.add_module(ATTRIBUTE, held)
-        for site in new:
-            _create(owners[site.owner], site, plan.config)
-    except BaseException:
-        unregister(model)
-        raise
-    watch(model)
-
-
-def _create(module: nn.Module, site: PlannedSite, config: Config) -> None:
-    """Create one site on its owner: on its device, in fp64 if it is."""
-    if not isinstance(getattr(module, ATTRIBUTE, None), Sites):
-        module.add_module(ATTRIBUTE, Sites())
-    owner.adopt(module)
-    reference = next((p for p in module.parameters() if p.is_floating_point()), None)
-    with reference.device if reference is not None else torch.get_default_device():
-        place = Place(site.k, site.length)
-        made = Site(site.name, site.label, place, site.channels, config, entry=site.predecessor is None)
-    if reference is not None and reference.dtype == torch.float64:
-        made.double()
-    getattr(module, ATTRIBUTE).add(made)
-
-
-def unregister(model: nn.Module) -> None:
-    """Take all sites away; modules get their classes back."""
-    for module in list(model.modules()):
-        owner.release(module)
-
-
 def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Move tensors to the meta device where the model is there."""
     if not any(p.is_meta for p in model.parameters()):
@@ -150,7 +104,6 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float) -> float:
     """Run the rewritten model and compare; return the largest relative difference."""
-    from mhc_compile.backend import mhc
 
     def backend(gm: Any, inputs: Any) -> Any:
         return mhc(gm, inputs, options={"compiler": "eager"})

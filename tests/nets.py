@@ -96,7 +96,11 @@ def made(make: Callable[..., nn.Module] = Net, *args: Any, seed: int = 0, **kwar
 
 
 def upgraded(
-    make: Callable[..., nn.Module] = Net, *args: Any, moved: bool = False, config: mhc.Config | None = None, **kwargs: Any
+    make: Callable[..., nn.Module] = Net,
+    *args: Any,
+    moved: bool = False,
+    config: mhc.Config | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """The same, upgraded; with `moved`, its mHC parameters are away from their start."""
     model = made(make, *args, **kwargs)

@@ -262,13 +262,21 @@ def test_names_are_those_of_the_branches() -> None:
     model = upgraded()
     names = {name for name, _ in mhc.named_parameters(model)}
     assert names == {
-        f"blocks.{i}.mhc.{branch}.{leaf}" for i in (0, 1) for branch in ("attn", "mlp") for leaf in ("phi", "alpha", "bias")
+        f"blocks.{i}.mhc.{branch}.{leaf}"
+        for i in (0, 1)
+        for branch in ("attn", "mlp")
+        for leaf in ("phi", "alpha", "bias")
     }
 
 
 def test_several_configs_in_one_process(moved: bool) -> None:
     """Same classes, same code objects: each model runs with what it was upgraded with."""
-    configs = [mhc.Config(), mhc.Config(streams=2), mhc.Config(connection="hc"), mhc.Config(streams=3, sinkhorn_iters=5)]
+    configs = [
+        mhc.Config(),
+        mhc.Config(streams=2),
+        mhc.Config(connection="hc"),
+        mhc.Config(streams=3, sinkhorn_iters=5),
+    ]
     models = [upgraded(moved=moved, config=config) for config in configs]
     plain = made()(inputs())
     alone = []

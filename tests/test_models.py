@@ -134,5 +134,3 @@ def test_inductor(name: str, moved: bool) -> None:
     own = own_parameters(model)
     wanted = own.values() if moved else original.parameters()
     assert gradient_error(gradients(out, own.values()), gradients(reference, wanted)) <= TOLERANCE
-
-

@@ -47,7 +47,9 @@ def test_export() -> None:
 def test_strict_export() -> None:
     """Dynamo wraps the error; its text stays."""
     model = upgraded()
-    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match=r"NotCompiledError.*mhc_compile\.export\(model, args\)"):
+    with pytest.raises(
+        torch._dynamo.exc.TorchRuntimeError, match=r"NotCompiledError.*mhc_compile\.export\(model, args\)"
+    ):
         torch.export.export(model, (inputs(),), strict=True)
 
 

@@ -41,14 +41,10 @@ print(json.dumps({
 Install = Callable[..., Path]
 
 
-def run(
-    *command: str | Path, cwd: Path, path: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     env |= {"PYTHONPATH": str(path)} if path else {}
-    return subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    return subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def succeed(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
@@ -172,9 +168,7 @@ def test_sdist_holds_the_package_and_no_more(archives: dict[str, Path]) -> None:
     assert tops - made == SHIPPED
 
 
-def test_wheel_from_the_sdist_works(
-    archives: dict[str, Path], install: Install, tmp_path: Path
-) -> None:
+def test_wheel_from_the_sdist_works(archives: dict[str, Path], install: Install, tmp_path: Path) -> None:
     python = install(archives["wheel"])
     result = use(python, tmp_path)
     check_used(result, Path(str(result["package"])).parents[1])

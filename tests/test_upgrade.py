@@ -13,7 +13,20 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile import init, owner
 from mhc_compile.errors import CaptureError, ConfigMismatchError, NameTakenError, PlanMismatchError, VerificationError
-from tests.nets import Block, Net, Plain, Shared, compiled, inputs, made, perturb, relative, snapshot, unchanged, upgraded
+from tests.nets import (
+    Block,
+    Net,
+    Plain,
+    Shared,
+    compiled,
+    inputs,
+    made,
+    perturb,
+    relative,
+    snapshot,
+    unchanged,
+    upgraded,
+)
 
 
 def mhc_state(model: nn.Module) -> dict[str, Tensor]:

@@ -84,7 +84,5 @@ CASES: dict[str, Case] = {
     "vit": Case(lambda: hf.ViTModel(hf.ViTConfig(**IMAGE)), picture, TWO, TWO),
     "beit": Case(lambda: hf.BeitModel(hf.BeitConfig(**IMAGE)), picture, TWO, TWO),
     "albert": Case(lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16)), text, TWO, TWO),
-    "mixtral": Case(
-        lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=4)), text, TWO, TWO
-    ),
+    "mixtral": Case(lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=4)), text, TWO, TWO),
 }

@@ -74,7 +74,7 @@ class Write(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        """dX = H_res^T G, df = H_post G, dH_post_i = <G_i, f>, dH_res_ij = <G_i, X_j>."""
+        """DX = H_res^T G, df = H_post G, dH_post_i = <G_i, f>, dH_res_ij = <G_i, X_j>."""
         x, f, h_post, h_res = ctx.saved_tensors
         wide = g.type_as(h_post)
         streams = range(ctx.n)

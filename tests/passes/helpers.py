@@ -26,7 +26,11 @@ class Attention(nn.Module):
 
     def __init__(self, c: int = C) -> None:
         super().__init__()
-        self.q, self.k, self.v = nn.Linear(c, c), nn.Linear(c, c, bias=False), nn.Linear(c, c)  # no softmax sees k's bias
+        self.q, self.k, self.v = (
+            nn.Linear(c, c),
+            nn.Linear(c, c, bias=False),
+            nn.Linear(c, c),
+        )  # no softmax sees k's bias
 
     def forward(self, x: Tensor, memory: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         memory = x if memory is None else memory

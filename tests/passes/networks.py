@@ -77,8 +77,8 @@ class Cross(Block):
 class ConvBlock(Part):
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1)
-        self.norm, self.act = nn.BatchNorm2d(c), nn.ReLU()
+        self.first, self.second = nn.Conv2d(c, c, 3, padding=1, bias=False), nn.Conv2d(c, c, 3, padding=1)
+        self.norm, self.act = nn.BatchNorm2d(c), nn.ReLU(inplace=True)
 
     def forward(self, x: Any) -> Any:
         x = self.connect("second", x, lambda u: self.second(self.act(self.norm(self.first(u)))))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+import mhc_compile as mhc
 
 T = TypeVar("T", bound="Part")
 ITERATIONS, EPS = 20, 1e-6
@@ -33,7 +35,7 @@ class Streams:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Streams:
         """Apply a function to every stream."""
-        return Streams(torch.stack([f(stream) for stream in self.x]), self.axis, f(self.seen))
+        return Streams(torch.stack([f(stream.clone()) for stream in self.x]), self.axis, f(self.seen.clone()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,3 +136,57 @@ def by_hand(net: T, hand: Hand) -> T:
         if isinstance(module, Part):
             module.hand, module.path = hand, path
     return made
+
+
+def perturbed(report: mhc.Report, config: mhc.Config) -> dict[str, Tensor]:
+    """Random parameters for every site, by the shapes in the papers; logits move by about 1."""
+    n, parameters = config.streams, {}
+    for site in report.sites:
+        c = site.channels
+        mixing = 0 if config.projection == "identity" else n * n
+        shapes = {"phi": (n * c, 2 * n + mixing), "alpha": (3,), "bias": (2 * n + mixing,)}
+        if config.connection == "hc":
+            shapes |= {"phi": (c, n + 2), "bias": (2 * n + n * n,)}
+        owner = f"{site.owner}.mhc.{site.label}".removeprefix(".")
+        for name, shape in shapes.items():
+            scale = shape[0] ** -0.5 if name == "phi" else 1.0
+            parameters[f"{owner}.{name}"] = (scale * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    return parameters
+
+
+@torch.no_grad()
+def load(model: torch.nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Give the model the same parameters; it holds each bias as a fixed start and what is added."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert {name for name in tensors if name.endswith(".phi")} == {name for name in parameters if name.endswith(".phi")}
+    for name, parameter in parameters.items():
+        start = tensors[f"{name.removesuffix('bias')}base"] if name.endswith(".bias") else 0.0
+        tensors[name].copy_(parameter - start)
+
+
+def run(
+    model: Callable[..., Tensor | tuple[Tensor, ...]], parameters: dict[str, Tensor], args: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Outputs and the gradients of every parameter and argument."""
+    inputs = [arg.clone().requires_grad_() for arg in args]
+    made = model(*inputs)
+    outputs = (made,) if isinstance(made, Tensor) else made
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
+    leaves = {**parameters, **{f"argument {i}": t for i, t in enumerate(inputs)}}
+    found = torch.autograd.grad(outputs, list(leaves.values()), upstream, allow_unused=True)
+    results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    return results | {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+
+
+def near(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Compare tensors by name, each relative to its largest entry."""
+    assert ours.keys() == expected.keys()
+    for name, tensor in expected.items():
+        error = (ours[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-9)
+        assert error <= tolerance, (name, float(error))
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of outputs."""
+    return max(float((a[name] - b[name]).abs().max()) for name in a if name.startswith("output"))

@@ -1,0 +1,64 @@
+"""Create the sites of a plan on a model, or take them away."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mhc_compile import owner
+from mhc_compile.config import Config
+from mhc_compile.init import Place
+from mhc_compile.optimizers import watch
+from mhc_compile.plan import ModelPlan
+from mhc_compile.plan import Site as PlannedSite
+from mhc_compile.site import ATTRIBUTE, RootSites, Site, Sites
+
+
+def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
+    """Create the sites of a plan on their owners, all or none.
+
+    Args:
+        model: holds the plan.
+        plan: the sites.
+        extend: the plan is that of one graph of a first call; others may come.
+    """
+    held = getattr(model, ATTRIBUTE, None)
+    if extend and isinstance(held, RootSites):
+        before = ModelPlan.from_json(held.text)
+        joined = before.joined(plan)
+        new = joined.sites[len(before.sites) :]
+        held.text = joined.to_json()
+    else:
+        held, new = RootSites(plan.to_json()), plan.sites
+    owners = {path: model.get_submodule(path) for path in dict.fromkeys(site.owner for site in new)}
+    for path, module in {**owners, "": model}.items():
+        owner.check(module, path)
+    try:
+        held.open = extend
+        model.add_module(ATTRIBUTE, held)
+        for site in new:
+            _create(owners[site.owner], site, plan.config)
+    except BaseException:
+        unregister(model)
+        raise
+    watch(model)
+
+
+def _create(module: nn.Module, site: PlannedSite, config: Config) -> None:
+    """Create one site on its owner: on its device, in fp64 if it is."""
+    if not isinstance(getattr(module, ATTRIBUTE, None), Sites):
+        module.add_module(ATTRIBUTE, Sites())
+    owner.adopt(module)
+    reference = next((p for p in module.parameters() if p.is_floating_point()), None)
+    with reference.device if reference is not None else torch.get_default_device():
+        place = Place(site.k, site.length)
+        made = Site(site.name, site.label, place, site.channels, config, entry=site.predecessor is None)
+    if reference is not None and reference.dtype == torch.float64:
+        made.double()
+    getattr(module, ATTRIBUTE).add(made)
+
+
+def unregister(model: nn.Module) -> None:
+    """Take all sites away; modules get their classes back."""
+    for module in list(model.modules()):
+        owner.release(module)
