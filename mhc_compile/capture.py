@@ -156,7 +156,7 @@ def run_captured(
 
     breaks: list[str] = []
     with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks):
-        compiled = torch.compile(model, backend=backend or record, **_isolated())
+        compiled = _compile_apart(model, backend or record)
         try:
             output = compiled(*_copied(args), **_copied(dict(kwargs))) if copied else compiled(*args, **kwargs)
         except MHCError:
@@ -250,9 +250,16 @@ def _collect_breaks(breaks: list[str]) -> Iterator[None]:
     breaks += [str(reason).strip() for reason, count in counters.items() if count > before.get(reason, 0)]
 
 
-def _isolated() -> dict[str, Any]:
-    """Keep the cache entries of a capture apart from those of the user's own compilation, where torch can."""
-    return {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+def _compile_apart(model: nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile without spending the recompilation limit of the user's own compilation of the same code."""
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        return torch.compile(model, backend=backend, isolate_recompiles=True)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name="captured")  # older torch: a frame of its own, with its own cache
+    return torch.compile(call, backend=backend)
 
 
 def _copied(values: Any) -> Any:

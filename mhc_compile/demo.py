@@ -35,7 +35,7 @@ NEEDS = ("transformers", "rich", "matplotlib")
 VALIDATE_EVERY = 10  # every tenth file of the text is for validation
 VALIDATIONS = 5  # in the course of the run
 VALIDATION_BATCHES = 8
-FIT_AFTER = 10  # rounds before the number of steps is fitted to the time left
+FIT_EVERY = 10  # so often the number of steps is fitted to the time left
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Length:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The demo's options; the defaults fit two cores."""
-    parser.add_argument("--steps", type=int, default=250, help="training steps (at most)")
-    parser.add_argument("--seconds", type=float, default=240.0, help="time for the whole run; fewer steps if short")
+    parser.add_argument("--steps", type=_steps, default=250, help="training steps (at most)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="time for the whole run; fewer steps if short")
     parser.add_argument("--out", type=Path, default=Path("mhc_demo"), help="folder for the results")
     parser.add_argument("--streams", type=int, default=4, help="number of residual streams")
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
@@ -67,23 +67,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
 
 
+def _steps(text: str) -> int:
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError("at least 2: the first step compiles, the others are timed")
+    return int(text)
+
+
 def main(args: argparse.Namespace) -> None:
     """Run the demo."""
     require(*NEEDS)
     started = time.perf_counter()
     console = compare.console()
     training, validation = batches(args)
-    with measure.cold_caches():
-        measure.start_compiler()
-        length = Length(args.steps)
-        runners = prepare(args, length, training[0], console)
-        train(runners, args, length, training, validation, started + args.seconds)
-        known = [training[0]]
-        for runner in runners:
-            held = [*runner.model.parameters(), *runner.model.buffers(), *known]
-            runner.saved = measure.saved_bytes(partial(runner.loss, training[0]), exclude=held)
-    total = time.perf_counter() - started
-    report(runners, args, total, console)
+    length = Length(args.steps)
+    runners = prepare(args, length, training[0], console)
+    train(runners, args, length, training, validation, started + args.seconds)
+    for runner in runners:
+        held = [*runner.model.parameters(), *runner.model.buffers(), training[0]]
+        runner.saved = measure.saved_bytes(partial(runner.loss, training[0]), exclude=held)
+    report(runners, args, time.perf_counter() - started, console)
 
 
 def require(*packages: str) -> None:
@@ -178,10 +180,13 @@ def train(
         while step < length.steps and (step < 2 or time.perf_counter() < deadline):
             turn = step % len(runners)
             for runner in runners[turn:] + runners[:turn]:
-                runner.step(training[step])
+                if step == 0:
+                    compile_cold(runner, training[step])
+                else:
+                    runner.step(training[step])
             step += 1
-            if step == FIT_AFTER:
-                fit(length, runners, deadline - time.perf_counter())
+            if step % FIT_EVERY == 0:
+                length.steps = fit(runners, step, args.steps, deadline - time.perf_counter())
             if step % max(1, length.steps // VALIDATIONS) == 0 or step == length.steps:
                 validate(runners, step, validation)
             losses = "  ".join(f"{r.name} {statistics.fmean(r.losses[-10:]):.3f}" for r in runners)
@@ -190,12 +195,19 @@ def train(
         validate(runners, step, validation)
 
 
-def fit(length: Length, runners: list[Runner], left: float) -> None:
-    """Shorten the run to the seconds `left`, from what a round took so far (compiling apart)."""
-    one_round = sum(statistics.fmean(runner.seconds[2:]) for runner in runners)
-    # A validation batch is a forward, about a third of a step.
-    spent = VALIDATIONS * VALIDATION_BATCHES / 3 * one_round
-    length.steps = min(length.steps, FIT_AFTER + max(0, int(0.95 * (left - spent) / one_round)))
+def compile_cold(runner: Runner, batch: torch.Tensor) -> None:
+    """Take the first step, which compiles, with caches of its own: no model profits from another's."""
+    with measure.cold_caches(reset=False):
+        measure.start_compiler()
+        runner.step(batch)
+
+
+def fit(runners: list[Runner], step: int, most: int, left: float) -> int:
+    """Steps to run in all: `most`, or what fits into the seconds `left` at the last rounds' pace."""
+    one_round = sum(statistics.fmean(runner.seconds[1:][-FIT_EVERY:]) for runner in runners)
+    # A validation batch is a forward, about a third of a step; some validations are still to come.
+    left -= VALIDATION_BATCHES * one_round
+    return min(most, step + max(0, int(left / one_round)))
 
 
 def validate(runners: list[Runner], step: int, batches: list[torch.Tensor]) -> None:

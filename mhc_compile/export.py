@@ -92,7 +92,7 @@ class _Recorder:
                                    " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
             markers = read_markers(gm, None)
             if markers is None:
-                raise CaptureError("the captured graph holds no site of the model; is it inside mhc_compile.plain(model)?")
+                raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
             rewritten = rewrite_graph(gm, markers, whole=True, inline=True).gm
         self.gm = rewritten
 

@@ -63,15 +63,9 @@ def _axis(node: fx.Node, source: fx.Node | None, rank: int) -> int | None:
         return 1 - rank if node.args[0] is source else None
     if op in ("batch_norm", "group_norm", "instance_norm"):
         return 1 - rank if rank > 2 else -1
-    if op in ("linear", "matmul", "addmm", "mm", "einsum") or (op in optable.REDUCE and _over_last(node, rank)):
+    if op in ("linear", "matmul", "addmm", "mm", "einsum") or optable.reduces_last(node, rank):
         return -1
     return None
-
-
-def _over_last(node: fx.Node, rank: int) -> bool:
-    dim = optable.argument(node, 1, "dim")
-    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    return dims in ((-1,), (rank - 1,))
 
 
 def label(branch: fx.Node, owner: str, namer: Namer) -> str | None:

@@ -11,7 +11,8 @@ from torch import fx
 
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import Maps
-from mhc_compile.passes.base import Context
+from mhc_compile.ops.functions import accumulator
+from mhc_compile.passes.base import Context, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Lower:
 def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
     """Replace a node by its body, traced through proxies; of several results each reader gets its own."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
+    args = [fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    like = value(node)  # of a readout, which accumulates in a dtype of its own
     with graph.inserting_before(node):
-        result = body(*(fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args))
+        result = body(*args) if like is None else body(*args, accumulator(like.dtype))
     if isinstance(result, tuple):
         for user in list(node.users):
             user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]

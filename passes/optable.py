@@ -12,7 +12,7 @@ from mhc_compile.passes.base import value
 
 POINTWISE = frozenset(
     "abs add ceil clamp cos div elu erf exp expm1 floor gelu hardsigmoid hardswish hardtanh leaky_relu log log1p "
-    "masked_fill maximum minimum mish mul neg pow quick_gelu reciprocal relu relu6 round rsqrt rsub selu sigmoid "
+    "masked_fill maximum minimum mish mul neg pow reciprocal relu relu6 round rsqrt rsub selu sigmoid "
     "logsigmoid silu sin softplus sqrt square sub tanh truediv true_divide where addcmul addcdiv lerp".split()
 )
 CAST = frozenset("to float half bfloat16 double type type_as _to_copy".split())
@@ -25,7 +25,7 @@ NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native
 DROPOUT = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split()
 )
-REDUCE = frozenset("mean sum var std amax amin norm vector_norm".split())
+REDUCE = frozenset("mean sum var std amax amin norm linalg_vector_norm linalg_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
 LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
 # ops that look at a tensor's shape and dtype, not at its values
@@ -39,7 +39,7 @@ INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.func
     **dict.fromkeys("leaky_relu elu celu".split(), 2),
     **dict.fromkeys("hardtanh dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split(), 3),
 }
-_INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div"}
+_INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "truediv"}
 
 
 def name(node: fx.Node) -> str:
@@ -89,7 +89,7 @@ def sources(node: fx.Node) -> list[fx.Node]:
 
 def is_add(node: fx.Node) -> bool:
     """Tell whether the node adds two floating tensors of one shape, without a factor."""
-    return name(node) == "add" and _two_alike(node) and node.kwargs.get("alpha", 1) == 1
+    return name(node) == "add" and node.kwargs.get("alpha", 1) in (1, 1.0) and _two_alike(node)
 
 
 def _two_alike(node: fx.Node) -> bool:
@@ -121,7 +121,26 @@ def is_liftable(node: fx.Node, rank: int) -> bool:
     if op in ("layer_norm", "rms_norm"):
         return len(argument(node, 1, "normalized_shape", ())) == 1
     if op in REDUCE:
-        dim = argument(node, 1, "dim", ())
-        dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
-        return len(dims) == 1 and dims[0] in (-1, rank - 1) and argument(node, 2, "keepdim", False) is True
+        return reduces_last(node, rank) and argument(node, _dim_at(node) + 1, "keepdim", False) is True
     return False
+
+
+def reduces_last(node: fx.Node, rank: int) -> bool:
+    """Tell whether the op reduces the last axis and no other."""
+    dim = argument(node, _dim_at(node), "dim", ()) if name(node) in REDUCE else ()
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
+    return dims in ((-1,), (rank - 1,))
+
+
+def count_from_the_end(node: fx.Node) -> None:
+    """Let a reduction of the last axis name it by -1, so that it holds for one axis more."""
+    position = _dim_at(node)
+    if len(node.args) > position:
+        node.update_arg(position, -1)
+    else:
+        node.update_kwarg("dim", -1)
+
+
+def _dim_at(node: fx.Node) -> int:
+    """Return the position of `dim` among a reduction's arguments."""
+    return 2 if "norm" in name(node) else 1

@@ -84,4 +84,4 @@ def _dump(name: str, gm: fx.GraphModule) -> None:
         payload_fn=lambda: str(gm.graph),
     )
     if log.isEnabledFor(logging.DEBUG):
-        log.debug("%s\n%s", name, gm.graph)
+        log.debug("%s\n%s", name, str(gm.graph))

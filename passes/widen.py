@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import defaultdict
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
 
-from mhc_compile.passes import describe
+from mhc_compile.passes import describe, optable
 from mhc_compile.passes.base import Context, PlannedSite, value
 
 _OPS = torch.ops.mhc
@@ -47,10 +48,16 @@ class _Widener:
         self.order = {node: i for i, node in enumerate(gm.graph.nodes)}
         self.last_input = gm.graph.find_nodes(op="placeholder")[-1]
         self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
-        self.streams: dict[fx.Node, fx.Node] = {}  # a node of the plain graph -> its streams
+        self.regions: defaultdict[int, dict[fx.Node, fx.Node]] = defaultdict(dict)
+        self.inflow: dict[fx.Node, fx.Node] = {}  # a graph input -> the input with its streams
         self.sums: dict[fx.Node, PlannedSite] = {}
         self.site: PlannedSite = context.plan.sites[0]
         self.disordered = False
+
+    @property
+    def streams(self) -> dict[fx.Node, fx.Node]:
+        """Map nodes of the plain graph to their streams in the site's region; where one ends, another may start."""
+        return self.regions[self.site.region]
 
     def run(self) -> None:
         """Rewrite site by site, then serve the other readers and clean up."""
@@ -107,14 +114,18 @@ class _Widener:
     def _enter(self) -> None:
         """Make the streams of the site's source, unless they are there."""
         source = self.site.source
-        if self.site.carried and source not in self.streams:
-            with self.graph.inserting_after(self.last_input):
-                self.streams[source] = self.graph.placeholder(f"{source.name}_streams")
-            self.last_input = self.streams[source]
-            self.context.takes.append(source)
-        elif source not in self.streams:
+        if source in self.streams:
+            return
+        if not self.site.carried:
             plain = self._place_last(source, source)
             self.streams[source] = self._emit(source, _OPS.expand.default, plain, self.n)
+            self.disordered |= source in self.sums  # of another region: its readout comes behind
+            return
+        if source not in self.inflow:
+            with self.graph.inserting_after(self.last_input):
+                self.last_input = self.inflow[source] = self.graph.placeholder(f"{source.name}_streams")
+            self.context.takes.append(source)
+        self.streams[source] = self.inflow[source]
 
     def _lift(self, node: fx.Node) -> None:
         """Apply an op to every stream: operands that vary by token get a stream axis to broadcast over."""
@@ -131,11 +142,10 @@ class _Widener:
 
         args = fx.map_arg(node.args, operand)
         kwargs = fx.map_arg(node.kwargs, operand)
-        given = value(self.site.source)
-        rank = given.dim() if given is not None else 0
-        if rank and (rank - 1) in node.args[1:2] and node.args[1:2] != (-1,):
-            args = (args[0], -1, *args[2:])  # a reduction over the last axis, counted from the front
-        self.streams[node] = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
+        made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
+        if optable.name(node) in optable.REDUCE:
+            optable.count_from_the_end(made)
+        self.streams[node] = made
 
     def _give(self) -> None:
         """Return the streams of outputs that end in a sum, behind the graph's own outputs."""
@@ -159,7 +169,9 @@ class _Widener:
             if node.users and node in self.sums:
                 self.site = self.sums[node]
                 readers = list(node.users)
-                out = self._place_back(node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
+                mean = self._emit(node, _OPS.readout.default, self.streams[node], self.n)
+                mean.meta["example_value"] = value(node)  # tells the dtype
+                out = self._place_back(node, mean)
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:

@@ -28,7 +28,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attn(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
 
 
 class PostBlock(Block):
@@ -36,7 +37,8 @@ class PostBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x + self.dropout(self.attn(x)))
-        return self.norm2(x + self.dropout(self.mlp(x)))
+        out: Tensor = self.norm2(x + self.dropout(self.mlp(x)))
+        return out
 
 
 class Net(nn.Module):
@@ -120,7 +122,7 @@ def perturb(model: nn.Module, scale: float = 0.5, seed: int = 5) -> None:
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
-    """The model under the backend, by its entry point; the rewritten graph itself runs eagerly, which is fastest here."""
+    """The model under the backend, by its entry point; the rewritten graph runs eagerly, which is fastest here."""
     return torch.compile(model, backend="mhc", options={"compiler": "eager", **options})
 
 
@@ -150,6 +152,11 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the model had before it was upgraded."""
     held = {id(parameter) for _, parameter in mhc.named_parameters(model)}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in held}
+
+
+def mhc_state(model: nn.Module) -> dict[str, Tensor]:
+    """What the upgrade adds to the state."""
+    return {name: value for name, value in model.state_dict().items() if "mhc." in name}
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

@@ -51,18 +51,22 @@ def test_the_text_is_the_standard_library_and_the_split_is_clean() -> None:
     assert sum(character.isprintable() or character.isspace() for character in written) > 90
 
 
+def test_one_step_would_time_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", "--steps", "1"])
+    assert "at least 2" in capsys.readouterr().err
+
+
 def test_the_run_is_fitted_to_the_time_left() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     runner = demo_report.Runner("mhc", model, model, optimizer, schedule, extra_parameters=0)
-    runner.seconds = [9.0, 1.0, 0.25, 0.75]
-    length = demo.Length(1000)
-    demo.fit(length, [runner, runner], left=100.0)
-    # A round takes 1 s, and 5 validations of 8 batches 13.3 s of the 100.
-    assert length.steps == demo.FIT_AFTER + int(0.95 * (100 - 40 / 3))
-    demo.fit(length, [runner, runner], left=-5.0)
-    assert length.steps == demo.FIT_AFTER
+    runner.seconds = [9.0, 1.0, 0.25, 0.25]
+    # A round of two takes 1 s; 8 s of the 100 are for validation.
+    assert demo.fit([runner, runner], step=4, most=1000, left=100.0) == 4 + 92
+    assert demo.fit([runner, runner], step=4, most=50, left=100.0) == 50
+    assert demo.fit([runner, runner], step=4, most=1000, left=-5.0) == 4
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:

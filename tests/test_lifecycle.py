@@ -25,6 +25,33 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
+def test_state_dict_keeps_its_keys() -> None:
+    before = made(Shared).state_dict()
+    model = upgraded(Shared)
+    after = model.state_dict()
+    assert [key for key in after if "mhc" not in key] == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    ours = {key for key in after if "mhc" in key}
+    names = {f"{prefix}.{leaf}" for prefix, leaf in _sites(model)}
+    assert ours == names | {"mhc._extra_state"}
+
+
+def _sites(model: nn.Module) -> set[tuple[str, str]]:
+    leaves = ("phi", "alpha", "bias", "base")
+    return {(name.rpartition(".")[0], leaf) for name, _ in mhc.named_parameters(model) for leaf in leaves}
+
+
+def test_names_are_those_of_the_branches() -> None:
+    model = upgraded()
+    names = {name for name, _ in mhc.named_parameters(model)}
+    assert names == {
+        f"blocks.{i}.mhc.{branch}.{leaf}"
+        for i in (0, 1)
+        for branch in ("attn", "mlp")
+        for leaf in ("phi", "alpha", "bias")
+    }
+
+
 @pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 @pytest.mark.parametrize("config", [mhc.Config(), mhc.Config(streams=2, connection="hc")], ids=["mhc", "hc"])
 def test_restore(make: Any, config: mhc.Config, moved: bool) -> None:
@@ -57,7 +84,7 @@ def test_load_the_original_weights_into_an_upgraded_model() -> None:
     ids=["layers", "class", "streams", "eps"],
 )
 def test_checkpoint_of_another_plan(other: dict[str, Any]) -> None:
-    state = upgraded(other.pop("make", Net), **{**other}).state_dict()
+    state = upgraded(other.pop("make", Net), **other).state_dict()
     model = upgraded()
     with pytest.raises(PlanMismatchError, match=r"another plan.*mhc_compile\.restore\(model, state_dict\)"):
         model.load_state_dict(state, strict=False)
@@ -86,7 +113,7 @@ def test_restore_rolls_back() -> None:
 
 def test_restore_refuses() -> None:
     model = upgraded()
-    with pytest.raises(AlreadyUpgradedError, match="use model.load_state_dict"):
+    with pytest.raises(AlreadyUpgradedError, match=r"use model\.load_state_dict"):
         mhc.restore(model, model.state_dict())
     with pytest.raises(NotUpgradedError, match="not one of an upgraded model"):
         mhc.restore(made(), made().state_dict())

@@ -1,4 +1,4 @@
-"""Models of `transformers`: every residual add is found and no other, and the rewrite changes neither values nor gradients."""
+"""Models of `transformers`: exactly the residual adds are found, and the rewrite keeps values and gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mhc_compile as mhc
 from tests.nets import compiled, floats, gradient_error, gradients, own_parameters, perturb, relative

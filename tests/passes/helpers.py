@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-import linecache
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,11 @@ from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
 from mhc_compile.capture import Stack, run_captured
-from mhc_compile.passes import Context, optable
+from mhc_compile.ops import connections
+from mhc_compile.ops.connections import Maps, Start
+from mhc_compile.passes import ANALYSIS, Context, optable
+from mhc_compile.passes.base import Binding, Parameters, value
+from mhc_compile.passes.run import run
 from mhc_compile.report import Report
 
 C = 8
@@ -136,12 +140,6 @@ def check_marks(step: Step, depth: int = 2) -> Report:
     return report
 
 
-def line(text: str, file: str) -> int:
-    """The number of the one line of a file that holds a text."""
-    (number,) = [i for i, code in enumerate(linecache.getlines(file), 1) if text in code and "line(" not in code]
-    return number
-
-
 def graph(model: nn.Module, *args: Any) -> fx.GraphModule:
     """Dynamo's graph of the model."""
     (captured,) = run_captured(model, args, {}).graphs
@@ -165,5 +163,32 @@ def names(report: Report) -> list[str]:
     return [site.name for site in report.sites]
 
 
-def numbers(sources: Sequence[str]) -> list[int]:
-    return [int(source.rpartition(":")[2]) for source in sources]
+def rewritten(gm: fx.GraphModule, **options: Any) -> tuple[fx.GraphModule, Context]:
+    """A copy of a plain graph with every site widened; its parameters are further inputs with random values."""
+    made, found = copy.deepcopy(gm), context(**options)
+    config = found.config
+    run(ANALYSIS, made, found)
+    maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
+    bindings = {}
+    for site in found.plan.sites:
+        tensor = value(site.residual.total)
+        assert tensor is not None
+        kind = connections.get(config.connection)
+        width = kind.start_bias(Start(torch.ones(config.streams), torch.ones(config.streams), 0.1, 0), maps).numel()
+        shapes = kind.phi_shape(maps, tensor.shape[site.residual.axis]), (kind.gates(),), (width,), (width,)
+        inputs = [_parameter(made.graph, f"site_{len(bindings)}_{i}", shape) for i, shape in enumerate(shapes)]
+        bindings[site.residual.name] = Binding(Parameters(*inputs), site.predecessor is None)
+    return made, Context(config, Stack(), bindings)
+
+
+def _parameter(graph: fx.Graph, name: str, shape: tuple[int, ...]) -> fx.Node:
+    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+        node = graph.placeholder(name)
+    node.meta["example_value"] = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+    return node
+
+
+def example_inputs(gm: fx.GraphModule) -> list[Tensor]:
+    """Values for every input of a graph."""
+    values = [node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder")]
+    return [torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, v in enumerate(values)]

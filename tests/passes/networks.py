@@ -63,6 +63,7 @@ class Gated(Block):
         x = self.connect("mlp", x, self.mlp)
         gate = self.proj(self.leave(x)).sigmoid()
         x = self.lift(lambda s: s * gate + s.mean(-1, keepdim=True), x)
+        x = self.lift(lambda s: 2 * s / (s.norm(2, dim=2, keepdim=True) + s.amax((2,), True) + s.var(dim=2, keepdim=True)), x)
         context = self.leave(x).mean(1, keepdim=True).softmax(-1)
         return self.connect("attn", self.lift(lambda s: s + context, x), self.attn)
 
@@ -144,3 +145,21 @@ class Fork(Part):
         streams = self.trunk(self.enter(x))
         left, right = self.leave(self.left(streams)), self.leave(self.right(streams))
         return left * right  # type: ignore[no-any-return]
+
+
+class Turned(Part):
+    """Features second, then features last: one region ends in the sum that starts the other."""
+
+    def __init__(self, c: int = C) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(c, c, 3, padding=1) for _ in range(2))
+        self.linears = nn.ModuleList(nn.Linear(c, c) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = self.enter(x, -2)
+        for i, conv in enumerate(self.convs):
+            streams = self.connect(f"convs_{i}", streams, conv)
+        streams = self.enter(self.leave(streams))
+        for i, linear in enumerate(self.linears):
+            streams = self.connect(f"linears_{i}", streams, linear)
+        return self.leave(streams)  # type: ignore[no-any-return]

@@ -30,6 +30,7 @@ NETS: dict[str, tuple[Make, Sequence[tuple[int, ...]], int]] = {
     "shared": (nets.Shared, [TOKENS], 6),
     "encoder-decoder": (nets.EncoderDecoder, [TOKENS, (2, 4, nets.C)], 5),
     "fork": (nets.Fork, [TOKENS], 6),
+    "two-axes": (nets.Turned, [(2, nets.C, nets.C)], 4),
     "channels-first": (lambda: nets.Trunk(nets.ConvBlock, 3, axis=-3, c=4), [IMAGE], 3),
 }
 

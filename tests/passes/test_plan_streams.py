@@ -1,0 +1,243 @@
+"""Regions: which sites share streams, what is lifted between them, where they begin and end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
+from mhc_compile.passes import ANALYSIS
+from mhc_compile.passes.run import run
+from tests.passes.helpers import C, Attention, Layer, Net, Step, explain, graph, mlp, names, reasons, rewritten, tokens
+
+
+def pair(between: Step) -> mhc.Report:
+    """Two sites, and what happens between their sums."""
+
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        x = between(self, x)
+        return x + self.mlp(x)
+
+    report = mhc.upgrade(Layer(step), (tokens(),))
+    assert report.max_error is None or report.max_error < 1e-5
+    return report
+
+
+LIFTED: list[tuple[Step, tuple[str, ...]]] = [
+    (lambda s, x: x, ()),
+    (lambda s, x: s.norm(x), ("layer_norm",)),
+    (lambda s, x: F.gelu(x) * 2, ("gelu", "mul")),
+    (lambda s, x: x**2, ("pow",)),
+    (lambda s, x: 2 / (3 + x * x), ("mul", "add", "truediv")),
+    (lambda s, x: x.double().to(torch.float32), ("double", "to")),
+    (lambda s, x: x - x.mean(2, keepdim=True), ("mean", "sub")),
+    (lambda s, x: x / x.norm(2, dim=2, keepdim=True), ("norm", "truediv")),
+    (lambda s, x: x * torch.rsqrt(x.pow(2).mean(dim=(2,), keepdim=True)), ("pow", "mean", "rsqrt", "mul")),
+    (lambda s, x: x + s.gamma, ("add",)),
+    (lambda s, x: x + s.gamma.expand(2, 5, C), ("add",)),
+    (lambda s, x: x.masked_fill(torch.ones(2, 5, 1).bool().logical_not(), 0.0), ("masked_fill",)),
+    (lambda s, x: torch.where(torch.ones(5, 1).bool(), x, 0.0), ("where",)),
+    (lambda s, x: x * s.proj(x).sigmoid(), ("mul",)),
+    (lambda s, x: x * x.relu().mean(1, keepdim=True), ("mul",)),
+    (lambda s, x: x.relu() * x.relu().mean(1, keepdim=True), ("relu", "mul")),
+]
+ENDING: list[Step] = [
+    lambda s, x: s.proj(x),
+    lambda s, x: s.drop(x),
+    lambda s, x: x.flip(1),
+    lambda s, x: x.cumsum(1),
+    lambda s, x: x[:, :3],
+    lambda s, x: F.layer_norm(x, x.shape[1:]),
+    lambda s, x: x.softmax(1),
+    lambda s, x: x.reshape(5, 2, C),
+    lambda s, x: x[:, :, None].mean(2),
+]
+
+
+@pytest.mark.parametrize(("between", "lifts"), LIFTED)
+def test_ops_by_token_are_lifted(between: Step, lifts: tuple[str, ...]) -> None:
+    report = pair(between)
+    assert [site.lifts for site in report.sites] == [(), lifts]
+    assert [site.predecessor for site in report.sites] == [None, "attn"]
+    assert [(site.k, site.length, site.region) for site in report.sites] == [(0, 2, 0), (1, 2, 0)]
+
+
+@pytest.mark.parametrize("between", ENDING)
+def test_other_ops_end_the_region(between: Step) -> None:
+    report = pair(between)
+    assert names(report) == []
+    assert reasons(report) == ["single-site-region"] * 2
+    assert all(rejection.residual for rejection in report.rejections)
+
+
+def test_a_change_of_the_feature_axis_ends_the_region() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv1d(C, C, 1) for _ in range(2))
+            self.linears = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv in self.convs:
+                x = x + conv(x)
+            for linear in self.linears:
+                x = x + linear(x)
+            return x
+
+    report = mhc.upgrade(Turned(), (torch.randn(2, C, C),))
+    assert [(site.name, site.axis, site.region) for site in report.sites] == [
+        ("convs_0", -2, 0), ("convs_1", -2, 0), ("linears_0", -1, 1), ("linears_1", -1, 1)
+    ]  # fmt: skip
+
+
+def test_a_fork_continues_the_streams_on_both_sides() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        y = x + self.mlp(x)
+        return (x + self.proj(x)) * y  # type: ignore[no-any-return]
+
+    report = mhc.upgrade(Layer(step), (tokens(),))
+    assert [(site.label, site.predecessor, site.region) for site in report.sites] == [
+        ("attn", None, 0), ("mlp", "attn", 0), ("proj", "attn", 0)
+    ]  # fmt: skip
+
+
+def encoder(self: Any, x: Tensor) -> Tensor:
+    x = x + self.attn(self.norm(x))
+    return x + self.mlp(self.norm2(x))
+
+
+def decoder(self: Any, x: Tensor, memory: Tensor) -> Tensor:
+    x = x + self.attn(self.norm(x))
+    x = x + self.cross(self.norm2(x), memory)
+    return x + self.mlp(self.norm3(x))
+
+
+class Translator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Net(encoder).layers, Net(decoder).layers
+        self.norm = nn.LayerNorm(C)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for layer in self.encoder:
+            x = layer(x)
+        memory = self.norm(x)
+        for layer in self.decoder:
+            y = layer(y, memory)
+        return y
+
+
+def test_encoder_and_decoder_are_two_regions() -> None:
+    report = explain(Translator(), tokens(), tokens(length=3))
+    assert [(region.sites, region.first, region.last) for region in report.regions] == [
+        (4, "encoder.0.attn", "encoder.1.mlp"),
+        (6, "decoder.0.attn", "decoder.1.mlp"),
+    ]
+    assert names(report)[4:7] == ["decoder.0.attn", "decoder.0.cross", "decoder.0.mlp"]
+    assert reasons(report) == []
+
+
+def test_one_module_called_many_times() -> None:
+    layer = Layer(encoder)
+    report = explain(nn.Sequential(layer, layer, layer), tokens())
+    assert names(report) == ["0.attn", "0.mlp", "0.attn_1", "0.mlp_1", "0.attn_2", "0.mlp_2"]
+    assert [site.k for site in report.sites] == list(range(6))
+
+
+class Loops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.same = nn.ModuleList(nn.Linear(C, C) for _ in range(3)), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for f in self.each:
+            x = x + f(x)
+        for _ in range(2):
+            x += self.same(x)
+        return x
+
+
+def test_loops_in_one_forward() -> None:
+    assert names(explain(Loops(), tokens())) == ["each_0", "each_1", "each_2", "same", "same_1"]
+
+
+class Biased(nn.Module):
+    """T5: one table of position biases and one mask, added to the scores of every layer."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Attention() for _ in range(depth))
+        self.mlps = nn.ModuleList(mlp() for _ in range(depth))
+        self.table = nn.Embedding(32, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        i = torch.arange(x.shape[1])
+        bias = self.table(i[:, None] - i + 16).squeeze(-1)[None] + mask
+        for attention, feedforward in zip(self.layers, self.mlps, strict=True):
+            x = x + attention(x, None, bias)
+            x = x + feedforward(x)
+        return x
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, C), (2, C), (1, 5)])
+def test_a_bias_that_every_layer_adds_is_no_site(batch: int, length: int) -> None:
+    report = explain(Biased(), tokens(batch, length), torch.zeros(batch, length, length))
+    assert names(report) == [f"{part}_{i}" for i in range(3) for part in ("layers", "mlps")]
+    assert Counter(reasons(report)) <= Counter({"no-skip": 4})
+    assert not any(rejection.residual for rejection in report.rejections)
+
+
+def test_a_single_site() -> None:
+    report = explain(Layer(lambda self, x: self.proj(x + self.mlp(x))), tokens())
+    assert names(report) == []
+    (rejection,) = report.rejections
+    assert (rejection.reason, rejection.residual) == ("single-site-region", True)
+    assert "cannot mix" in rejection.message
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"exclude": "*.attn"}, ["layers.0.mlp", "layers.1.mlp", "layers.2.mlp"]),
+        ({"include": "*.attn"}, ["layers.0.attn", "layers.1.attn", "layers.2.attn"]),
+        ({"include": ("layers.0.*", "layers.2.*"), "exclude": "layers.0.mlp"}, ["layers.0.attn", "layers.2.attn", "layers.2.mlp"]),
+        ({"every": 4}, ["layers.0.attn", "layers.2.attn"]),
+        ({"exclude": "*"}, []),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_lifted_so_the_region_goes_on(options: dict[str, Any], kept: list[str]) -> None:
+    model = Net(encoder, 3)
+    report = mhc.upgrade(model, (tokens(),), config=mhc.Config(**options))
+    assert names(report) == kept
+    assert Counter(reasons(report)) == Counter({"excluded": 6 - len(kept)})
+    assert all(rejection.residual for rejection in report.rejections)
+    assert len(report.regions) == (1 if kept else 0)
+    assert [site.predecessor for site in report.sites] == [None, *kept[:-1]][: len(kept)]
+
+
+def test_a_graph_must_hold_the_sites_that_its_markers_name() -> None:
+    gm, context = rewritten(graph(Net(encoder), tokens()))
+    assert context.bindings is not None
+    context.bindings["layers.1.gone"] = next(iter(context.bindings.values()))
+    with pytest.raises(SiteNotFoundError, match=r"'layers.1.gone' is in the plan, .* its add is not in this graph"):
+        run(ANALYSIS, gm, context)
+
+
+def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return x + self.mlp(x)
+
+    gm, context = rewritten(graph(Layer(step), tokens()))
+    assert context.bindings is not None
+    context.bindings = {name: type(b)(b.parameters, entry=False) for name, b in context.bindings.items()}
+    with pytest.raises(PlanMismatchError, match="'mlp' were planned to come from the site before it"):
+        run(ANALYSIS, gm, context)

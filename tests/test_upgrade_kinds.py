@@ -1,0 +1,109 @@
+"""upgrade of models of other kinds: dtypes, meta device, frozen, already compiled, and configs that rewrite nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from tests.nets import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
+
+
+class Other(nn.Module):
+    """Residual connections of numbers that streams cannot hold."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=dtype.is_complex)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + x @ self.weight
+        return x
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+@pytest.mark.filterwarnings("ignore::mhc_compile.MHCWarning")
+def test_integer_and_complex_numbers_are_left_alone(dtype: torch.dtype) -> None:
+    model, x = Other(dtype), torch.arange(8).reshape(2, 4).to(dtype)
+    assert mhc.upgrade(model, (x,)).sites == ()
+    assert torch.equal(compiled(model)(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_parameters_stay_wide(dtype: torch.dtype, when: str, moved: bool) -> None:
+    model = made()
+    expected = copy.deepcopy(model).to(dtype)(inputs().to(dtype))
+    if when == "before":
+        model.to(dtype)
+        mhc.upgrade(model, (inputs().to(dtype),))
+    else:
+        mhc.upgrade(model, (inputs(),))
+        model.to(dtype)
+    perturb(model, 0.5 if moved else 0.0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {value.dtype for name, value in mhc_state(model).items() if "_extra" not in name} == {wide}
+    assert {p.dtype for n, p in model.named_parameters() if "mhc" not in n} == {dtype}
+    out = compiled(model)(inputs().to(dtype))
+    assert out.dtype == dtype
+    if moved:
+        assert not torch.equal(out, expected)
+    elif dtype == torch.float64:
+        assert relative(out, expected) < 1e-6  # the start is computed in fp32
+    else:
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("connection", ["mhc", "hc"])
+def test_meta(connection: str) -> None:
+    """Planned without memory; to_empty and reset_parameters then give what upgrading a real model gives."""
+    config = mhc.Config(connection=connection, alpha="auto")
+    with torch.device("meta"):
+        model = Net(2)
+    report = mhc.upgrade(model, (inputs(),), config=config)
+    assert len(report.sites) == 4
+    assert all(p.is_meta for p in model.parameters())
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    reference = upgraded(config=config)
+    ours, theirs = mhc_state(model), mhc_state(reference)
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    model.load_state_dict(reference.state_dict())
+    assert torch.equal(compiled(model)(inputs()), compiled(reference)(inputs()))
+
+
+def test_frozen_model() -> None:
+    """A frozen model can be tuned by its hyper-connections alone."""
+    model = made().requires_grad_(False)
+    mhc.upgrade(model, (inputs(),))
+    compiled(model)(inputs()).sum().backward()
+    assert all((p.grad is not None) is ("mhc" in name) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("config", [mhc.Config(streams=1), mhc.Config(connection="residual")], ids=["n=1", "residual"])
+def test_configs_that_rewrite_nothing(config: mhc.Config) -> None:
+    model = made()
+    before, expected = snapshot(model), model(inputs())
+    mhc.upgrade(model, (inputs(),), config=config)
+    assert unchanged(model, before)
+    options = {"streams": config.streams, "connection": config.connection}
+    assert torch.equal(compiled(model, **options)(inputs()), expected)
+
+
+def test_model_that_was_compiled_before(moved: bool) -> None:
+    """`model.compile()` before upgrade: the capture looks through it, and the next call sees the new parameters."""
+    model = made()
+    expected = model(inputs())
+    model.compile(backend="mhc", options={"compiler": "eager"})
+    mhc.upgrade(model, (inputs(),))
+    perturb(model, 0.5 if moved else 0.0)
+    assert (relative(model(inputs()), expected) < 1e-5) is not moved
