@@ -37,9 +37,13 @@ class Stack:
         self.root = root
 
     @classmethod
-    def of(cls, model: nn.Module | None) -> Stack:
-        """Name nodes by the paths that modules have in this model; without one, as the frame's sources call them."""
-        return cls({id(module): path for path, module in model.named_modules()} if model is not None else None)
+    def of(cls, model: nn.Module | None, root: nn.Module | None = None) -> Stack:
+        """Name nodes by the paths that modules have in this model; without one, as the frame's sources call them.
+
+        `root` is the module that the graph is the forward of, if it is a part of the model.
+        """
+        paths = {id(module): path for path, module in model.named_modules()} if model is not None else {}
+        return cls(paths, paths.get(id(root), ""))
 
     def owner(self, node: fx.Node) -> str:
         """Return the path of the innermost module, `root` where there is none."""
@@ -105,11 +109,20 @@ class _Raised(ShortenTraceback):
         return self.error
 
 
+def original(model: nn.Module) -> nn.Module:
+    """Return the module itself for what torch.compile made of it."""
+    return model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model
+
+
 @dataclasses.dataclass
 class CapturedGraph:
-    """One graph of a captured run, with the tensors that went in and out (to see where graphs meet)."""
+    """One graph of a captured run, with the tensors that went in and out (to see where graphs meet).
+
+    `root` is the module whose forward it is: a part of the model where Dynamo left the frames around it eager.
+    """
 
     gm: fx.GraphModule
+    root: nn.Module | None = None
     inputs: Sequence[Any] = ()
     outputs: Sequence[Any] = ()
     calls: int = 0
@@ -142,7 +155,10 @@ def run_captured(
     graphs: list[CapturedGraph] = []
 
     def record(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        graph = CapturedGraph(without_markers(gm))
+        root = frame_root()
+        if root is not None and root is not model:
+            keep_to(root)
+        graph = CapturedGraph(without_markers(gm), root)
         graphs.append(graph)
 
         def run(*inputs: Any) -> Any:
@@ -253,7 +269,8 @@ def _collect_breaks(breaks: list[str]) -> Iterator[None]:
 def _compile_apart(model: nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without spending the recompilation limit of the user's own compilation of the same code."""
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        return torch.compile(model, backend=backend, isolate_recompiles=True)
+        isolated: dict[str, Any] = {"isolate_recompiles": True}  # newer than torch's own overloads
+        return torch.compile(model, backend=backend, **isolated)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mhc_compile.capture import run_captured
+from mhc_compile.capture import original, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
 from mhc_compile.plan import draw
@@ -29,6 +29,7 @@ def explain(
     Raises:
         CaptureError: the model does not run with these arguments.
     """
+    model = original(model)
     captured = run_captured(model, tuple(args), dict(kwargs or {}))
     draft = draw(captured, model, config or Config())
     report = report_of(draft, captured, model)

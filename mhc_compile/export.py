@@ -159,14 +159,12 @@ def _bind(
             raise CaptureError(
                 f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument"
             )
-    first = next(iter(gm.graph.nodes))
-    for i in range(len(leaves)):
-        with gm.graph.inserting_before(first):
-            fresh = gm.graph.placeholder(f"leaf_{i}")
-        if i in arguments:
-            fresh.meta = dict(arguments[i].meta)
-            arguments[i].replace_all_uses_with(fresh)
-            gm.graph.erase_node(arguments[i])
+    with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+        fresh = [gm.graph.placeholder(f"leaf_{i}") for i in range(len(leaves))]
+    for i, node in arguments.items():
+        fresh[i].meta = dict(node.meta)
+        node.replace_all_uses_with(fresh[i])
+        gm.graph.erase_node(node)
 
 
 def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> None:

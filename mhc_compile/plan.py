@@ -122,7 +122,7 @@ class Draft:
 
 def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
     """Plan every graph, link regions where one graph's output is another's input, and number the sites."""
-    plans = [plan_graph(graph.gm, config, Stack.of(model)) for graph in captured.graphs]
+    plans = [plan_graph(graph.gm, config, Stack.of(model, graph.root)) for graph in captured.graphs]
     return number(plans, config, captured.graphs)
 
 

@@ -12,14 +12,20 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mhc_compile.backend import mhc
-from mhc_compile.capture import Captured, run_captured
+from mhc_compile.capture import Captured, original, run_captured
 from mhc_compile.config import Config
-from mhc_compile.errors import ConfigMismatchError, MHCWarning, UnsupportedModelError, VerificationError
+from mhc_compile.errors import (
+    AlreadyUpgradedError,
+    ConfigMismatchError,
+    MHCWarning,
+    UnsupportedModelError,
+    VerificationError,
+)
 from mhc_compile.ops import projections
 from mhc_compile.plan import ModelPlan, draw, options_that_differ
 from mhc_compile.register import register, unregister
 from mhc_compile.report import Report, report_of
-from mhc_compile.site import ATTRIBUTE, RootSites
+from mhc_compile.site import ATTRIBUTE, RootSites, Sites
 
 # relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
@@ -50,10 +56,12 @@ def upgrade(
 
     Raises:
         ConfigMismatchError: the model was upgraded with other options.
+        AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
         UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
         MHCError: another reason not to upgrade; the model is as it was.
     """
+    model = original(model)
     if isinstance(model, fx.GraphModule):
         raise UnsupportedModelError(
             "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
@@ -62,6 +70,7 @@ def upgrade(
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
         return _again(model, ModelPlan.from_json(held.text), config)
+    _refuse_parts(model)
     config = config or Config()
     projections.get(config.projection)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
@@ -80,6 +89,16 @@ def upgrade(
         unregister(model)
         raise
     return report
+
+
+def _refuse_parts(model: nn.Module) -> None:
+    """Refuse a model of which a part holds sites, or that is a part itself: theirs would be replaced without a word."""
+    part = next((path for path, module in model.named_modules() if isinstance(module, Sites)), None)
+    if part is not None:
+        raise AlreadyUpgradedError(
+            f"{part!r} holds mHC parameters already, but not by an upgrade of this very model: a part of it, or a model"
+            " around it, was upgraded. mhc_compile.remove them where they were made, then upgrade the whole model once"
+        )
 
 
 def _again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:

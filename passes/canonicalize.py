@@ -20,7 +20,7 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Canonicalize:
-    """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`; `relu(x, inplace=True)` loses its keyword.
+    """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`, `relu(x, inplace=True)` `relu(x)`.
 
     An op stays in place where what it overwrites is read afterwards under another name, or belongs to the caller: then
     the overwriting is part of the function. Who reads it afterwards under the same name gets the op's result.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mhc_compile import cli, compare
+from mhc_compile import cli, compare, measure
 
 MODEL = """
 import torch
@@ -134,7 +135,10 @@ def test_options_are_literals_or_words() -> None:
     }
 
 
-def test_bench_measures_plain_and_mhc(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_measures_plain_and_mhc(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "cold_caches", lambda reset=True: contextlib.nullcontext())  # to be quick
     call = ["bench", f"{file}:make", "--no-hc", "--rounds", "2", "--json", "--options", "streams=2", "sinkhorn_iters=1"]
     assert cli.main(call) == 0
     found = json.loads(capsys.readouterr().out)

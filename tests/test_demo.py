@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mhc_compile import cli, demo, demo_report
+from mhc_compile import cli, demo, demo_report, measure
 from mhc_compile.errors import MissingDependencyError
 
 NEEDED = [pytest.importorskip(name) for name in demo.NEEDS]
 TINY = ["--hidden", "32", "--layers", "1", "--batch", "2", "--length", "16"]
 
 
-def test_the_demo_runs_whole(tmp_path: Path) -> None:
+def test_the_demo_runs_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "cold_caches", lambda reset=True: contextlib.nullcontext())  # to be quick
     assert cli.main(["demo", "--steps", "2", "--streams", "2", "--out", str(tmp_path), *TINY]) == 0
 
     assert (tmp_path / "mhc_demo.png").read_bytes().startswith(b"\x89PNG")

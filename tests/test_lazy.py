@@ -15,6 +15,7 @@ from tests.nets import (
     Net,
     PostBlock,
     Shared,
+    compile_blocks,
     compiled,
     gradients,
     inputs,
@@ -271,27 +272,16 @@ def test_optimizer_built_before() -> None:
     assert "param_groups" in messages[0]
 
 
-def test_optimizer_that_holds_all_is_not_warned() -> None:
-    model = upgraded()
-    optimizer = torch.optim.AdamW(mhc.param_groups(model, 1e-3))
-    run = compiled(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", mhc.MHCWarning)
-        for _ in range(3):
-            optimizer.zero_grad()
-            run(inputs()).sum().backward()
-            optimizer.step()
-
-
-def test_two_optimizers_that_hold_all_together() -> None:
-    """The usual split into Muon for matrices and AdamW for the rest."""
-    model = upgraded()
-    groups = mhc.param_groups(model, 1e-3)
-    optimizers = [torch.optim.SGD(groups[0]["params"], 1e-3), torch.optim.AdamW(groups[1:])]
-    run = compiled(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", mhc.MHCWarning)
-        for _ in range(3):
-            run(inputs()).sum().backward()
-            for optimizer in optimizers:
-                optimizer.step()
+@ours
+def test_twelve_blocks_of_one_class(moved: bool) -> None:
+    """Compiled one by one without upgrade: each gets parameters of its own, past Dynamo's limit for one function."""
+    model = made(Net, 12)
+    expected = model(inputs())
+    compile_blocks(model)
+    assert torch.equal(model(inputs()), expected)
+    assert len(list(mhc.named_parameters(model))) == 12 * 2 * 3
+    perturb(model, 0.5 if moved else 0.0)
+    out = model(inputs())
+    assert (relative(out, expected) < 1e-5) is not moved
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -173,34 +173,6 @@ def test_removed_model_compiles_as_a_plain_one() -> None:
     assert torch.equal(torch.compile(model, backend="aot_eager")(inputs()), made()(inputs()))
 
 
-def test_named_parameters_and_groups() -> None:
-    model = upgraded()
-    names = dict(mhc.named_parameters(model))
-    assert names == {name: p for name, p in model.named_parameters() if "mhc" in name}
-    own, phi, rest = mhc.param_groups(model, lr=0.1, weight_decay=0.2, phi_lr_scale=3.0)
-    assert [group["weight_decay"] for group in (own, phi, rest)] == [0.2, 0.2, 0.0]
-    assert own["lr"] == rest["lr"] == 0.1
-    assert phi["lr"] == pytest.approx(0.3)
-    by_id = {id(p): name for name, p in model.named_parameters()}
-    kinds = [{by_id[id(p)].rpartition(".")[2] for p in group["params"]} for group in (phi, rest)]
-    assert kinds == [{"phi"}, {"alpha", "bias"}]
-    everything = [id(p) for group in (own, phi, rest) for p in group["params"]]
-    assert sorted(everything) == sorted(by_id)
-    torch.optim.AdamW(mhc.param_groups(model, lr=0.1))
-
-
-def test_groups_leave_frozen_parameters_out() -> None:
-    model = upgraded()
-    model.get_submodule("stem").requires_grad_(False)
-    held = {id(p) for group in mhc.param_groups(model, 0.1) for p in group["params"]}
-    assert held == {id(p) for p in model.parameters() if p.requires_grad}
-
-
-def test_groups_need_an_upgraded_model() -> None:
-    with pytest.raises(NotUpgradedError, match=r"mhc_compile\.upgrade"):
-        mhc.param_groups(made(), 0.1)
-
-
 def test_weight_decay_pulls_towards_the_start() -> None:
     """The bias is a fixed start and a learned change: decay of everything leaves the original function."""
     model = upgraded(moved=True)

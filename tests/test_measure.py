@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,16 @@ def test_interleave_turns_the_order_and_warms_up() -> None:
     assert [len(timing.samples) for timing in timings.values()] == [3, 3]
 
 
-def test_interleave_measures_seconds_against_the_named_baseline() -> None:
-    steps = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.01)}
-    timings = measure.interleave(steps, rounds=3, warmup=0, baseline="fast")
-    assert timings["fast"].ratio == 1.0
-    assert 1.2 < timings["slow"].ratio < 3.0
-    assert 0.02 <= timings["slow"].median < 0.2
+def test_interleave_measures_seconds_against_the_named_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def lasting(seconds: float) -> Callable[[], None]:
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    timings = measure.interleave({"slow": lasting(3.0), "fast": lasting(2.0)}, rounds=3, baseline="fast")
+    assert timings["slow"].samples == (3.0, 3.0, 3.0)
+    assert (timings["slow"].ratio, timings["fast"].ratio) == (1.5, 1.0)
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameter_or_input() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
+from mhc_compile.backend import mhc as backend
 from mhc_compile.capture import Stack, run_captured
 from mhc_compile.errors import PlanMismatchError
 from mhc_compile.plan import VERSION, ModelPlan, Site, draw, number, options_that_differ, plan_graph
-from tests.nets import SITES, Block, Net, PostBlock, inputs, made
+from tests.nets import SITES, Block, Net, PostBlock, inputs, made, upgraded
 
 
 class Broken(Net):
@@ -107,7 +108,9 @@ def test_text_and_back(plan: ModelPlan) -> None:
 
 
 def test_identity_is_neither_line_nor_batch(plan: ModelPlan) -> None:
-    moved = [dataclasses.replace(site, source="other.py:1", shape=(9, 9, 16), kind="?", lifts=()) for site in plan.sites]
+    moved = [
+        dataclasses.replace(site, source="other.py:1", shape=(9, 9, 16), kind="?", lifts=()) for site in plan.sites
+    ]
     assert [site.identity() for site in moved] == [site.identity() for site in plan.sites]
     wider = dataclasses.replace(plan.sites[0], shape=(3, 5, 32))
     assert wider.identity() != plan.sites[0].identity()
@@ -125,10 +128,25 @@ def test_joining_plans(plan: ModelPlan) -> None:
 
     other = ModelPlan(plan.config, (plan.sites[0], *(renamed(site) for site in plan.sites)))
     joined = plan.joined(other)
-    assert [site.name for site in joined.sites] == [s.name for s in plan.sites] + [f"other.{s.name}" for s in plan.sites]
+    assert [site.name for site in joined.sites] == [s.name for s in plan.sites] + [
+        f"other.{s.name}" for s in plan.sites
+    ]
     assert [site.region for site in joined.sites] == [0] * 4 + [1] * 4
     assert ModelPlan(plan.config, ()).joined(plan).sites == plan.sites
 
 
 def test_options_that_differ() -> None:
     assert options_that_differ({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "d": 4}) == ["b"]
+
+
+def test_cut_equals_whole(moved: bool) -> None:
+    whole, cut = (upgraded(make, 2, moved=moved) for make in (Net, Broken))
+    assert whole.state_dict().keys() == cut.state_dict().keys()
+    x = inputs()
+    ours, theirs = (torch.compile(model, backend=backend, options={"compiler": "eager"}) for model in (cut, whole))
+    torch.testing.assert_close(ours(x), theirs(x))
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    for (name, p), q in zip(cut.named_parameters(), whole.parameters(), strict=True):
+        assert p.grad is not None, name
+        torch.testing.assert_close(p.grad, q.grad, msg=name)

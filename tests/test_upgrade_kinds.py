@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
+from mhc_compile.errors import AlreadyUpgradedError
 from tests.nets import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
 
 
@@ -97,6 +98,43 @@ def test_configs_that_rewrite_nothing(config: mhc.Config) -> None:
     assert unchanged(model, before)
     options = {"streams": config.streams, "connection": config.connection}
     assert torch.equal(compiled(model, **options)(inputs()), expected)
+
+
+def test_what_torch_compile_returned(moved: bool) -> None:
+    """Upgrading the compiled object is upgrading the model inside."""
+    model, reference = made(), upgraded(moved=moved)
+    run = compiled(model)
+    assert [site.name for site in mhc.explain(run, (inputs(),)).sites][0] == "blocks.0.attn"
+    mhc.upgrade(run, (inputs(),))
+    perturb(model, 0.5 if moved else 0.0)
+    assert list(model.state_dict()) == list(reference.state_dict())
+    assert torch.equal(run(inputs()), compiled(reference)(inputs()))
+
+
+class Outer(nn.Module):
+    """Residual connections around a model with its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.last = Net(1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net(x)
+        for _ in range(2):
+            x = x + self.last(x)
+        return x
+
+
+@pytest.mark.parametrize(("first", "second"), [("net", ""), ("", "net")], ids=["part first", "whole first"])
+def test_a_part_and_the_whole(first: str, second: str) -> None:
+    """Upgraded twice, at two places: the second would replace what the first has trained."""
+    model, x = made(Outer), inputs()
+    mhc.upgrade(model.get_submodule(first), (x,))
+    perturb(model)
+    before = snapshot(model)
+    with pytest.raises(AlreadyUpgradedError, match=r"holds mHC parameters already.*upgrade the whole model once"):
+        mhc.upgrade(model.get_submodule(second), (x,))
+    assert unchanged(model, before)
 
 
 def test_model_that_was_compiled_before(moved: bool) -> None:

@@ -63,7 +63,9 @@ class Gated(Block):
         x = self.connect("mlp", x, self.mlp)
         gate = self.proj(self.leave(x)).sigmoid()
         x = self.lift(lambda s: s * gate + s.mean(-1, keepdim=True), x)
-        x = self.lift(lambda s: 2 * s / (s.norm(2, dim=2, keepdim=True) + s.amax((2,), True) + s.var(dim=2, keepdim=True)), x)
+        x = self.lift(
+            lambda s: 2 * s / (s.norm(2, dim=2, keepdim=True) + s.amax((2,), True) + s.var(dim=2, keepdim=True)), x
+        )
         context = self.leave(x).mean(1, keepdim=True).softmax(-1)
         return self.connect("attn", self.lift(lambda s: s + context, x), self.attn)
 
@@ -113,7 +115,7 @@ class Shared(Part):
         streams = self.enter(x)
         for _ in range(3):
             streams = self.block(streams)
-        return self.leave(streams)  # type: ignore[no-any-return]
+        return self.leave(streams)
 
 
 class EncoderDecoder(Part):
@@ -131,7 +133,7 @@ class EncoderDecoder(Part):
         memory, streams = self.leave(streams), self.enter(y)
         for block in self.decoder:
             streams = block(streams, memory)
-        return self.leave(streams)  # type: ignore[no-any-return]
+        return self.leave(streams)
 
 
 class Fork(Part):
@@ -144,7 +146,7 @@ class Fork(Part):
     def forward(self, x: Tensor) -> Tensor:
         streams = self.trunk(self.enter(x))
         left, right = self.leave(self.left(streams)), self.leave(self.right(streams))
-        return left * right  # type: ignore[no-any-return]
+        return left * right
 
 
 class Turned(Part):
@@ -162,4 +164,4 @@ class Turned(Part):
         streams = self.enter(self.leave(streams))
         for i, linear in enumerate(self.linears):
             streams = self.connect(f"linears_{i}", streams, linear)
-        return self.leave(streams)  # type: ignore[no-any-return]
+        return self.leave(streams)

@@ -1,8 +1,8 @@
 """Hyper-connections once more, by hand and in eager mode: what a rewritten network is compared with.
 
 A network is written once, from `Part`. As it stands it is plain (`x + f(x)`); `by_hand` makes every part of it run the
-n streams explicitly. Streams are `[n, *shape]` here, in the layout of the network, so nothing is shared with the passes:
-not the layout, not the equations, not the choice of what reads what.
+n streams explicitly. Streams are `[n, *shape]` here, in the network's layout, so nothing is shared with the passes: not
+the layout, not the equations, not the choice of what reads what.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -165,7 +165,7 @@ def load(model: torch.nn.Module, parameters: dict[str, Tensor]) -> None:
 
 
 def run(
-    model: Callable[..., Tensor | tuple[Tensor, ...]], parameters: dict[str, Tensor], args: Sequence[Tensor]
+    model: Callable[..., Tensor | tuple[Tensor, ...]], parameters: Mapping[str, Tensor], args: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Outputs and the gradients of every parameter and argument."""
     inputs = [arg.clone().requires_grad_() for arg in args]

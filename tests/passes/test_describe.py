@@ -14,6 +14,8 @@ from mhc_compile.passes import ANALYSIS, Residual
 from mhc_compile.passes.run import run
 from tests.passes.helpers import C, Layer, Step, context, explain, graph, names, tokens
 
+pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
+
 
 class Of(nn.Module):
     """A module whose forward is a function of it and x."""

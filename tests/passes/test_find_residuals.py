@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.passes.helpers import C, Step, check_marks, structures
 
+pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
+
 
 def pre_norm(self: Any, x: Tensor) -> Tensor:
     x = x + self.attn(self.norm(x))  # site attn 1 pre-norm

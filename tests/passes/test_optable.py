@@ -40,9 +40,9 @@ def test_every_entry_is_an_op(family: str) -> None:
         (lambda _, x: x.add(x), "add"),
         (lambda _, x: x.clone().add_(x), "add"),
         (lambda _, x: torch.ops.aten.add.Tensor(x, x), "add"),
-        (lambda _, x: operator.iadd(x.clone(), x), "add"),
+        (lambda _, x: operator.iadd(x.clone(), x), "add"),  # type: ignore[no-untyped-call]
         (lambda _, x: x / 2, "truediv"),
-        (lambda _, x: operator.itruediv(x.clone(), 2), "truediv"),
+        (lambda _, x: operator.itruediv(x.clone(), 2), "truediv"),  # type: ignore[no-untyped-call]
         (lambda _, x: F.layer_norm(x, (C,)), "layer_norm"),
         (lambda _, x: torch.layer_norm(x, (C,)), "layer_norm"),
         (lambda _, x: F.relu(x, inplace=False), "relu"),
@@ -62,7 +62,7 @@ def test_inputs_have_no_name() -> None:
 
 INPLACE: list[Step] = [
     lambda _, x: x.clone().add_(x),
-    lambda _, x: operator.imul(x.clone(), 2),
+    lambda _, x: operator.imul(x.clone(), 2),  # type: ignore[no-untyped-call]
     lambda _, x: torch.ops.aten.add_.Tensor(x.clone(), x),
     lambda _, x: F.relu(x.clone(), inplace=True),
     lambda _, x: F.dropout(x.clone(), 0.5, True, True),

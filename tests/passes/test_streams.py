@@ -64,7 +64,9 @@ def test_every_structure(net: str, connection: str) -> None:
     check(*NETS[net], mhc.Config(streams=3 if connection == "mhc" else 2, connection=connection))
 
 
-@pytest.mark.parametrize("options", [{"exclude": "*.attn"}, {"every": 2}, {"include": ("blocks.0.*", "blocks.2.mlp")}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"exclude": "*.attn"}, {"every": 2}, {"include": ("blocks.0.*", "blocks.2.mlp")}], ids=str
+)
 def test_what_is_left_out_is_lifted(options: dict[str, Any]) -> None:
     make, shapes, sites = lambda: nets.Trunk(depth=3), [TOKENS], 3
     check(make, shapes, sites, mhc.Config(streams=2, **options))

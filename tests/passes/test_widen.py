@@ -76,7 +76,8 @@ def test_other_readers_of_a_sum_get_one_readout() -> None:
 
     gm = widened(step)
     assert listing(gm) == (
-        "expand coefficients read linear write coefficients read readout linear linear write readout sin cos cat".split()
+        "expand coefficients read linear write coefficients read readout linear linear"
+        " write readout sin cos cat".split()
     )
     assert reads(gm, "sin") == reads(gm, "cos") == ["readout"]
 
@@ -88,7 +89,8 @@ def test_ops_between_sums_act_on_the_streams() -> None:
 
     gm = widened(step)
     assert listing(gm) == (
-        "expand coefficients read linear write layer_norm coefficients read linear linear write readout layer_norm".split()
+        "expand coefficients read linear write layer_norm"
+        " coefficients read linear linear write readout layer_norm".split()
     )
     assert reads(gm, "layer_norm") == ["write", "readout"]
     assert reads(gm, "read") == ["expand", "layer_norm"]
@@ -200,7 +202,7 @@ def test_streams_leave_and_enter_graphs() -> None:
     assert gm.graph.find_nodes(op="placeholder")[-1].name == "l_x__streams"
     assert context.gives == [0]
     plain, streams = gm.graph.find_nodes(op="output")[0].args[0]
-    assert ["readout", "write"] == [str(node.target).split(".")[1] for node in (plain, streams)]
+    assert [str(node.target).split(".")[1] for node in (plain, streams)] == ["readout", "write"]
     assert "expand" not in ops(gm)
 
 
