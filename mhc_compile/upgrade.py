@@ -62,15 +62,10 @@ def upgrade(
         MHCError: another reason not to upgrade; the model is as it was.
     """
     model = original(model)
-    if isinstance(model, fx.GraphModule):
-        raise UnsupportedModelError(
-            "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
-            " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
-        )
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
         return _again(model, ModelPlan.from_json(held.text), config)
-    _refuse_parts(model)
+    _refuse(model)
     config = config or Config()
     projections.get(config.projection)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
@@ -82,17 +77,18 @@ def upgrade(
     if not draft.plan.sites or config.connection == "residual" or config.streams == 1:
         return report
     register(model, draft.plan)
-    try:
-        if verify is not False:
-            report.max_error = _verify(model, args, kwargs, captured, verify)
-    except BaseException:
-        unregister(model)
-        raise
+    if verify is not False:
+        report.max_error = _verify(model, args, kwargs, captured, verify)
     return report
 
 
-def _refuse_parts(model: nn.Module) -> None:
-    """Refuse a model of which a part holds sites, or that is a part itself: theirs would be replaced without a word."""
+def _refuse(model: nn.Module) -> None:
+    """Refuse what cannot mark its sites, and parts and wholes of upgraded models, whose sites would be replaced."""
+    if isinstance(model, fx.GraphModule):
+        raise UnsupportedModelError(
+            "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
+            " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
+        )
     part = next((path for path, module in model.named_modules() if isinstance(module, Sites)), None)
     if part is not None:
         raise AlreadyUpgradedError(
@@ -122,14 +118,22 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float) -> float:
-    """Run the rewritten model and compare; return the largest relative difference."""
+    """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
 
     def backend(gm: Any, inputs: Any) -> Any:
         return mhc(gm, inputs, options={"compiler": "eager"})
 
-    after = run_captured(model, args, kwargs, backend)
+    try:
+        after = run_captured(model, args, kwargs, backend)
+        return _compare(before.output, after.output, tolerance)
+    except BaseException:
+        unregister(model)
+        raise
+
+
+def _compare(before: Any, after: Any, tolerance: bool | float) -> float:
     worst = 0.0
-    for old, new in zip(_floats(before.output), _floats(after.output), strict=True):
+    for old, new in zip(_floats(before), _floats(after), strict=True):
         if old.is_meta or old.numel() == 0:
             continue
         error = difference(new, old)

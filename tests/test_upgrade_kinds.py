@@ -104,7 +104,7 @@ def test_what_torch_compile_returned(moved: bool) -> None:
     """Upgrading the compiled object is upgrading the model inside."""
     model, reference = made(), upgraded(moved=moved)
     run = compiled(model)
-    assert [site.name for site in mhc.explain(run, (inputs(),)).sites][0] == "blocks.0.attn"
+    assert mhc.explain(run, (inputs(),)).sites[0].name == "blocks.0.attn"
     mhc.upgrade(run, (inputs(),))
     perturb(model, 0.5 if moved else 0.0)
     assert list(model.state_dict()) == list(reference.state_dict())
