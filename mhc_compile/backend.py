@@ -52,7 +52,7 @@ def mhc(
             lazy.settle(root)
             rewritten = rewrite_graph(gm, markers, whole=_is_whole(root, len(markers.bindings)))
             inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], markers.config, mode)
-            return carry.connect(inner, rewritten.takes, rewritten.gives)
+            return carry.connect(inner, rewritten.takes, rewritten.gives, markers.config.streams)
         if config.connection != "residual" and config.streams > 1 and not lazy.is_settled(root):
             draft = lazy.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
@@ -102,8 +102,8 @@ def source_hash() -> str:
 def _warn_nothing(root: nn.Module | None, rejections: int) -> None:
     name = type(root).__name__ if root is not None else "the function"
     warnings.warn(
-        f"mhc found nothing to rewrite in {name} ({rejections} adds looked at; mhc_compile.explain says why); it is"
-        " compiled as it is",
+        f"mhc found nothing to rewrite in this graph of {name} ({rejections} adds looked at;"
+        " mhc_compile.explain says why); it is compiled as it is",
         MHCWarning,
         stacklevel=2,
     )

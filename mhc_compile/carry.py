@@ -31,11 +31,11 @@ def attach(tensor: Tensor, streams: Tensor) -> None:
     setattr(tensor, _ATTRIBUTE, _Carried(streams, tensor._version, tensor.grad_fn))
 
 
-def take(tensor: Tensor, site: str) -> Tensor:
-    """Return the streams that a tensor carries.
+def take(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
+    """Return the streams that a tensor carries, n of them where n is given.
 
     Raises:
-        CarryError: it carries none, or was changed since.
+        CarryError: it carries none, or another number, or was changed since.
     """
     carried = getattr(tensor, _ATTRIBUTE, None)
     if carried is None:
@@ -43,6 +43,11 @@ def take(tensor: Tensor, site: str) -> Tensor:
     if carried.version != tensor._version or carried.grad_fn is not tensor.grad_fn:
         raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
     streams: Tensor = carried.streams
+    if n is not None and streams.shape[-2] != n:
+        raise CarryError(
+            f"site {site!r} mixes {n} streams, but its input carries {streams.shape[-2]}: it comes from a model"
+            " that was upgraded with another number; upgrade both alike, or hand over x.clone()"
+        )
     return streams
 
 
@@ -55,7 +60,7 @@ def _counting(tensor: Tensor) -> Tensor:
 
 
 def connect(
-    compiled: Callable[..., Any], takes: Sequence[tuple[int, str]], gives: Sequence[int]
+    compiled: Callable[..., Any], takes: Sequence[tuple[int, str]], gives: Sequence[int], n: int | None = None
 ) -> Callable[..., Sequence[Any]]:
     """Wrap compiled code: streams of inputs become further inputs, further outputs become streams of outputs.
 
@@ -63,12 +68,13 @@ def connect(
         compiled: the graph's code, with one more input per entry of `takes` and one more output per entry of `gives`.
         takes: index of an input and the site that needs its streams.
         gives: index of an output whose streams are returned.
+        n: number of streams that the code was compiled for.
     """
     if not takes and not gives:
         return compiled
 
     def run(*inputs: Any) -> Sequence[Any]:
-        outputs = compiled(*inputs, *(take(inputs[index], site) for index, site in takes))
+        outputs = compiled(*inputs, *(take(inputs[index], site, n) for index, site in takes))
         plain = [*outputs[: len(outputs) - len(gives)]]
         for index, streams in zip(gives, outputs[len(plain) :], strict=True):
             plain[index] = _counting(plain[index])

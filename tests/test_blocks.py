@@ -264,7 +264,6 @@ def test_several_configs_in_one_process(moved: bool) -> None:
         assert all(not torch.equal(a, b) for i, a in enumerate(alone) for b in alone[:i])
 
 
-@pytest.mark.xfail(strict=True, reason="a matrix product complains about shapes, not we about the configs")
 def test_blocks_of_several_configs_do_not_share_streams() -> None:
     two, four = (upgraded(Net, 2, config=mhc.Config(streams=n), moved=True) for n in (2, 4))
     compile_blocks(two)

@@ -50,7 +50,17 @@ LIFTED: list[tuple[Step, tuple[str, ...]]] = [
     (lambda s, x: x * x.relu().mean(1, keepdim=True), ("mul",)),
     (lambda s, x: x.relu() * x.relu().mean(1, keepdim=True), ("relu", "mul")),
 ]
+
+
+def overwritten(_: Any, x: Tensor) -> Tensor:
+    y = x.relu()
+    half = y[..., : C // 2]
+    y.mul_(2.0)
+    return 1.0 * y + half.sum(-1, keepdim=True)
+
+
 ENDING: list[Step] = [
+    overwritten,
     lambda s, x: s.proj(x),
     lambda s, x: s.drop(x),
     lambda s, x: x.flip(1),
