@@ -41,9 +41,11 @@ def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
     """Replace a node by its body, traced through proxies; of several results each reader gets its own."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
     args = [fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args]
-    like = value(node)  # of a readout, which accumulates in a dtype of its own
+    like = value(node)
+    if node.target is torch.ops.mhc.readout.default and like is not None:
+        args.append(accumulator(like.dtype))  # the other ops accumulate in the dtype of their coefficients
     with graph.inserting_before(node):
-        result = body(*args) if like is None else body(*args, accumulator(like.dtype))
+        result = body(*args)
     if isinstance(result, tuple):
         for user in list(node.users):
             user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]

@@ -90,7 +90,7 @@ class _Widener:
         for node in held:
             users = [user for user in node.users if user in inside]
             if users:
-                u = self._place_back(at, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
+                u = self._plain(at, node, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
             for user in users:
                 user.replace_input_with(node, u)
                 self.disordered |= self.order[user] < self.order[at]
@@ -107,8 +107,9 @@ class _Widener:
         f = terms[0]
         for term in terms[1:]:
             f = self._emit(total, operator.add, f, term)
+            f.meta["example_value"] = summed
         f = self._place_last(total, f)
-        self.streams[total] = self._emit(total, _OPS.write.default, x, f, post, res, self.n)
+        self._flow(total, self._emit(total, _OPS.write.default, x, f, post, res, self.n))
         self.sums[total] = self.site
 
     def _enter(self) -> None:
@@ -118,14 +119,14 @@ class _Widener:
             return
         if not self.site.carried:
             plain = self._place_last(source, source)
-            self.streams[source] = self._emit(source, _OPS.expand.default, plain, self.n)
+            self._flow(source, self._emit(source, _OPS.expand.default, plain, self.n))
             self.disordered |= source in self.sums  # of another region: its readout comes behind
             return
         if source not in self.inflow:
             with self.graph.inserting_after(self.last_input):
                 self.last_input = self.inflow[source] = self.graph.placeholder(f"{source.name}_streams")
             self.context.takes.append(source)
-        self.streams[source] = self.inflow[source]
+        self._flow(source, self.inflow[source])
 
     def _lift(self, node: fx.Node) -> None:
         """Apply an op to every stream: operands that vary by token get a stream axis to broadcast over."""
@@ -145,7 +146,7 @@ class _Widener:
         made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
         if optable.name(node) in optable.REDUCE:
             optable.count_from_the_end(made)
-        self.streams[node] = made
+        self._flow(node, made)
 
     def _give(self) -> None:
         """Return the streams of outputs that end in a sum, behind the graph's own outputs."""
@@ -169,28 +170,41 @@ class _Widener:
             if node.users and node in self.sums:
                 self.site = self.sums[node]
                 readers = list(node.users)
-                mean = self._emit(node, _OPS.readout.default, self.streams[node], self.n)
-                mean.meta["example_value"] = value(node)  # tells the dtype
-                out = self._place_back(node, mean)
+                out = self._plain(node, node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:
                 self.graph.erase_node(node)
+
+    def _flow(self, node: fx.Node, streams: fx.Node) -> None:
+        """Remember the streams of a node; like every tensor in a graph of Dynamo's they have an example value."""
+        self.streams[node] = streams
+        plain = value(node)
+        if plain is not None:
+            last = plain.detach().movedim(self.site.residual.axis, -1)
+            streams.meta["example_value"] = last.unsqueeze(-2).expand(*last.shape[:-1], self.n, last.shape[-1])
+
+    def _plain(self, at: fx.Node, like: fx.Node, x: fx.Node) -> fx.Node:
+        """Give what was read from streams the layout and the example value of the plain node."""
+        plain, axis = value(like), self.site.residual.axis
+        if plain is not None:
+            x.meta["example_value"] = plain if axis == -1 else plain.detach().movedim(axis, -1)
+        return x if axis == -1 else self._method(at, "movedim", x, -1, axis)
 
     def _place_last(self, at: fx.Node, x: fx.Node) -> fx.Node:
         """Move the features last, where the plain graph has them elsewhere."""
         axis = self.site.residual.axis
         return x if axis == -1 else self._method(at, "movedim", x, axis, -1)
 
-    def _place_back(self, at: fx.Node, x: fx.Node) -> fx.Node:
-        axis = self.site.residual.axis
-        return x if axis == -1 else self._method(at, "movedim", x, -1, axis)
-
     def _emit(self, at: fx.Node, target: Any, *args: Any) -> fx.Node:
         return self._new(at, lambda: self.graph.call_function(target, args))
 
     def _method(self, at: fx.Node, method: str, *args: Any) -> fx.Node:
-        return self._new(at, lambda: self.graph.call_method(method, args))
+        made = self._new(at, lambda: self.graph.call_method(method, args))
+        given = value(args[0])
+        if given is not None:
+            made.meta["example_value"] = getattr(given.detach(), method)(*args[1:])
+        return made
 
     def _new(self, at: fx.Node, make: Any) -> fx.Node:
         """Create a node behind `at` and what was emitted there before; it carries the site's name and origin."""

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.backends.registry import list_backends
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 import mhc_compile as mhc
 from mhc_compile import backend
@@ -204,3 +206,38 @@ def test_a_second_model_is_no_new_compilation() -> None:
     assert not torch.equal(*outs)
     torch._dynamo.reset()
     assert torch.equal(compiled(models[1])(inputs()), outs[1])
+
+
+class WrittenOutNorm(nn.Module):
+    """A norm in primitives, as Hugging Face writes it: methods are called on what a site reads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.float32)
+        return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = WrittenOutNorm(), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.mlp(self.norm(x))
+        return x + self.mlp(self.norm(x))
+
+
+def test_caches_hold_rewritten_graphs_until_the_source_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOTAutograd bypasses its cache for graphs it cannot read; and an edited op must not hit old code."""
+    x = torch.randn(2, 3, 4)
+    hashes = iter(("a", "a", "b"))
+    monkeypatch.setattr(backend, "source_hash", lambda: next(hashes))
+    with fresh_cache():
+        for expected in ("autograd_cache_miss", "autograd_cache_hit", "autograd_cache_miss"):
+            torch._dynamo.reset()
+            torch.manual_seed(0)
+            model = Plain()
+            mhc.upgrade(model, (x,), verify=False)
+            counters.clear()
+            compiled(model, compiler="inductor")(x).backward(torch.ones_like(x))
+            assert counters["aot_autograd"][expected] == 1
+            assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
