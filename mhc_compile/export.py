@@ -178,6 +178,6 @@ def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> Non
             module.add_module(step, child)
         module = child
     if parameter:
-        module.register_parameter(leaf, tensor)  # type: ignore[arg-type]
+        module.register_parameter(leaf, tensor)  # type: ignore[arg-type]  # found among the parameters
     else:
         module.register_buffer(leaf, tensor)

@@ -80,6 +80,6 @@ def adopt(module: nn.Module) -> None:
 def release(module: nn.Module) -> None:
     """Take subclass and sites away."""
     if is_owner(module):
-        module.__class__ = type(module)._mhc_base  # type: ignore[attr-defined]
+        module.__class__ = type(module)._mhc_base  # type: ignore[attr-defined]  # set by subclass()
     if isinstance(getattr(module, ATTRIBUTE, None), Sites):
         delattr(module, ATTRIBUTE)

@@ -80,7 +80,7 @@ class Site(nn.Module):
             narrow = made.is_floating_point() and made.dtype.itemsize < torch.float32.itemsize
             return tensor.to(made.device, torch.float32) if narrow else made
 
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def extra_repr(self) -> str:

@@ -205,6 +205,7 @@ def _peel(node: fx.Node) -> Iterator[fx.Node]:
     yield node
     while optable.name(node) in optable.CAST | _SCALES:
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and value(arg) is not None]
+        # a cast or multiple of a tensor is a tensor, so both have a value
         if len(tensors) != 1 or value(tensors[0]).shape != value(node).shape:  # type: ignore[union-attr]
             return
         node = tensors[0]

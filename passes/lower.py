@@ -48,7 +48,7 @@ def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
         result = body(*args)
     if isinstance(result, tuple):
         for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]
+            user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]  # getitem's
             graph.erase_node(user)
     else:
         node.replace_all_uses_with(result.node)
