@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mhc_compile.capture import original, run_captured
+from mhc_compile.capture import Captured, original, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
 from mhc_compile.plan import draw
@@ -29,10 +29,13 @@ def explain(
     Raises:
         CaptureError: the model does not run with these arguments.
     """
-    model = original(model)
-    captured = run_captured(model, tuple(args), dict(kwargs or {}))
-    draft = draw(captured, model, config or Config())
-    report = report_of(draft, captured, model)
+    return survey(original(model), tuple(args), dict(kwargs or {}), config or Config())[0]
+
+
+def survey(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: Config) -> tuple[Report, Captured]:
+    """Run the model once under capture, plan its sites, and warn where there are none; return report and run."""
+    captured = run_captured(model, args, kwargs)
+    report = report_of(draw(captured, model, config), captured, model)
     if not report.sites:
-        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=2)
-    return report
+        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=3)
+    return report, captured

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,14 +16,14 @@ from mhc_compile.config import Config
 from mhc_compile.errors import (
     AlreadyUpgradedError,
     ConfigMismatchError,
-    MHCWarning,
     UnsupportedModelError,
     VerificationError,
 )
+from mhc_compile.explain import survey
 from mhc_compile.ops import projections
-from mhc_compile.plan import ModelPlan, draw, options_that_differ
+from mhc_compile.plan import ModelPlan, options_that_differ
 from mhc_compile.register import register, unregister
-from mhc_compile.report import Report, report_of
+from mhc_compile.report import Report
 from mhc_compile.site import ATTRIBUTE, RootSites, Sites
 
 # relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
@@ -69,14 +68,10 @@ def upgrade(
     config = config or Config()
     projections.get(config.projection)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
-    captured = run_captured(model, args, kwargs)
-    draft = draw(captured, model, config)
-    report = report_of(draft, captured, model)
-    if not draft.plan.sites:
-        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=2)
-    if not draft.plan.sites or config.connection == "residual" or config.streams == 1:
+    report, captured = survey(model, args, kwargs, config)
+    if not report.sites or config.connection == "residual" or config.streams == 1:
         return report
-    register(model, draft.plan)
+    register(model, report.plan)
     if verify is not False:
         report.max_error = _verify(model, args, kwargs, captured, verify)
     return report
