@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint types format bench clean
+.PHONY: help venv demo test test-all lint types format bench zoo clean
 
 help: ## print every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ format: $(STAMP) ## mend style and formatting where a tool can
 
 bench: $(STAMP) ## measure speed and memory
 	$(BIN)/python -m bench $(ARGS)
+
+zoo: $(STAMP) ## run the model zoo; installs the libraries it takes models from
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[zoo]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.zoo --jobs $(JOBS) $(ARGS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from mhc_compile.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
 from mhc_compile.plan import Site
 from mhc_compile.report import Report
+from mhc_compile.sharding import shard_sites
 from mhc_compile.upgrade import upgrade
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "remove",
     "restore",
     "rewrite",
+    "shard_sites",
     "upgrade",
 ]

@@ -19,6 +19,7 @@ from mhc_compile.capture import clean_errors, frame_root, without_markers
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
 from mhc_compile.ops import connections, projections
+from mhc_compile.passes import checkpoints
 from mhc_compile.rewriting import read_markers, rewrite_graph
 from mhc_compile.site import ATTRIBUTE, RootSites
 
@@ -50,14 +51,14 @@ def mhc(
         root = frame_root()
         if markers is not None:
             lazy.settle(root)
-            rewritten = rewrite_graph(gm, markers, whole=_is_whole(root, len(markers.bindings)))
+            rewritten = rewrite_graph(markers, whole=_is_whole(root, len(markers.bindings)))
             inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], markers.config, mode)
-            return carry.connect(inner, rewritten.takes, rewritten.gives, markers.config.streams)
+            return carry.connect(inner, rewritten.takes, rewritten.gives, rewritten.starts, markers.config.streams)
         if config.connection != "residual" and config.streams > 1 and not lazy.is_settled(root):
             draft = lazy.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
                 return lazy.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
-            if not isinstance(getattr(root, ATTRIBUTE, None), RootSites):
+            if not isinstance(getattr(root, ATTRIBUTE, None), RootSites) and lazy.says_all(gm, root, draft):
                 _warn_nothing(root, len(draft.rejections))
         return compile_with(without_markers(gm), example_inputs, config, mode)
 
@@ -83,6 +84,8 @@ def compile_with(
     patches = {**(list_mode_options(mode) if mode and mode != "default" else {}), **config.inductor}
     # Inductor hashes its config into the key of every cache: an edited op must not hit code made from the old one
     label = {**inductor_config.aot_inductor.metadata, "mhc_compile": source_hash()}
+    # nor must a graph hit one that is equal but for what is to be recomputed, which AOTAutograd's key leaves out
+    label["mhc_recompute"] = str({node.name: tagged for node in gm.graph.nodes if (tagged := checkpoints.tags(node))})
     patches.setdefault("aot_inductor.metadata", label)
     return cast("Compiled", compile_fx.compile_fx(gm, list(example_inputs), config_patches=patches))
 

@@ -1,8 +1,7 @@
-"""What we know of torch's internals: frames, owners of nodes, and running a model to see its graphs.
+"""What we know of torch's internals: frames, graphs, and running a model to see its graphs.
 
-Facts used here, each with a test: a node's `nn_module_stack` maps `id(module)` to (source expression, class), innermost
-last, and has no entry for the module that is compiled itself; `InstructionTranslator.current_tx()` is the frame whose
-graph a backend is given; an error that is a ShortenTraceback leaves Dynamo as what its `remove_dynamo_frames` returns.
+Facts used here, each with a test: `InstructionTranslator.current_tx()` is the frame whose graph a backend is given; an
+error that is a ShortenTraceback leaves Dynamo as what its `remove_dynamo_frames` returns.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,55 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.guards import GuardBuilder, install_guard
+from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
 from torch._dynamo.source import AttrSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from mhc_compile.errors import CaptureError, MHCError
+from mhc_compile.passes import checkpoints
 from mhc_compile.passes.base import value
-
-_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
-
-
-class Stack:
-    """Names nodes by the modules whose forward made them (a `passes.base.Namer`)."""
-
-    def __init__(self, paths: Mapping[int, str] | None = None, root: str = "") -> None:
-        """Take the paths of modules by id, else names from the sources; `root` names the compiled module itself."""
-        self.paths = dict(paths or {})
-        self.root = root
-
-    @classmethod
-    def of(cls, model: nn.Module | None, root: nn.Module | None = None) -> Stack:
-        """Name nodes by the paths that modules have in this model; without one, as the frame's sources call them.
-
-        `root` is the module that the graph is the forward of, if it is a part of the model.
-        """
-        paths = {id(module): path for path, module in model.named_modules()} if model is not None else {}
-        return cls(paths, paths.get(id(root), ""))
-
-    def owner(self, node: fx.Node) -> str:
-        """Return the path of the innermost module, `root` where there is none."""
-        entries = self._entries(node)
-        return entries[-1] if entries else self.root
-
-    def child(self, node: fx.Node, owner: str) -> str | None:
-        """Return the first step from the owner towards the node's module, as one name."""
-        prefix = f"{owner}." if owner else ""
-        for path in self._entries(node):
-            if path != owner and path.startswith(prefix):
-                head, _, rest = path.removeprefix(prefix).partition(".")
-                index = rest.partition(".")[0]
-                return f"{head}_{index}" if index.isdigit() else head
-        return None
-
-    def _entries(self, node: fx.Node) -> list[str]:
-        stack = node.meta.get("nn_module_stack") or {}
-        return [self._path(str(key), str(entry[0])) for key, entry in stack.items()]
-
-    def _path(self, key: str, source: str) -> str:
-        """Name a module the same at every call, also one that its parents hold under several names."""
-        identity, path = key.partition("@")[0], _ROOT.sub("", source)
-        return self.paths.setdefault(int(identity), path) if identity.isdigit() else path
 
 
 def frame_root() -> nn.Module | None:
@@ -109,32 +66,81 @@ class _Raised(ShortenTraceback):
         return self.error
 
 
+def given(node: fx.Node) -> Any:
+    """Return what Dynamo traced a graph input with: the very tensor."""
+    return getattr(node.meta.get("grapharg"), "example", None)
+
+
+def is_split(gm: fx.GraphModule) -> bool:
+    """Tell whether the graph is but a part of Dynamo's, as DDPOptimizer hands them over."""
+    if torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None:
+        return False
+    part, whole = (
+        Counter(node.op for node in graph.nodes)
+        for graph in (gm.graph, InstructionTranslator.current_tx().output.graph)
+    )
+    return part["call_function"] < whole["call_function"]
+
+
+def saving_is_hooked() -> bool:
+    """Tell whether someone else than autograd keeps what is saved for backward, as non-reentrant checkpoints do."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def original(model: nn.Module) -> nn.Module:
     """Return the module itself for what torch.compile made of it."""
     return model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model
+
+
+@dataclasses.dataclass(frozen=True)
+class Break:
+    """What ended a graph before its frame did, and "file.py:line" of the code that did."""
+
+    reason: str
+    source: str = ""
+
+
+def frame_break(gm: fx.GraphModule) -> Break | None:
+    """Return why Dynamo ended the graph that a backend is given, None where the frame itself ends."""
+    told = getattr(gm, "compile_subgraph_reason", None)
+    return _break(told) if told is not None and told.graph_break else None
+
+
+def is_in_parts(gm: fx.GraphModule) -> bool:
+    """Tell whether the forward of the frame's module is cut by a graph break, here or before."""
+    name = InstructionTranslator.current_tx().output.root_tx.f_code.co_name
+    return name.startswith(TORCH_DYNAMO_RESUME_IN_PREFIX) or frame_break(gm) is not None
+
+
+def _break(told: Any) -> Break:
+    source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
+    return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")
 
 
 @dataclasses.dataclass
 class CapturedGraph:
     """One graph of a captured run, with the tensors that went in and out (to see where graphs meet).
 
-    `root` is the module whose forward it is: a part of the model where Dynamo left the frames around it eager.
+    `root` is the module whose forward it is: a part of the model where Dynamo left the frames around it eager. `ended`
+    tells what broke the graph off, and `in_parts` whether a break cuts that forward, here or before.
     """
 
     gm: fx.GraphModule
     root: nn.Module | None = None
+    ended: Break | None = None
+    in_parts: bool = False
     inputs: Sequence[Any] = ()
     outputs: Sequence[Any] = ()
-    calls: int = 0
 
 
 @dataclasses.dataclass
 class Captured:
-    """What running a model once showed: its graphs in the order of their first call, its output, why graphs broke."""
+    """What running a model once showed: its graphs as they were compiled, their calls, and why graphs broke."""
 
     graphs: list[CapturedGraph]
     output: Any
-    breaks: list[str]
+    breaks: list[Break]
+    calls: list[tuple[CapturedGraph, Sequence[Any], Sequence[Any]]]  # a graph, its inputs, its outputs
 
 
 def run_captured(
@@ -153,24 +159,24 @@ def run_captured(
         CaptureError: the model does not run with these arguments.
     """
     graphs: list[CapturedGraph] = []
+    calls: list[tuple[CapturedGraph, Sequence[Any], Sequence[Any]]] = []
 
     def record(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         root = frame_root()
         if root is not None and root is not model:
             keep_to(root)
-        graph = CapturedGraph(without_markers(gm), root)
+        graph = CapturedGraph(checkpoints.run_eagerly(without_markers(gm)), root, frame_break(gm), is_in_parts(gm))
         graphs.append(graph)
 
         def run(*inputs: Any) -> Any:
             outputs = graph.gm.forward(*inputs)
-            graph.calls += 1
-            if graph.calls == 1:
-                graph.inputs, graph.outputs = inputs, outputs
+            graph.inputs, graph.outputs = graph.inputs or inputs, graph.outputs or outputs
+            calls.append((graph, inputs, outputs))
             return outputs
 
         return run
 
-    breaks: list[str] = []
+    breaks: list[Break] = []
     with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks):
         compiled = _compile_apart(model, backend or record)
         try:
@@ -182,33 +188,36 @@ def run_captured(
                 f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
                 " pass args as a tuple and kwargs as a dict, as you would call the model"
             ) from error
-    return Captured(graphs, output, breaks)
+    return Captured(graphs, output, breaks, calls)
 
 
 def without_markers(gm: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of the graph without the markers of sites; nodes keep their metadata."""
     copied = copy_graph(gm)
-    for node in copied.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default):
-        copied.graph.erase_node(node)
-    copied.recompile()
+    for module in copied.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default):
+                module.graph.erase_node(node)
+            module.recompile()
     return copied
 
 
 def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """Copy the graph, not the tensors; Dynamo still needs its own."""
+    """Copy the graph and those that its ops run, not the tensors; Dynamo still needs its own."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    returned = graph.graph_copy(gm.graph, copies)
-    graph.output(returned)
+    graph.output(graph.graph_copy(gm.graph, copies))
     graph.find_nodes(op="output")[0].meta = dict(gm.graph.find_nodes(op="output")[0].meta)
     for old, new in copies.items():
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     made = fx.GraphModule(gm, graph)
     made.meta = dict(gm.meta)
-    for name in ("_param_name_to_source", "_source_to_user_stacks"):
+    for name in ("_param_name_to_source", "_source_to_user_stacks", "compile_subgraph_reason"):
         if hasattr(gm, name):
             setattr(made, name, getattr(gm, name))
+    for name, body in checkpoints.bodies(made):
+        made.set_submodule(name, copy_graph(body))
     return made
 
 
@@ -238,8 +247,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                if name in saved and buffer.shape == saved[name].shape:
-                    buffer.copy_(saved[name])
+                kept = saved.get(name, buffer)  # a write would count as a change, so only where there was one
+                if kept is not buffer and kept.shape == buffer.shape and not torch.equal(kept, buffer):
+                    buffer.copy_(kept)
 
 
 @contextlib.contextmanager
@@ -258,12 +268,15 @@ def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _collect_breaks(breaks: list[str]) -> Iterator[None]:
-    """Collect the reasons that Dynamo counts for its graph breaks."""
-    counters = torch._dynamo.utils.counters["graph_break"]
-    before = dict(counters)
+def _collect_breaks(breaks: list[Break]) -> Iterator[None]:
+    """Collect what broke graphs: what Dynamo has a place in the code for, and what it only counts."""
+    counters, told = torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.graph_break_reasons
+    before, start = dict(counters), len(told)
     yield
-    breaks += [str(reason).strip() for reason, count in counters.items() if count > before.get(reason, 0)]
+    breaks += dict.fromkeys(map(_break, told[start:]))
+    known = {each.reason for each in breaks}
+    reasons = (str(reason).strip().splitlines()[0] for reason, n in counters.items() if n > before.get(reason, 0))
+    breaks += [Break(reason) for reason in reasons if reason not in known]
 
 
 def _compile_apart(model: nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:

@@ -81,9 +81,9 @@ def explain(args: argparse.Namespace) -> None:
 
 def as_json(report: mhc.Report) -> dict[str, Any]:
     """The report as what JSON can hold."""
-    listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions")}
+    listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions", "cuts")}
     payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
-    plain = ("breaks", "links", "graphs", "parameters", "stream_bytes")
+    plain = ("breaks", "graphs", "parameters", "stream_bytes")
     return payload | {name: getattr(report, name) for name in plain}
 
 

@@ -50,6 +50,10 @@ class PlanMismatchError(MHCError):
     """A graph, a model or a checkpoint does not fit the plan frozen by upgrade."""
 
 
+class NarrowParametersError(MHCError):
+    """mHC parameters reach a graph in fewer than 32 bits."""
+
+
 class CarryError(MHCError):
     """Streams that the plan hands from one compiled graph to the next did not arrive intact."""
 

@@ -93,7 +93,7 @@ class _Recorder:
             markers = read_markers(gm, None)
             if markers is None:
                 raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
-            rewritten = rewrite_graph(gm, markers, whole=True, inline=True).gm
+            rewritten = rewrite_graph(markers, whole=True, inline=True).gm
         self.gm = rewritten
 
         def run(*inputs: Any) -> Any:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
-from mhc_compile.capture import Stack, keep_to, without_markers
+from mhc_compile.capture import is_in_parts, keep_to, without_markers
 from mhc_compile.config import Config
+from mhc_compile.cuts import BROKEN
 from mhc_compile.errors import LazyUpgradeError, MHCWarning
+from mhc_compile.naming import Stack
+from mhc_compile.passes import checkpoints
 from mhc_compile.plan import Draft, ModelPlan, number, plan_graph
 from mhc_compile.register import register
-from mhc_compile.site import ATTRIBUTE, RootSites, Sites
+from mhc_compile.site import ATTRIBUTE, PLANNED, RootSites, Sites
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -25,7 +29,7 @@ def is_settled(root: nn.Module | None) -> bool:
     held = getattr(root, ATTRIBUTE, None)
     if isinstance(held, RootSites):
         return not held.open
-    return any(isinstance(module, Sites) for module in root.modules())
+    return PLANNED in vars(root) or any(isinstance(module, Sites) for module in root.modules())
 
 
 def settle(root: nn.Module | None) -> None:
@@ -35,13 +39,27 @@ def settle(root: nn.Module | None) -> None:
         held.open = False
 
 
+_IN_PARTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # modules of which graphs are known that are not all
+
+
+def says_all(gm: fx.GraphModule, root: nn.Module | None, draft: Draft) -> bool:
+    """Tell whether a graph without sites is worth a word: other graphs of the same model may have some.
+
+    It is where a connection is left alone only because a break cuts the forward that it stands in.
+    """
+    if root is not None and is_in_parts(gm):
+        _IN_PARTS.add(root)
+    part = is_in_parts(gm) or any(root is module for whole in list(_IN_PARTS) for module in whole.modules())
+    return not part or any(rejection.reason == BROKEN for rejection in draft.rejections)
+
+
 def draft_frame(gm: fx.GraphModule, root: nn.Module | None, config: Config) -> Draft:
     """Plan the sites of one graph of a model that was not upgraded.
 
     Raises:
         LazyUpgradeError: there is no module to keep the plan, or it is wrapped for distributed training.
     """
-    draft = number([plan_graph(without_markers(gm), config, Stack.of(root))], config)
+    draft = number([plan_graph(without_markers(gm), config, Stack.of(root), is_in_parts(gm))], config)
     if draft.plan.sites and root is None:
         raise LazyUpgradeError(
             "torch.compile was given a function, or Dynamo broke the model's forward, so there is no module to keep the"
@@ -68,7 +86,7 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
     Not earlier: Dynamo makes its guards after the backend returns, and they must see the classes from before.
     """
     keep_to(root)
-    plain = without_markers(gm)
+    plain = checkpoints.run_eagerly(without_markers(gm))
     pending = [plan]
 
     def run(*inputs: Any) -> Any:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from mhc_compile.capture import Captured, CapturedGraph, Stack
+from mhc_compile.capture import Captured, CapturedGraph
 from mhc_compile.config import Config
+from mhc_compile.cuts import Cut, Meetings, broken_forwards, torn, unmarkable
 from mhc_compile.errors import PlanMismatchError
+from mhc_compile.naming import Stack
 from mhc_compile.passes import ANALYSIS, Context, Plan, Rejection
 from mhc_compile.passes.base import PlannedSite, value
 from mhc_compile.passes.run import run
 
 VERSION = 1
-_Chain = list[tuple[PlannedSite, str | None]]  # sites of a region with the names of their predecessors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linked:
+    """A site of a region that may span graphs: the site whose streams it continues, or whether it starts some."""
+
+    site: PlannedSite
+    before: str | None
+    starts: bool
+
+
+_Chain = list[_Linked]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Site:
         length: number of sites of the region.
         predecessor: name of the site whose streams continue here, or None at the region's start.
         lifts: ops applied to every stream on the way here.
+        starts: True where the region starts with a tensor that no site of another graph had made.
     """
 
     name: str
@@ -53,6 +67,7 @@ class Site:
     length: int
     predecessor: str | None
     lifts: tuple[str, ...]
+    starts: bool = False
 
     @property
     def channels(self) -> int:
@@ -117,76 +132,88 @@ class Draft:
 
     plan: ModelPlan
     rejections: tuple[Rejection, ...]
-    links: list[str]
+    cuts: tuple[Cut, ...]
 
 
 def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
     """Plan every graph, link regions where one graph's output is another's input, and number the sites."""
-    plans = [plan_graph(graph.gm, config, Stack.of(model, graph.root)) for graph in captured.graphs]
-    return number(plans, config, captured.graphs)
+    namers = [Stack.of(model, graph.root) for graph in captured.graphs]
+    plans = [
+        plan_graph(graph.gm, config, namer, graph.in_parts)
+        for graph, namer in zip(captured.graphs, namers, strict=True)
+    ]
+    draft = number(plans, config, captured.graphs)
+    draft.cuts += (*broken_forwards(captured.graphs, plans), *torn(captured, plans))
+    return draft
 
 
-def plan_graph(gm: fx.GraphModule, config: Config, namer: Stack) -> Plan:
-    """Run the analysis passes on a graph (its adds are respelt in place)."""
+def plan_graph(gm: fx.GraphModule, config: Config, namer: Stack, in_parts: bool = False) -> Plan:
+    """Run the analysis passes on a graph (its adds are respelt in place).
+
+    With `in_parts` a graph break cuts the forward that the graph belongs to: Dynamo then compiles it apart from the
+    markers in front of it, so connections in this very forward are left alone.
+    """
     context = Context(config, namer)
     run(ANALYSIS, gm, context)
-    return context.plan
+    lost = {site.residual.name for site in context.plan.sites if in_parts and site.residual.owner == namer.root}
+    if not lost:
+        return context.plan
+    context.config = dataclasses.replace(config, exclude=(*config.exclude, *sorted(lost)))
+    adds = {site.residual.total.name for site in context.plan.sites if site.residual.name in lost}
+    run(ANALYSIS, gm, context)
+    told = [unmarkable(rejection) if rejection.node in adds else rejection for rejection in context.plan.rejections]
+    return dataclasses.replace(context.plan, rejections=tuple(told))
 
 
-def number(plans: list[Plan], config: Config, graphs: list[CapturedGraph] | None = None) -> Draft:
+def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = ()) -> Draft:
     """Turn per-graph plans into one: join regions, drop those of a single site, give every site its place."""
     rejections = [rejection for plan in plans for rejection in plan.rejections]
     chains: list[_Chain] = []
-    leaving: dict[int, _Chain] = {}  # id of a tensor -> the chain that ends in it
-    links: list[str] = []
+    meetings: Meetings[_Chain] = Meetings(graphs)
     for g, plan in enumerate(plans):
         local: dict[int, _Chain] = {}
         for site in plan.sites:
-            chain, before = local.get(site.region), None
+            chain, before, starts = local.get(site.region), None, False
             if chain is None:
-                chain = leaving.get(_entering(site, graphs[g])) if graphs else None
-                if chain is None:
+                came = meetings.enter(g, site)
+                starts = bool(graphs) and not meetings.brings_streams(g, site)
+                if came is None:
                     chains.append(chain := [])
                 else:
-                    links.append(f"{chain[-1][0].residual.name} -> {site.residual.name}")
-                    before = chain[-1][0].residual.name
+                    before, chain = came[0].name, came[1]
                 local[site.region] = chain
             if site.predecessor is not None:
                 before = plan.sites[site.predecessor].residual.name
-            chain.append((site, before))
-        for leave in plan.exits if graphs else ():
-            tensor = graphs[g].outputs[leave.output]  # type: ignore[index]
-            leaving[id(tensor)] = local[plan.sites[leave.site].region]
+            chain.append(_Linked(site, before, starts))
+        for leaving in plan.exits:
+            end = plan.sites[leaving.site]
+            meetings.leave(g, leaving, end.residual, local[end.region])
     sites: list[Site] = []
     for chain in chains:
         if len(chain) < 2:
-            rejections.append(_single(chain[0][0]))
+            rejections.append(_single(chain[0].site))
             continue
         region = len({site.region for site in sites})
-        sites += [_place(site, before, region, k, len(chain)) for k, (site, before) in enumerate(chain)]
-    return Draft(ModelPlan(config, tuple(sites)), tuple(rejections), links)
-
-
-def _entering(site: PlannedSite, graph: CapturedGraph) -> int:
-    """Return the id of the tensor that the site's carrier came in as."""
-    inputs = graph.gm.graph.find_nodes(op="placeholder")
-    return id(graph.inputs[inputs.index(site.inflow)]) if site.inflow in inputs and graph.inputs else 0
+        sites += [_place(linked, region, k, len(chain)) for k, linked in enumerate(chain)]
+    return Draft(ModelPlan(config, tuple(sites)), tuple(rejections), tuple(meetings.close()))
 
 
 def _single(site: PlannedSite) -> Rejection:
     residual = site.residual
-    message = "stands alone: streams that start and end around one connection cannot mix anything"
-    return Rejection("single-site-region", True, message, residual.owner, residual.source, residual.total.name)
+    reason, message = "single-site-region", "stands alone: streams that start and end around one connection cannot mix"
+    if residual.learned:
+        reason, message = "skip-scaled", "a parameter scales the skip, and no other connection carries the sum on"
+    return Rejection(reason, not residual.learned, message, residual.owner, residual.source, residual.total.name)
 
 
-def _place(site: PlannedSite, before: str | None, region: int, k: int, length: int) -> Site:
-    residual = site.residual
+def _place(linked: _Linked, region: int, k: int, length: int) -> Site:
+    residual = linked.site.residual
     tensor = value(residual.total)
     shape = tuple(int(size) for size in tensor.shape) if isinstance(tensor, Tensor) else ()
-    lifts = tuple(_lift_name(node) for node in site.lifts)
+    lifts = tuple(_lift_name(node) for node in linked.site.lifts)
     return Site(
         residual.name, residual.owner, residual.label, residual.kind, len(residual.adds), residual.source,
-        shape, residual.axis, region, k, length, before, lifts,
+        shape, residual.axis, region, k, length, linked.before, lifts, linked.starts,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from mhc_compile.init import Place
 from mhc_compile.optimizers import watch
 from mhc_compile.plan import ModelPlan
 from mhc_compile.plan import Site as PlannedSite
-from mhc_compile.site import ATTRIBUTE, RootSites, Site, Sites
+from mhc_compile.site import ATTRIBUTE, PLANNED, Flow, RootSites, Site, Sites
 
 
 def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
@@ -36,15 +38,19 @@ def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
     try:
         held.open = extend
         model.add_module(ATTRIBUTE, held)
+        same, successors = object(), Counter(site.predecessor for site in new)
         for site in new:
-            _create(owners[site.owner], site, plan.config)
+            made = _create(owners[site.owner], site, plan.config)
+            made.flow = Flow(same, successors[site.name], site.starts)
     except BaseException:
         unregister(model)
         raise
+    for module in model.modules() if not extend else ():
+        vars(module)[PLANNED] = True
     watch(model)
 
 
-def _create(module: nn.Module, site: PlannedSite, config: Config) -> None:
+def _create(module: nn.Module, site: PlannedSite, config: Config) -> Site:
     """Create one site on its owner: on its device, in fp64 if it is."""
     if not isinstance(getattr(module, ATTRIBUTE, None), Sites):
         module.add_module(ATTRIBUTE, Sites())
@@ -56,9 +62,11 @@ def _create(module: nn.Module, site: PlannedSite, config: Config) -> None:
     if reference is not None and reference.dtype == torch.float64:
         made.double()
     getattr(module, ATTRIBUTE).add(made)
+    return made
 
 
 def unregister(model: nn.Module) -> None:
     """Take all sites away; modules get their classes back."""
     for module in list(model.modules()):
         owner.release(module)
+        vars(module).pop(PLANNED, None)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mhc_compile import init
 from mhc_compile.capture import Captured
+from mhc_compile.cuts import Cut
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes import Rejection
@@ -43,8 +44,8 @@ class Report:
     Attributes:
         plan: the plan.
         rejections: adds that are no site, each with its reason.
-        breaks: why Dynamo broke the graph.
-        links: connections between sites of different graphs, as "a -> b".
+        breaks: why Dynamo broke the graph, and where.
+        cuts: what that cut: regions that go on or end, and connections that are not found for it.
         graphs: number of graphs of the captured run.
         model: the model.
         max_error: largest difference measured by upgrade(verify=True), relative to the largest entry; else None.
@@ -53,7 +54,7 @@ class Report:
     plan: ModelPlan
     rejections: tuple[Rejection, ...]
     breaks: tuple[str, ...]
-    links: tuple[str, ...]
+    cuts: tuple[Cut, ...]
     graphs: int
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
     max_error: float | None = None
@@ -118,10 +119,11 @@ class Report:
             own = sum(p.numel() for p in self.model.parameters()) if self.model is not None else 0
             share = f" ({self.parameters / own:.2%} of the model's {own:,})" if own else ""
             yield f"adds {self.parameters:,} parameters{share}, {4 * self.parameters / 2**20:.2f} MiB in fp32"
-        for link in self.links:
-            yield f"graphs meet, streams carry: {link}"
+        if self.cuts:
+            told = [(c.name, c.kind, "yes" if c.carries else "no", short(c.source), c.reason) for c in self.cuts]
+            yield from table(("cut between graphs", "kind", "carries", "broken at", "by"), told)
         for reason in self.breaks:
-            yield f"graph break: {reason.splitlines()[0]}"
+            yield f"graph break: {reason}"
         if self.max_error is not None:
             yield f"verified: outputs differ by at most {self.max_error:.1e} of the largest entry"
 
@@ -140,8 +142,8 @@ class Report:
 
 def report_of(draft: Draft, captured: Captured, model: nn.Module) -> Report:
     """Return the report of a captured run and its plan."""
-    breaks, links = tuple(captured.breaks), tuple(draft.links)
-    return Report(draft.plan, draft.rejections, breaks, links, len(captured.graphs), model)
+    breaks = tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks)
+    return Report(draft.plan, draft.rejections, breaks, draft.cuts, len(captured.graphs), model)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mhc_compile import init
 from mhc_compile.config import Config
@@ -16,6 +19,22 @@ from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
 ATTRIBUTE = "mhc"  # where an owner keeps its sites
+PLANNED = "_mhc_planned"  # says of every module of an upgraded model that the plan knows it
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """How the plan lets streams flow through a site: what equal layers do not share, so no graph can tell it.
+
+    Attributes:
+        plan: the same object for all sites of a model, and for those of a copy another.
+        successors: number of sites that continue its streams; None where nobody knows.
+        starts: True where streams start here with a tensor that carried none when the model was upgraded.
+    """
+
+    plan: object = None
+    successors: int | None = None
+    starts: bool = False
 
 
 class Site(nn.Module):
@@ -30,6 +49,7 @@ class Site(nn.Module):
 
     base: Tensor
     place: init.Place
+    flow = Flow()
 
     def __init__(self, path: str, label: str, place: init.Place, channels: int, config: Config, entry: bool) -> None:
         """Create the parameters at their starting values, on torch's default device."""
@@ -45,6 +65,12 @@ class Site(nn.Module):
         self.bias = nn.Parameter(torch.empty(start.shape, dtype=torch.float32))
         self.register_buffer("base", torch.empty(start.shape, dtype=torch.float32))
         self.reset_parameters()
+        _SITES.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be known again after a copy or a load."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        _SITES.add(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -86,6 +112,23 @@ class Site(nn.Module):
     def extra_repr(self) -> str:
         """Show the site's place and sizes."""
         return f"k={self.place.k}, L={self.place.length}, streams={self.config.streams}, channels={self.channels}"
+
+
+_SITES: weakref.WeakSet[Site] = weakref.WeakSet()
+_HOLDERS: Any = WeakIdKeyDictionary()  # what holder() found
+
+
+def holder(phi: Any) -> Site | None:
+    """Return the site with this very phi, which is an input of every graph that the site is in."""
+    if not isinstance(phi, Tensor):
+        return None
+    known = _HOLDERS.get(phi)
+    site = known() if known is not None else None
+    if site is None or site.phi is not phi:
+        site = next((each for each in list(_SITES) if each.phi is phi), None)
+        if site is not None:
+            _HOLDERS[phi] = weakref.ref(site)
+    return site
 
 
 class Sites(nn.Module):

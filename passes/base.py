@@ -26,6 +26,7 @@ class Residual:
         label: name of the site within its owner.
         source: "file.py:line" of the add.
         axis: the feature axis, negative.
+        learned: True where a parameter scales the carrier, which alone does not make a connection.
     """
 
     total: fx.Node
@@ -38,6 +39,7 @@ class Residual:
     label: str
     source: str
     axis: int
+    learned: bool = False
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from mhc_compile.passes import optable
+from mhc_compile.passes import checkpoints, optable, spellings
 from mhc_compile.passes.aliases import same_storage
 from mhc_compile.passes.base import Context, value
 
@@ -22,8 +22,11 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 class Canonicalize:
     """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`, `relu(x, inplace=True)` `relu(x)`.
 
+    Sums that are spelt as something else become adds as well (see `spellings`).
+
     An op stays in place where what it overwrites is read afterwards under another name, or belongs to the caller: then
     the overwriting is part of the function. Who reads it afterwards under the same name gets the op's result.
+    Activation checkpoints go first: what their bodies hold is part of the graph (see `checkpoints.splice`).
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -31,6 +34,7 @@ class Canonicalize:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> None:
         """Respell the ops of the graph."""
+        checkpoints.splice(gm)
         order = {node: i for i, node in enumerate(gm.graph.nodes)}
         for node in list(gm.graph.nodes):
             inplace = optable.is_inplace(node)
@@ -38,6 +42,7 @@ class Canonicalize:
                 continue
             if inplace:
                 _read_the_result(node, order)
+            spellings.spell_out(node, order)
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}

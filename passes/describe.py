@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from torch import fx
 
-from mhc_compile.passes import optable
+from mhc_compile.passes import axes, optable
 from mhc_compile.passes.base import Namer, value
 
-_SHUFFLES = frozenset("transpose permute movedim swapaxes t reshape view flatten unflatten".split())
+_STEPS = 16  # that feature_axis looks ahead behind a sum
 
 
 def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> set[fx.Node]:
@@ -29,35 +28,41 @@ def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int])
     return seen
 
 
-def _forward(root: fx.Node, inside: set[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Walk (node, the input it was reached from) breadth first, up to ops that move the axes."""
-    queue = deque((user, root) for user in root.users if user in inside)
-    seen = set(queue)
-    while queue:
-        node, source = queue.popleft()
-        yield node, source
-        if optable.name(node) not in _SHUFFLES:
-            fresh = [(user, node) for user in node.users if user in inside and (user, node) not in seen]
-            seen.update(fresh)
-            queue.extend(fresh)
+def feature_axis(root: fx.Node, branches: tuple[fx.Node, ...], total: fx.Node, order: dict[fx.Node, int]) -> int | None:
+    """Return the axis, negative, on which the branch's, else the sum's, first norm, linear or convolution works."""
+    inside = between(root, branches, order)
+    found = _first_work(root, inside)
+    return _first_work(total, None) if found is None else found
 
 
-def feature_axis(root: fx.Node, branches: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> int | None:
-    """Return the axis, negative, on which the branch's first norm, linear or convolution works."""
-    tensor = value(root)
+def _first_work(start: fx.Node, inside: set[fx.Node] | None) -> int | None:
+    """Walk from a tensor's readers to the first that works on one of its axes; without bounds, a few steps only."""
+    tensor = value(start)
     if tensor is None:
         return None
     rank = tensor.dim()
-    for node, source in _forward(root, between(root, branches, order)):
-        axis = _axis(node, source, rank)
-        if axis is not None:
-            return axis
+    queue = deque((user, start, axes.identity(rank)) for user in start.users)
+    seen: set[tuple[fx.Node, fx.Node]] = set()
+    while queue and (inside is not None or len(seen) < _STEPS):
+        node, source, held = queue.popleft()
+        if (node, source) in seen or (inside is not None and node not in inside):
+            continue
+        seen.add((node, source))
+        found = _axis(node, source)
+        if found is not None and len(held[found]) == 1:
+            return next(iter(held[found])) - rank
+        after = axes.follow(node, source, held)
+        if after is not None:
+            queue.extend((user, node, after) for user in node.users)
     return None
 
 
-def _axis(node: fx.Node, source: fx.Node | None, rank: int) -> int | None:
+def _axis(node: fx.Node, source: fx.Node) -> int | None:
+    """Return the axis of its input on which a node works."""
+    tensor = value(source)
+    rank = tensor.dim() if tensor is not None else 0
     op = optable.name(node)
-    if op in ("layer_norm", "rms_norm"):
+    if op in ("layer_norm", "rms_norm", "native_layer_norm"):
         return -1 if len(optable.argument(node, 1, "normalized_shape", ())) == 1 else None
     if op in optable.CONV:
         return 1 - rank if node.args[0] is source else None

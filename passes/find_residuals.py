@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import fx
 
 from mhc_compile.passes import describe, optable
 from mhc_compile.passes.aliases import overwritten
-from mhc_compile.passes.base import Context, Findings, Rejection, Residual, location, value
+from mhc_compile.passes.base import Context, Findings, Rejection, Residual, location
+from mhc_compile.passes.sums import Match, Sums, operands
 
 REASONS = {
     "no-skip": (False, "neither operand is computed from the other"),
     "pointwise-branch": (False, "one operand is computed from the other without any layer in between"),
     "branch-sum": (False, "sums branches of the connection that is completed at {other}"),
+    "inside-branch": (False, "lies inside the branch of the connection at {other}, which starts from the same tensor"),
+    "added-again": (False, "adds to a tensor that is itself carried on at {other}, such as positions to queries"),
+    "shared-branch": (False, "what is subtracted is used elsewhere too: the rest that a quantiser or a trend leaves"),
+    "skip-scaled": (False, "a parameter scales the skip inside another branch, as in state-space layers"),
+    "multi-stream": (False, "mixes several streams already, as hyper-connections do"),
+    "integer": (False, "adds integers"),
+    "broadcast": (True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
+    "projection-shortcut": (True, "the skip passes through a layer of its own, so no stream continues"),
+    "skip-reshaped": (True, "the skip is a slice, view or pool of what the branch reads"),
     "in-place": (True, "overwrites a tensor that is read again or that belongs to the caller; write x = x + f(x)"),
     "nested": (True, "wraps connections that start from the same tensor, such as {other}; the inner ones are widened"),
     "feature-axis": (True, "no norm, linear or convolution in the branch tells which axis holds the features"),
 }
-
-_SCALES = frozenset(("mul", "div", "truediv", "contiguous"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +37,9 @@ class FindResiduals:
     """Every same-shape float add is a residual connection or gets a reason.
 
     An add is one if an operand, the carrier, is an ancestor of every other term of the (single-use) tree of adds, with
-    real work in between. What an add only passes on does not count as computed from it: a mask or a position that is
-    added in every layer is an ancestor of later scores through nothing but these adds.
+    real work in between. So is a difference whose branch has weights. What only the branches of a connection read is
+    no ancestor of what comes after it: a mask that is added in every layer is an ancestor of later scores through
+    nothing but these branches.
     """
 
     name: ClassVar[str] = "find-residuals"
@@ -42,127 +50,167 @@ class FindResiduals:
         context.findings = _Finder(gm, context).run()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tree:
-    """A tree of adds under a root: its terms and, of each term, nothing else."""
-
-    root: fx.Node
-    adds: tuple[fx.Node, ...]
-    terms: tuple[fx.Node, ...]
-
-
 class _Finder:
-    """One forward sweep; sets of ancestors are integers with a bit per operand of an add, so it is near-linear."""
+    """One sweep that matches sums, then a look at what the matches are to each other."""
 
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
         self.context = context
         self.nodes = list(gm.graph.nodes)
-        self.order = {node: i for i, node in enumerate(self.nodes)}
-        self.adds = [node for node in self.nodes if optable.is_add(node)]
-        self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
-        operands = {end for node in self.adds for arg in _operands(node) for end in _peel(arg)}
+        self.sums = Sums(self.nodes)
+        self.order = self.sums.order
         self.overwritten = overwritten(gm)
-        self.bit = {node: 1 << i for i, node in enumerate(sorted(operands, key=self.order.__getitem__))}
-        self.above: dict[fx.Node, int] = {}  # ancestors
-        self.worked: dict[fx.Node, int] = {}  # ancestors with real work in between
-        self.taken: dict[fx.Node, Residual] = {}  # what the connection at this carrier is
-        self.labels: Counter[tuple[str, str]] = Counter()
-        self.residuals: list[Residual] = []
+        self.matches: list[Match] = []
         self.rejections: list[Rejection] = []
 
-    def _only_feeds_an_add(self, node: fx.Node) -> bool:
-        (user, *others) = node.users or (None,)
-        return not others and user is not None and optable.is_add(user) and user.args[0] is not user.args[1]
-
     def run(self) -> Findings:
-        """Sweep the graph."""
-        adds = set(self.adds)
+        """Sweep the graph, then judge."""
         for node in self.nodes:
-            self._sweep(node, node in adds)
-            if node in adds and node not in self.inner:
-                self._judge(_tree(node, self.inner))
+            self.sums.ancestry.sweep(node)
+            if node in self.sums.adds and node not in self.sums.inner:
+                self._look(node)
+            elif node in self.sums.differences:
+                self._look_at_difference(node)
+            elif optable.name(node) == "add":
+                self._look_at_other(node)
+        self.matches.sort(key=lambda match: self.order[match.sum.root])
+        residuals = self._residuals(self._sift())
         place = {node.name: i for node, i in self.order.items()}
-        residuals = sorted(self.residuals, key=lambda r: self.order[r.total])
         return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
 
-    def _sweep(self, node: fx.Node, add: bool) -> None:
-        above = worked = 0
-        for arg in optable.sources(node):
-            above |= self.above[arg] | (0 if add else self.bit.get(arg, 0))
-            worked |= self.worked[arg]
-        self.above[node] = above
-        self.worked[node] = worked | above if optable.works(node) else worked
-
-    def _judge(self, tree: _Tree) -> None:
-        """Take the tree as one connection, else its root alone, and then the trees below it."""
-        alone = _Tree(tree.root, (tree.root,), _operands(tree.root))
-        for candidate in dict.fromkeys((tree, alone)):
-            carrier = self._carrier(candidate.terms)
-            if carrier is not None:
-                candidate = candidate if self._accept(candidate, carrier) else alone
-                break
+    def _look(self, root: fx.Node) -> None:
+        """Match the tree under a root, and what the match leaves of it."""
+        found = self.sums.match(root)
+        if found is None:
+            related = self.sums.is_related(root)
+            self._reject(root, "pointwise-branch" if related else "no-skip")
         else:
-            self._reject(tree.root, self._why_not(tree.root))
-            candidate = alone
-        for add in tree.adds:
-            if add not in candidate.adds and add in candidate.terms:
-                self._judge(_tree(add, self.inner))
+            self._keep(found)
+        taken = found.sum.adds if found else (root,)
+        for add in self.sums.tree(root).adds:
+            below = [arg for parent in taken for arg in operands(parent)]
+            if add not in taken and add in below:
+                self._look(add)
 
-    def _carrier(self, terms: tuple[fx.Node, ...]) -> fx.Node | None:
-        """Return the term that all others are made from by real work."""
-        for term in terms:
-            bits = self._bits(term)
-            others = [other for other in terms if other is not term]
-            if bits and others and all(self.worked[other] & bits for other in others):
-                return term
-        return None
-
-    def _bits(self, term: fx.Node) -> int:
-        """Return the bits of the term and of what it is a cast or a constant multiple of."""
-        bits = 0
-        for node in _peel(term):
-            bits |= self.bit[node]
-        return bits
-
-    def _accept(self, tree: _Tree, carrier: fx.Node) -> bool:
-        """Keep the tree as a connection, unless something speaks against it; tell which."""
-        branches = tuple(term for term in tree.terms if term is not carrier)
-        chain = tuple(add for add in tree.adds if _holds(add, carrier, self.inner))
-        peeled = list(_peel(carrier))
-        root = next(node for node in peeled if any(self.worked[b] & self.bit[node] for b in branches))
-        first = self.taken.get(peeled[-1])
-        axis = describe.feature_axis(root, branches, self.order)
-        if not self.overwritten.isdisjoint({*tree.adds, *peeled}):
-            self._reject(tree.root, "in-place")
-        elif first is not None and self.worked[tree.root] & self.bit.get(first.total, 0):
-            self._reject(tree.root, "nested", first.source)
-        elif axis is None:
-            self._reject(tree.root, "feature-axis")
+    def _look_at_difference(self, node: fx.Node) -> None:
+        found = self.sums.difference(node)
+        if found is None or any(found.branches[0] is match.sum.root for match in self.matches):
+            return  # the trunk itself minus where it started, as in a loss
+        if any(optable.is_add(reader) for reader in found.branches[0].users):
+            self._reject(node, "shared-branch")
         else:
-            owner, label = self._label(tree.root, branches[0])
-            kind, source = describe.kind(tree.root, root, branches, self.order), location(tree.root)
-            residual = Residual(tree.root, carrier, root, branches, chain, kind, owner, label, source, axis)
-            self.taken.setdefault(peeled[-1], residual)
-            self.residuals.append(residual)
-            for add in tree.adds:
-                if add not in chain:
-                    self._reject(add, "branch-sum", location(tree.root))
-            return True
+            self._keep(found)
+
+    def _look_at_other(self, node: fx.Node) -> None:
+        """Look at an add of integers, or of tensors that are not alike."""
+        a, b = optable.operand_values(node)
+        if a is None or b is None:
+            return
+        if not (a.is_floating_point() or b.is_floating_point()):
+            self._reject(node, "integer")
+            return
+        long, short = operands(node) if a.numel() > b.numel() else operands(node)[::-1]
+        ancestry = self.sums.ancestry
+        if a.shape != b.shape and ancestry.worked[short] & ancestry.bits((long,)):
+            self._reject(node, "broadcast")
+
+    def _keep(self, match: Match) -> None:
+        self.matches.append(match)
+        self.sums.ancestry.carry_on(match.sum.root, match.carrier, match.branches)
+
+    def _sift(self) -> list[Match]:
+        """Return the matches that hold beside each other."""
+        carriers = {match.carrier: match for match in self.matches} | {match.origin: match for match in self.matches}
+        kept = []
+        for match in self.matches:
+            ends = [end for branch in match.branches for end in self.sums.skips.peel(branch)]
+            again = next((carriers[end] for end in ends if end in carriers), None)
+            if again is not None:
+                self._reject(match.sum.root, "added-again", location(again.sum.root))
+            elif match.reason:
+                outer = next((m for m in self.matches if m.carrier is match.root and self._holds(m, match)), None)
+                reason = match.reason if outer is None or match.reason == "multi-stream" else "inside-branch"
+                self._reject(match.sum.root, reason, location(outer.sum.root) if outer else "")
+            elif not self.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
+                self._reject(match.sum.root, "in-place")
+            else:
+                kept.append(match)
+        return self._disjoint(kept)
+
+    def _disjoint(self, matches: list[Match]) -> list[Match]:
+        """Of connections that lie in each other and start from the same tensor, keep a chain, else the outer one."""
+        by_origin: dict[fx.Node, list[Match]] = {}
+        for match in matches:
+            by_origin.setdefault(match.origin, []).append(match)
+        dropped: set[fx.Node] = set()
+        for group in by_origin.values():
+            for i, outer in enumerate(group):
+                inner = next((m for m in group[:i] if m.sum.root not in dropped and self._holds(outer, m)), None)
+                if inner is not None and self._continues(inner, matches):
+                    dropped.add(outer.sum.root)
+                    self._reject(outer.sum.root, "nested", location(inner.sum.root))
+                elif inner is not None:
+                    dropped.add(inner.sum.root)
+                    self._reject(inner.sum.root, "inside-branch", location(outer.sum.root))
+        return [m for m in matches if m.sum.root not in dropped and not self._is_gate(m, matches)]
+
+    def _is_gate(self, match: Match, matches: list[Match]) -> bool:
+        """Reject a skip scaled by a parameter inside a branch: the feedthrough `y + D x` of state-space layers."""
+        if not self.sums.skips.is_learned(match.carrier, match.root):
+            return False
+        above, bits = self.sums.ancestry.above, self.sums.ancestry.bits
+        this = bits((match.sum.root,))
+        for outer in matches:
+            starts_before = above[match.carrier] & bits((outer.origin,))
+            if (
+                starts_before
+                and self._holds(outer, match)
+                and not (above[outer.carrier] | bits((outer.carrier,))) & this
+            ):
+                self._reject(match.sum.root, "skip-scaled")
+                return True
         return False
 
-    def _label(self, total: fx.Node, branch: fx.Node) -> tuple[str, str]:
+    def _holds(self, outer: Match, inner: Match) -> bool:
+        bit = self.sums.ancestry.bits((inner.sum.root,))
+        return any(
+            bit & (self.sums.ancestry.above[branch] | self.sums.ancestry.bits((branch,))) for branch in outer.branches
+        )
+
+    def _continues(self, inner: Match, matches: list[Match]) -> bool:
+        """Tell whether another connection carries the inner one's sum on."""
+        bit = self.sums.ancestry.bits((inner.sum.root,))
+        above, worked = self.sums.ancestry.above, self.sums.ancestry.worked
+        return any(m.origin is inner.sum.root or above[m.carrier] & ~worked[m.carrier] & bit for m in matches)
+
+    def _residuals(self, matches: list[Match]) -> list[Residual]:
+        labels: Counter[tuple[str, str]] = Counter()
+        residuals = []
+        for match in matches:
+            total, branches = match.sum.root, match.branches
+            axis = describe.feature_axis(match.root, branches, total, self.order)
+            if axis is None:
+                self._reject(total, "feature-axis")
+                continue
+            owner, label = self._label(total, branches[0], labels)
+            chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
+            kind = describe.kind(total, match.root, branches, self.order)
+            learned = self.sums.skips.is_learned(match.carrier, match.root)
+            where = location(total)
+            residuals.append(
+                Residual(total, match.carrier, match.root, branches, chain, kind, owner, label, where, axis, learned)
+            )
+            for add in match.sum.adds:
+                if add not in chain:
+                    self._reject(add, "branch-sum", where)
+        return residuals
+
+    def _label(self, total: fx.Node, branch: fx.Node, labels: Counter[tuple[str, str]]) -> tuple[str, str]:
         """Return owner and label of a site; a label that clashes is numbered in program order."""
         owner = self.context.namer.owner(total)
         label = describe.label(branch, owner, self.context.namer) or f"line{location(total).rpartition(':')[2]}"
-        count = self.labels[owner, label]
-        self.labels[owner, label] += 1
+        count = labels[owner, label]
+        labels[owner, label] += 1
         return owner, f"{label}_{count}" if count else label
-
-    def _why_not(self, node: fx.Node) -> str:
-        a, b = _operands(node)
-        bits = [self._bits(x) for x in (a, b)]
-        related = self.above[b] & bits[0] or self.above[a] & bits[1]
-        return "pointwise-branch" if related else "no-skip"
 
     def _reject(self, node: fx.Node, reason: str, other: str = "") -> None:
         residual, message = REASONS[reason]
@@ -171,42 +219,6 @@ class _Finder:
         self.rejections.append(Rejection(reason, residual, text, owner, location(node), node.name))
 
 
-def _tree(root: fx.Node, inner: set[fx.Node]) -> _Tree:
-    adds: list[fx.Node] = []
-    terms: list[fx.Node] = []
-
-    def walk(node: fx.Node) -> None:
-        adds.append(node)
-        for arg in _operands(node):
-            if arg in inner:
-                walk(arg)
-            else:
-                terms.append(arg)
-
-    walk(root)
-    return _Tree(root, tuple(adds), tuple(terms))
-
-
-def _holds(add: fx.Node, carrier: fx.Node, inner: set[fx.Node]) -> bool:
+def _leads_to(add: fx.Node, match: Match) -> bool:
     """Tell whether the carrier is a term below this add."""
-    return any(arg is carrier or (arg in inner and _holds(arg, carrier, inner)) for arg in _operands(add))
-
-
-def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Return the two tensors that an add adds."""
-    a, b = add.args[:2]
-    assert isinstance(a, fx.Node)  # is_add saw two nodes
-    assert isinstance(b, fx.Node)
-    return a, b
-
-
-def _peel(node: fx.Node) -> Iterator[fx.Node]:
-    """Iterate over the node and what it is a cast or a constant multiple of."""
-    yield node
-    while optable.name(node) in optable.CAST | _SCALES:
-        tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and value(arg) is not None]
-        # a cast or multiple of a tensor is a tensor, so both have a value
-        if len(tensors) != 1 or value(tensors[0]).shape != value(node).shape:  # type: ignore[union-attr]
-            return
-        node = tensors[0]
-        yield node
+    return any(arg is match.carrier or (arg in match.sum.adds and _leads_to(arg, match)) for arg in operands(add))

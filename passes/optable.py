@@ -18,8 +18,15 @@ POINTWISE = frozenset(
 CAST = frozenset("to float half bfloat16 double type type_as _to_copy".split())
 VIEW = frozenset(
     "view reshape flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze expand expand_as reshape_as "
-    "contiguous clone view_as chunk split getitem select narrow slice unbind repeat repeat_interleave roll flip cat "
-    "stack pad detach alias".split()
+    "contiguous clone view_as chunk split split_with_sizes getitem select narrow slice unbind repeat repeat_interleave "
+    "roll flip cat stack pad detach alias _unsafe_view".split()
+)
+SHUFFLE = frozenset(  # views that keep every element
+    "view reshape _unsafe_view flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze contiguous "
+    "clone".split()
+)
+POOL = frozenset(
+    f"{adaptive}{kind}_pool{d}d" for adaptive in ("", "adaptive_") for kind in ("avg", "max") for d in (1, 2, 3)
 )
 NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native_layer_norm".split())
 DROPOUT = frozenset(
@@ -33,7 +40,11 @@ SHAPE_ONLY = META | frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
     "new_tensor".split()
 )
-CONV = frozenset(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3))
+CONV = frozenset((*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution"))
+CONTRACTION = CONV | frozenset("linear matmul mm bmm addmm baddbmm einsum tensordot".split())
+# ops that keep sums: what they make of x + y they make of x, plus what they make of y
+_LINEAR = CONTRACTION | VIEW | CAST | DROPOUT | META | frozenset("add sub neg mul div truediv mean sum".split())
+_PARTS = ("real", "imag", "T", "mT", "H", "mH", "data")  # attributes that hold a tensor's values
 INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.functional
     **dict.fromkeys("relu relu6 silu mish selu hardswish hardsigmoid".split(), 1),
     **dict.fromkeys("leaky_relu elu celu".split(), 2),
@@ -78,9 +89,27 @@ def works(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method", "call_module") and name(node) not in LIGHT
 
 
+def is_linear(node: fx.Node, static: set[fx.Node]) -> bool:
+    """Tell whether the op is linear in what it reads, products of two tensors that are no parameters excluded."""
+    factors = [arg for arg in node.all_input_nodes if arg not in static and value(arg) is not None]
+    product = name(node) in ("mul", "div", "truediv") and len(factors) > 1
+    return name(node) in _LINEAR and not product
+
+
+def is_discrete(node: fx.Node) -> bool:
+    """Tell whether the node holds integers or booleans."""
+    tensor = value(node)
+    return tensor is not None and not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def is_resize(node: fx.Node) -> bool:
+    """Tell whether the op changes the resolution, as where a feature pyramid's levels meet."""
+    return name(node).startswith(("interpolate", "upsample", "pixel_shuffle", "grid_sample"))
+
+
 def sources(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose values the node is computed from."""
-    if name(node) in SHAPE_ONLY:
+    if name(node) in SHAPE_ONLY and not (name(node) == "getattr" and node.args[1] in _PARTS):
         return []
     if name(node) in ("expand_as", "view_as", "reshape_as", "type_as"):
         return [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
@@ -89,18 +118,32 @@ def sources(node: fx.Node) -> list[fx.Node]:
 
 def is_add(node: fx.Node) -> bool:
     """Tell whether the node adds two floating tensors of one shape, without a factor."""
-    return name(node) == "add" and node.kwargs.get("alpha", 1) in (1, 1.0) and _two_alike(node)
+    return name(node) == "add" and _factor(node) == 1 and terms_alike(node) is not None
 
 
-def _two_alike(node: fx.Node) -> bool:
-    args = node.args
-    if len(args) < 2 or not all(isinstance(arg, fx.Node) for arg in args[:2]):
-        return False
-    a, b = (value(arg) for arg in args[:2])  # type: ignore[arg-type]
-    if a is None or b is None or a.dim() < 2:
-        return False
-    alike: bool = a.shape == b.shape
-    return alike and a.is_floating_point() and b.is_floating_point()
+def is_difference(node: fx.Node) -> bool:
+    """Tell whether the node subtracts two floating tensors of one shape, without a factor."""
+    return name(node) == "sub" and _factor(node) == 1 and terms_alike(node) is not None
+
+
+def _factor(node: fx.Node) -> Any:
+    return node.kwargs.get("alpha", 1)
+
+
+def terms_alike(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Return the operands of an add or difference of two floating tensors of one shape and at least two axes."""
+    a, b = operand_values(node)
+    if a is None or b is None or a.dim() < 2 or not (a.is_floating_point() and b.is_floating_point()):
+        return None
+    return node.args[:2] if a.shape == b.shape else None  # type: ignore[return-value]  # both have values
+
+
+def operand_values(node: fx.Node) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the tensors of the first two arguments."""
+    args = node.args[:2]
+    if len(args) < 2 or not all(isinstance(arg, fx.Node) for arg in args):
+        return None, None
+    return value(args[0]), value(args[1])  # type: ignore[arg-type]  # both are nodes
 
 
 def argument(node: fx.Node, position: int, keyword: str, default: Any = None) -> Any:

@@ -11,7 +11,7 @@ from torch import fx
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes import describe, optable
+from mhc_compile.passes import describe, optable, views
 from mhc_compile.passes.aliases import overwritten
 from mhc_compile.passes.base import Context, Exit, Plan, PlannedSite, Rejection, Residual, value
 
@@ -77,10 +77,11 @@ def _chain(
     chosen: list[Residual], context: Context, origin: dict[fx.Node, fx.Node], order: dict[fx.Node, int]
 ) -> tuple[PlannedSite, ...]:
     index = {residual.total: i for i, residual in enumerate(chosen)}
+    apart = _inside_others(chosen, origin, order)
     sites: list[PlannedSite] = []
     regions = 0
     for residual in chosen:
-        found = origin.get(residual.carrier)
+        found = None if residual.total in apart else origin.get(residual.carrier)
         inflow = found if found is not None and found.op == "placeholder" else None
         entry = None if context.bindings is None else context.bindings[residual.name].entry
         predecessor = index.get(found) if found is not None else None
@@ -101,6 +102,20 @@ def _chain(
         lifts = _lifts(source, residual.carrier, origin, order)
         sites.append(PlannedSite(residual, source, predecessor, lifts, carried, inflow, region))
     return tuple(sites)
+
+
+def _inside_others(chosen: list[Residual], origin: dict[fx.Node, fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Return the sums inside the branch of another connection that continues the same streams: they start anew."""
+    followers: dict[fx.Node, list[Residual]] = {}
+    for residual in chosen:
+        if residual.carrier in origin:
+            followers.setdefault(origin[residual.carrier], []).append(residual)
+    found: set[fx.Node] = set()
+    for group in followers.values():
+        for outer in group[1:]:
+            inside = describe.between(outer.root, outer.branches, order)
+            found |= {inner.total for inner in group if inner.total in inside}
+    return found
 
 
 def _exits(
@@ -133,7 +148,7 @@ def _origins(gm: fx.GraphModule, axes: dict[fx.Node, int]) -> dict[fx.Node, fx.N
                 origin[node] = node
         else:
             source = _common(node, origin, axes)
-            if source is not None and _fits(node, source, axes.get(source, -1)):
+            if source is not None and _fits(node, source, origin, axes.get(source, -1)):
                 origin[node] = source
     return origin
 
@@ -146,15 +161,19 @@ def _common(node: fx.Node, origin: dict[fx.Node, fx.Node], axes: dict[fx.Node, i
     return next(iter(chosen)) if len(chosen) == 1 else None
 
 
-def _fits(node: fx.Node, source: fx.Node, axis: int) -> bool:
+def _fits(node: fx.Node, source: fx.Node, origin: dict[fx.Node, fx.Node], axis: int) -> bool:
     """Tell whether the node can be computed stream by stream, along features on `axis`."""
-    made, given = value(node), value(source)
-    if made is None or given is None or not optable.is_liftable(node, given.dim()):
+    made, first = value(node), value(source)
+    given = [v for arg in node.all_input_nodes if origin.get(arg) is source and (v := value(arg)) is not None]
+    if made is None or first is None or not given:
         return False
-    if axis != -1:  # features are moved last inside a region, so nothing may broadcast or reduce
-        alone = sum(value(arg) is not None for arg in node.all_input_nodes) == 1
-        return alone and made.shape == given.shape and optable.name(node) not in optable.REDUCE | optable.NORM
-    return made.shape == given.shape or made.shape == (*given.shape[:-1], 1)
+    if axis != -1:  # features are moved last inside a region, so nothing may name an axis
+        same = made.shape == first.shape and optable.name(node) not in optable.REDUCE | optable.NORM
+        return same and optable.is_liftable(node, first.dim())
+    whole = next((v for v in given if v.shape[-1] == first.shape[-1]), given[0])
+    if optable.name(node) in optable.VIEW:
+        return whole.shape[-1] == first.shape[-1] and views.on_streams(node, 1) is not None
+    return optable.is_liftable(node, whole.dim()) and made.shape in (whole.shape, (*whole.shape[:-1], 1))
 
 
 def _lifts(

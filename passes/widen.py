@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import fx
 
-from mhc_compile.passes import describe, optable
+from mhc_compile.passes import checkpoints, describe, optable, views
 from mhc_compile.passes.base import Context, PlannedSite, value
 
 _OPS = torch.ops.mhc
@@ -52,6 +52,7 @@ class _Widener:
         self.inflow: dict[fx.Node, fx.Node] = {}  # a graph input -> the input with its streams
         self.sums: dict[fx.Node, PlannedSite] = {}
         self.site: PlannedSite = context.plan.sites[0]
+        self.readers = {site.residual.total: self._readers(site) for site in context.plan.sites}
         self.disordered = False
 
     @property
@@ -70,6 +71,16 @@ class _Widener:
         if self.disordered:
             stable_topological_sort(self.graph)
 
+    def _readers(self, site: PlannedSite) -> dict[fx.Node, list[fx.Node]]:
+        """Return who reads the carrier, or a node on its way, for the branch.
+
+        What the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout.
+        """
+        held = dict.fromkeys((site.source, *site.lifts))
+        before = describe.between(site.source, (site.residual.carrier,), self.order)
+        inside = describe.between(site.source, site.residual.branches, self.order) - before - held.keys()
+        return {node: [user for user in node.users if user in inside] for node in held}
+
     def _read(self) -> tuple[fx.Node, fx.Node]:
         """Bring the streams to the site, make its coefficients and let the branch read; return H_post and H_res."""
         site, config = self.site, self.context.config
@@ -83,12 +94,8 @@ class _Widener:
         at, x = residual.carrier, self.streams[residual.carrier]
         made = self._emit(at, _OPS.coefficients.default, x, *operands, *maps)
         pre, post, res = (self._emit(at, operator.getitem, made, i) for i in range(3))
-        held = dict.fromkeys((site.source, *site.lifts))
-        # what the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout
-        before = describe.between(site.source, (residual.carrier,), self.order)
-        inside = describe.between(site.source, residual.branches, self.order) - before - held.keys()
-        for node in held:
-            users = [user for user in node.users if user in inside]
+        for node, readers in self.readers[residual.total].items():
+            users = [user for user in readers if node in user.all_input_nodes]  # another site may have been first
             if users:
                 u = self._plain(at, node, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
             for user in users:
@@ -108,6 +115,8 @@ class _Widener:
         for term in terms[1:]:
             f = self._emit(total, operator.add, f, term)
             f.meta["example_value"] = summed
+        if optable.is_difference(total):
+            f = self._method(total, "neg", f)
         f = self._place_last(total, f)
         self._flow(total, self._emit(total, _OPS.write.default, x, f, post, res, self.n))
         self.sums[total] = self.site
@@ -129,21 +138,29 @@ class _Widener:
         self._flow(source, self.inflow[source])
 
     def _lift(self, node: fx.Node) -> None:
-        """Apply an op to every stream: operands that vary by token get a stream axis to broadcast over."""
+        """Apply an op to every stream: other operands get a stream axis to broadcast over, and their features last."""
         if node in self.streams:
             return
+        axis = self.site.residual.axis
 
         def operand(arg: fx.Node) -> fx.Node:
-            if arg in self.streams:
-                return self.streams[arg]
             tensor = value(arg)
-            if tensor is None or tensor.dim() < 2:
-                return arg
-            return self._method(node, "unsqueeze", arg, -2)
+            if arg in self.streams or tensor is None or tensor.dim() == 0:
+                return self.streams.get(arg, arg)
+            if axis != -1:
+                ends = (axis, -1) if tensor.dim() >= -axis else None
+                arg = self._method(node, "movedim", arg, *ends) if ends else self._method(node, "unsqueeze", arg, -1)
+            alone = axis == -1 and tensor.dim() == 1
+            return arg if alone else self._method(node, "unsqueeze", arg, -2)
 
-        args = fx.map_arg(node.args, operand)
-        kwargs = fx.map_arg(node.kwargs, operand)
-        made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
+        view = views.on_streams(node, self.n) if optable.name(node) in optable.VIEW else None
+        if view is not None:
+            method, more = view
+            source = self.streams[node.args[0]]  # type: ignore[index]  # a view's first argument is the tensor
+            made = self._new(node, lambda: self.graph.call_method(method, (source, *more)))
+        else:
+            args, kwargs = fx.map_arg(node.args, operand), fx.map_arg(node.kwargs, operand)
+            made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
         if optable.name(node) in optable.REDUCE:
             optable.count_from_the_end(made)
         self._flow(node, made)
@@ -214,6 +231,7 @@ class _Widener:
             node: fx.Node = make()
         total = self.site.residual.total
         node.meta = {key: total.meta[key] for key in ("nn_module_stack", "stack_trace") if key in total.meta}
+        node.meta |= checkpoints.tags(total)
         node.meta["mhc_site"] = self.site.residual.name
         self.tail[anchor] = node
         return node

@@ -14,6 +14,7 @@ import mhc_compile as mhc
 
 WIDTH = 16
 SITES = ("attn", "mlp")  # of every block below
+Results = tuple[Tensor, list[Tensor | None]]  # an output and gradients
 
 
 class Block(nn.Module):
@@ -179,6 +180,27 @@ def same(actual: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> 
     assert any(tensor is not None for tensor in expected)
     pairs = zip(actual, expected, strict=True)
     return all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+
+
+def results(run: Any, model: nn.Module, x: Tensor) -> Results:
+    """The output, and the gradients of the input and of every parameter where there are any."""
+    x = x.detach().requires_grad_()
+    out = run(x)
+    return out, gradients(out, [x, *model.parameters()]) if out.requires_grad else []
+
+
+def afresh(model: nn.Module, x: Tensor) -> Results:
+    """The same of a copy, compiled for this setting alone and run op by op."""
+    torch._dynamo.reset()
+    twin = copy.deepcopy(model)
+    return results(compiled(twin), twin, x)
+
+
+def agree(found: Results, expected: Results, tolerance: float = 1e-5) -> bool:
+    """Whether outputs and all gradients are the same up to rounding."""
+    assert len(found[1]) == len(expected[1])
+    close = relative(found[0], expected[0]) < tolerance
+    return close and (not expected[1] or gradient_error(found[1], expected[1]) < tolerance)
 
 
 def snapshot(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, type], dict[str, bool]]:

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +153,6 @@ def test_a_block_alone_does_not_expand_quietly() -> None:
         model.get_submodule("blocks.1")(torch.randn(2, 5, 16))
 
 
-@pytest.mark.xfail(strict=True, reason="the entry of a region does not look whether its input carries streams")
 def test_blocks_in_another_order() -> None:
     model = upgraded(Net, 3, moved=True)
     compile_blocks(model)
@@ -160,6 +160,22 @@ def test_blocks_in_another_order() -> None:
     x = order.get_submodule("0")(model.get_submodule("stem")(inputs()))
     with pytest.raises(CarryError):  # the first block starts streams, so it cannot continue any
         order.get_submodule("0")(x)
+
+
+def test_a_block_that_the_plan_leaves_out(moved: bool) -> None:
+    """It runs as it is: its first compiled call does not give it parameters."""
+    config = mhc.Config(exclude=("blocks.0.*",))
+    model = upgraded(Net, 4, config=config, moved=moved)
+    expected = compiled(model)(inputs())
+    parts = copy.deepcopy(model)
+    names = list(parts.state_dict())
+    torch._dynamo.reset()
+    compile_blocks(parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mhc.MHCWarning)
+        for _ in range(2):
+            assert relative(parts(inputs()), expected) < 1e-5
+    assert list(parts.state_dict()) == names
 
 
 def test_a_block_that_stays_eager_is_refused() -> None:
@@ -177,7 +193,7 @@ def test_streams_do_not_outlive_their_use() -> None:
     with torch.no_grad():
         x = model.get_submodule("blocks.0")(model.get_submodule("stem")(inputs()))
     (carried,) = [value for name, value in vars(x).items() if "mhc" in name]
-    streams = weakref.ref(carried.streams)
+    streams = weakref.ref(carried.held)
     del carried
     assert streams() is not None
     del x

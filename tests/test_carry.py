@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.carry import attach, connect, take
+from mhc_compile.carry import Port, attach, connect, take
 from mhc_compile.errors import CarryError
 
 
@@ -147,9 +147,9 @@ def second(scale: Tensor, x: Tensor, streams: Tensor) -> Sequence[Tensor]:
 
 def test_connect_carries_from_code_to_code_with_every_gradient() -> None:
     x, scale = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
-    outputs = connect(first, [], [1])(x)
+    outputs = connect(first, [], [Port(1, "attn", 0)])(x)
     assert len(outputs) == 2
-    (found,) = connect(second, [(1, "mlp")], [])(scale, outputs[1])
+    (found,) = connect(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
     expected = scale * (x + 2) + x + 2
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(3)
@@ -166,22 +166,22 @@ def test_connect_takes_and_gives() -> None:
         return x * 2, streams * 2
 
     x = torch.randn(3)
-    outputs = connect(middle, [(0, "attn")], [0])(connect(first, [], [1])(x)[1])
+    outputs = connect(middle, [Port(0, "attn", 0)], [Port(0, "mlp", 0)])(connect(first, [], [Port(1, "attn", 0)])(x)[1])
     torch.testing.assert_close(take(outputs[0], "mlp"), 2 * torch.stack([x, x + 4], -2))
 
 
 def test_connect_names_the_site_that_misses_its_streams() -> None:
     x, scale = torch.randn(3), torch.randn(3)
     with pytest.raises(CarryError, match=r"site 'layers\.2\.mlp' continues"):
-        connect(second, [(1, "layers.2.mlp")], [])(scale, x)
+        connect(second, [Port(1, "layers.2.mlp", 0)], [])(scale, x)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_connect_carries_without_gradients(mode: Callable[[], Any]) -> None:
     x, scale = torch.randn(3), torch.randn(3)
     with mode():
-        outputs = connect(first, [], [1])(x * 1)
-        (found,) = connect(second, [(1, "mlp")], [])(scale, outputs[1])
+        outputs = connect(first, [], [Port(1, "attn", 0)])(x * 1)
+        (found,) = connect(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
     torch.testing.assert_close(found, scale * (x + 2) + x + 2)
 
 
@@ -189,7 +189,7 @@ def test_connect_carries_without_gradients(mode: Callable[[], Any]) -> None:
 def test_connect_notices_changes_without_gradients(mode: Callable[[], Any]) -> None:
     """Tensors made in inference mode have no version counter."""
     with mode():
-        output = connect(first, [], [1])(torch.randn(3))[1]
+        output = connect(first, [], [Port(1, "attn", 0)])(torch.randn(3))[1]
         output[0] = 3
         with pytest.raises(CarryError, match="changed in place"):
-            connect(second, [(1, "mlp")], [])(torch.randn(3), output)
+            connect(second, [Port(1, "mlp", 0)], [])(torch.randn(3), output)

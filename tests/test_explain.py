@@ -119,10 +119,15 @@ def test_lifted_ops_are_named() -> None:
 def test_graph_breaks_are_listed() -> None:
     report = mhc.explain(made(Broken), (inputs(),))
     assert report.graphs == 2
-    assert report.links == ("blocks.0.mlp -> blocks.1.attn",)
+    (cut,) = report.cuts
+    assert (cut.kind, cut.name, cut.carries) == ("region", "blocks.0.mlp -> blocks.1.attn", True)
+    assert cut.source.rpartition(":")[0] == __file__
     assert [region.sites for region in report.regions] == [4]
-    assert re.search(r"^graph break: .*graph_break", str(report), re.MULTILINE)
-    assert "graphs meet, streams carry: blocks.0.mlp -> blocks.1.attn" in str(report)
+    assert re.search(r"^graph break: .*graph_break.* \(.*test_explain\.py:\d+\)$", str(report), re.MULTILINE)
+    head, row, *_ = rows(str(report), "cut between graphs")
+    assert head == ["cut between graphs", "kind", "carries", "broken at", "by"]
+    assert row[:3] == ["blocks.0.mlp -> blocks.1.attn", "region", "yes"]
+    assert re.fullmatch(r"test_explain\.py:\d+", row[3])
     assert not mhc.explain(made(), (inputs(),)).breaks
 
 

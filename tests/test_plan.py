@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
-from mhc_compile.capture import Stack, run_captured
+from mhc_compile.capture import run_captured
 from mhc_compile.errors import PlanMismatchError
+from mhc_compile.naming import Stack
 from mhc_compile.plan import VERSION, ModelPlan, Site, draw, number, options_that_differ, plan_graph
 from tests.nets import SITES, Block, Net, PostBlock, inputs, made, upgraded
 
@@ -29,23 +30,52 @@ class Broken(Net):
         return out
 
 
+class Half(nn.Module):
+    """One connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
 class Halves(nn.Module):
-    """Blocks of one site each, a graph break after each, and two ways to connect them."""
+    """Blocks of one site each, a graph break after the first, and two ways to connect them."""
 
     def __init__(self, cut: nn.Module) -> None:
         super().__init__()
-        self.first, self.second, self.cut = nn.Linear(8, 8), nn.Linear(8, 8), cut
+        self.first, self.second, self.cut = Half(), Half(), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        x = self.cut(x)
+        out: Tensor = self.second(x)
+        return out
+
+
+class OneForward(nn.Module):
+    """Two connections in one forward, with a graph break between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.first(x)
         torch._dynamo.graph_break()
-        x = self.cut(x)
         return x + self.second(x)
 
 
 def drawn(model: nn.Module, config: mhc.Config | None = None) -> tuple[ModelPlan, list[str], list[str]]:
     draft = draw(run_captured(model, (inputs(),), {}), model, config or mhc.Config())
-    return draft.plan, draft.links, [rejection.reason for rejection in draft.rejections]
+    return (
+        draft.plan,
+        [cut.name for cut in draft.cuts if cut.carries],
+        [rejection.reason for rejection in draft.rejections],
+    )
 
 
 def test_sites_are_numbered_by_region() -> None:
@@ -69,14 +99,20 @@ def test_regions_go_on_across_graph_breaks(block: type[nn.Module]) -> None:
 
 def test_a_site_alone_in_its_graph_is_not_alone_in_the_model() -> None:
     plan, links, rejected = drawn(Halves(nn.Identity()))
-    assert [site.name for site in plan.sites] == ["first", "second"]
-    assert (links, rejected) == (["first -> second"], [])
+    assert [site.name for site in plan.sites] == ["first.branch", "second.branch"]
+    assert (links, rejected) == (["first.branch -> second.branch"], [])
 
 
 def test_graphs_that_do_not_meet() -> None:
     plan, links, rejected = drawn(Halves(nn.Linear(8, 8)))
     assert plan.sites == ()
     assert (links, rejected) == ([], ["single-site-region"] * 2)
+
+
+def test_a_forward_with_a_break_is_left_alone() -> None:
+    """Dynamo compiles it apart from the markers in front of it, so its sites would have no parameters."""
+    plan, links, rejected = drawn(OneForward())
+    assert (plan.sites, links, rejected) == ((), [], ["broken-forward"] * 2)
 
 
 def test_what_the_config_leaves_out() -> None:
@@ -91,7 +127,7 @@ def test_without_the_tensors_graphs_are_planned_one_by_one() -> None:
     config = mhc.Config()
     model = made(Broken, 2)
     draft = number([plan_graph(graph.gm, config, Stack.of(model)) for graph in captured.graphs], config)
-    assert draft.links == []
+    assert draft.cuts == ()
     assert [site.region for site in draft.plan.sites] == [0, 0, 1, 1]
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
-from mhc_compile.capture import Stack, run_captured
+from mhc_compile.capture import run_captured
+from mhc_compile.naming import Stack
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps, Start
 from mhc_compile.passes import ANALYSIS, Context, optable

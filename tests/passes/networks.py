@@ -56,6 +56,92 @@ class ScaledCarrier(Block):
         return self.lift(lambda s: 1.25 * s, x)
 
 
+class Subtracted(Block):
+    """Half of the branch is taken away: N-BEATS' backcast, by way of `sub` with a factor."""
+
+    def forward(self, x: Any) -> Any:
+        if self.hand is None:
+            return torch.sub(x, self.mlp(self.norm1(x)), alpha=0.5)
+        return self.connect("mlp", x, lambda u: 0.5 * self.mlp(self.norm1(u)), sign=-1)
+
+
+class LearnedCarrier(Block):
+    """A parameter scales the skip."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.mlp(self.norm1(u)), scale=self.gamma)
+
+
+class Stacked(Block):
+    """The sum is a stack that is summed, skip included."""
+
+    def forward(self, x: Any) -> Any:
+        if self.hand is None:
+            return torch.stack([self.mlp(x), x, self.attn(x)]).sum(0)
+        return self.connect("mlp", x, lambda u: self.mlp(u) + self.attn(u))
+
+
+class Overwritten(Block):
+    """The branch's tensor becomes the sum."""
+
+    def forward(self, x: Any) -> Any:
+        if self.hand is None:
+            f = self.attn(self.norm1(x))
+            f += x
+            g = self.mlp(self.norm2(f))
+            return g.add_(f)
+        x = self.connect("attn", x, lambda u: self.attn(self.norm1(u)))
+        return self.connect("mlp", x, lambda u: self.mlp(self.norm2(u)))
+
+
+class Moved(Block):
+    """Tokens move between connections: another order, one batch of them all, and back."""
+
+    def forward(self, x: Any) -> Any:
+        shape = self.leave(x).shape
+        x = self.connect("mlp", x, lambda u: self.mlp(self.norm1(u)))
+        x = self.lift(lambda s: s.transpose(0, 1).reshape(-1, s.shape[-1]), x)
+        x = self.connect("proj", x, lambda u: self.proj(self.norm2(u)))
+        x = self.lift(lambda s: s.view(shape[1], shape[0], -1).permute(1, 0, 2), x)
+        return self.connect("attn", x, lambda u: self.attn(self.norm3(u)))
+
+
+class Joint(Part):
+    """Two trunks side by side whose branches read each other: image and text tokens under one attention."""
+
+    def __init__(self, c: int = C) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(c), Attention(c)
+        self.left, self.right = mlp(c), mlp(c)
+
+    def forward(self, x: Any, y: Any) -> tuple[Any, Any]:
+        if self.hand is None:
+            a, b = self._attend(x, y)
+            x, y = x + a, y + b
+        else:
+            u, write_x = self.split("attn", x)
+            v, write_y = self.split("attn", y)
+            a, b = self._attend(u, v)
+            x, y = write_x(a), write_y(b)
+        return self.connect("left", x, self.left), self.connect("right", y, self.right)
+
+    def _attend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        both = self.attn(self.norm(torch.cat([x, y], 1)))
+        return both[:, : x.shape[1]], both[:, x.shape[1] :]
+
+
+class TwoTrunks(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Joint() for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.enter(x), self.enter(y)
+        for block in self.blocks:
+            a, b = block(a, b)
+        return self.leave(a), self.leave(b)
+
+
 class Gated(Block):
     """What stands on the trunk is made with a gate, which reads the trunk like any other reader."""
 

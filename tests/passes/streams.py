@@ -98,27 +98,43 @@ class Part(nn.Module):
         """An op on the trunk."""
         return x.map(f) if isinstance(x, Streams) else f(x)
 
-    def connect(self, label: str, x: Any, *branches: Callable[[Tensor], Tensor], scale: float | None = None) -> Any:
-        """`x + f(x)`, or `scale x + f(x)`, with one branch or several."""
+    def connect(
+        self,
+        label: str,
+        x: Any,
+        *branches: Callable[[Tensor], Tensor],
+        scale: float | Tensor | None = None,
+        sign: int = 1,
+    ) -> Any:
+        """`x + f(x)`, `scale x + f(x)` or, with sign -1, `x - f(x)`, with one branch or several."""
         if not isinstance(x, Streams):
             total = x if scale is None else scale * x
             for branch in branches:
-                total = total + branch(x)
+                total = total + branch(x) if sign == 1 else total - branch(x)
             return total
+        u, write = self.split(label, x, scale)
+        return write(sign * torch.stack([branch(u) for branch in branches]).sum(0))
+
+    def split(
+        self, label: str, x: Streams, scale: float | Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Streams]]:
+        """What a branch reads from the streams, and what puts its output back."""
         assert self.hand is not None
         site = self._site(label)
         if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
-            made = sum(branch(x.seen) for branch in branches)
-            return x.map(lambda stream: stream + made)
+            return x.seen, lambda made: x.map(lambda stream: stream + made)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
         pre, post, res = self.hand.coefficients(site, carried)
         last = carried.x.movedim(x.axis, -1)
         u = torch.einsum("...n,n...c->...c", pre, x.x.movedim(x.axis, -1)).movedim(-1, x.axis)
-        f = sum(branch(u) for branch in branches)
-        new = torch.einsum("...ij,j...c->i...c", res, last)
-        new = new + torch.einsum("...i,...c->i...c", post, f.movedim(x.axis, -1))  # type: ignore[union-attr]
-        new = new.movedim(-1, x.axis)
-        return Streams(new, x.axis, new.sum(0) / self.hand.n)
+
+        def write(f: Tensor) -> Streams:
+            new = torch.einsum("...ij,j...c->i...c", res, last)
+            new = new + torch.einsum("...i,...c->i...c", post, f.movedim(x.axis, -1))
+            new = new.movedim(-1, x.axis)
+            return Streams(new, x.axis, new.mean(0))
+
+        return u, write
 
     def _site(self, label: str) -> str:
         """The name of the site, numbered when its module is called again."""

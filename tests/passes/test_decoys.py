@@ -56,7 +56,7 @@ def gated_sum(self: Any, x: Tensor) -> Tensor:
 
 
 def global_context(self: Any, x: Tensor) -> Tensor:
-    x = x + self.proj(x.mean(1, keepdim=True))
+    x = x + self.proj(x.mean(1, keepdim=True))  # no broadcast
     return x + self.mlp(x)  # site mlp 1 plain
 
 
@@ -67,11 +67,11 @@ def highway(self: Any, x: Tensor) -> Tensor:
 
 
 def learned_carrier(self: Any, x: Tensor) -> Tensor:
-    return self.gamma * x + self.mlp(x)  # no no-skip
+    return self.gamma * x + self.mlp(x)  # site mlp 1 plain
 
 
 def projected_carrier(self: Any, x: Tensor) -> Tensor:
-    return self.proj(x) + self.mlp(x)  # no no-skip
+    return self.proj(x) + self.mlp(x)  # no projection-shortcut
 
 
 def normed_carrier(self: Any, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def selective_scan(self: Any, x: Tensor) -> Tensor:
     for t in range(x.shape[1]):
         h = torch.sigmoid(self.gamma) * h + step[:, t] * u[:, t]  # no no-skip 5
         states.append(h)
-    y = torch.stack(states, 1) + self.gamma * u  # no no-skip
+    y = torch.stack(states, 1) + self.gamma * u  # no skip-scaled
     return x + self.mlp(y * F.silu(self.proj(u)))  # site mlp 1 pre-norm
 
 
@@ -103,16 +103,15 @@ def query_position(self: Any, x: Tensor) -> Tensor:
 
 
 def only_with_a_position(self: Any, x: Tensor) -> Tensor:
-    """To the graph, x is here what a mask is that is added to one layer's scores and then to the next layer's."""
     q = x + self.gamma.expand_as(x)  # no no-skip
-    x = x + self.attn(q, q)  # no no-skip
+    x = x + self.attn(q, q)  # site attn 1 plain
     x = x + self.mlp(x)  # site mlp 1 plain
     return x + self.proj(x)  # site proj 1 plain
 
 
 def integers(self: Any, x: Tensor) -> Tensor:
     i = torch.arange(x.shape[1])[:, None].expand(-1, 3)
-    j = i + i.roll(1, 0)
+    j = i + i.roll(1, 0)  # no integer
     return x + self.mlp(x[:, j[:, 0] % 5])  # site mlp 1 plain
 
 
@@ -180,13 +179,13 @@ def set_item(self: Any, x: Tensor) -> Tensor:
 
 def sliced_add(self: Any, x: Tensor) -> Tensor:
     y = x + self.mlp(x)  # no in-place
-    y[:, 1:] += self.proj(y[:, 1:])  # no no-skip
+    y[:, 1:] += self.proj(y[:, 1:])  # no skip-reshaped
     return y + self.attn(y)  # no in-place
 
 
 def no_feature_axis(self: Any, x: Tensor) -> Tensor:
-    y = x + self.proj(x)  # site proj 1 plain
-    return y + y.cumsum(1)  # no feature-axis
+    y = x + self.proj(x)  # no single-site-region
+    return (y + y.cumsum(1)).flatten(1).view(x.shape)  # no feature-axis
 
 
 STRUCTURES = structures(globals())

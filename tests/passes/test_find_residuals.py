@@ -160,7 +160,7 @@ def experts(self: Any, x: Tensor) -> Tensor:
 def feedthrough(self: Any, x: Tensor) -> Tensor:
     u = self.norm(x)
     y = self.proj(u).cumsum(1)
-    y = y + self.gamma * u  # no no-skip
+    y = y + self.gamma * u  # no skip-scaled
     return x + self.up(self.down(y))  # site up 1 pre-norm
 
 

@@ -49,6 +49,13 @@ LIFTED: list[tuple[Step, tuple[str, ...]]] = [
     (lambda s, x: x * s.proj(x).sigmoid(), ("mul",)),
     (lambda s, x: x * x.relu().mean(1, keepdim=True), ("mul",)),
     (lambda s, x: x.relu() * x.relu().mean(1, keepdim=True), ("relu", "mul")),
+    (lambda s, x: x[:, :3], ("getitem",)),
+    (lambda s, x: x.reshape(5, 2, C), ("reshape",)),
+    (lambda s, x: x.view(-1, C).tanh().view(x.shape), ("view", "tanh", "view")),
+    (lambda s, x: x.transpose(0, 1).contiguous(), ("transpose", "contiguous")),
+    (lambda s, x: x.unsqueeze(1).permute(0, 2, 1, 3).squeeze(-2), ("unsqueeze", "permute", "squeeze")),
+    (lambda s, x: x.unsqueeze(1).flatten(0, 1), ("unsqueeze", "flatten")),
+    (lambda s, x: s.norm(x.flatten(0, -2)), ("flatten", "layer_norm")),
 ]
 
 
@@ -65,10 +72,11 @@ ENDING: list[Step] = [
     lambda s, x: s.drop(x),
     lambda s, x: x.flip(1),
     lambda s, x: x.cumsum(1),
-    lambda s, x: x[:, :3],
+    lambda s, x: x[:, :, : C // 2].repeat(1, 1, 2),
     lambda s, x: F.layer_norm(x, x.shape[1:]),
     lambda s, x: x.softmax(1),
-    lambda s, x: x.reshape(5, 2, C),
+    lambda s, x: x.transpose(1, 2).transpose(1, 2),
+    lambda s, x: x.reshape(2, 5 * C).view(x.shape),
     lambda s, x: x[:, :, None].mean(2),
 ]
 

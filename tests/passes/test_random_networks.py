@@ -42,6 +42,51 @@ class Position(nets.Block):
         return self.connect("mlp", x, lambda u: self.mlp(self.norm1(u)))
 
 
+class Query(nets.Block):
+    """Queries get a position again, and a bias that every layer's scores share."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("attn", x, lambda u: self.attn(self.norm1(u) + self.gamma.expand(u.shape), u))
+
+
+class StateSpace(nets.Block):
+    """A recurrence, and what passes by it: `y + D u`."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("proj", x, self._scan)
+
+    def _scan(self, x: Tensor) -> Tensor:
+        u = self.mlp(x)
+        y = self.attn(u).cumsum(1) + self.gamma * u
+        return self.proj(y * self.cross.q(x).sigmoid())
+
+
+class Quantiser(nets.Block):
+    """What two codebooks leave over, and what they add up to."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.mlp(self._quantise(u)))
+
+    def _quantise(self, u: Tensor) -> Tensor:
+        rest, total = self.norm1(u), torch.zeros_like(u)
+        for layer in (self.proj, self.attn):
+            step = layer(rest)
+            rest, total = rest - step, total + step
+        code = rest.mean(-1).sigmoid().round().long()
+        return total + torch.nn.functional.embedding(code, self.proj.weight)
+
+
+class Context(nets.Block):
+    """Inside the branch, a residual over fewer tokens, and one whose skip has a layer of its own."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("attn", x, lambda u: self.attn(self._mix(self.norm1(u))))
+
+    def _mix(self, u: Tensor) -> Tensor:
+        u = u + self.cross.q(u.mean(1, keepdim=True))
+        return self.proj(u) + self.mlp(u)
+
+
 # block -> labels of its sites, reasons of its other adds
 BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nets.PreNorm: (("attn", "mlp"), ()),
@@ -52,6 +97,15 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nets.ScaledCarrier: (("mlp",), ()),
     Decoys: (("mlp",), ("no-skip", "pointwise-branch", "pointwise-branch")),
     Position: (("mlp",), ("no-skip",)),
+    Query: (("attn",), ("no-skip",)),
+    StateSpace: (("proj",), ("skip-scaled",)),
+    Quantiser: (("mlp",), ("shared-branch", "shared-branch", "no-skip", "no-skip", "no-skip")),
+    Context: (("attn",), ("broadcast", "projection-shortcut")),
+    nets.Subtracted: (("mlp",), ()),
+    nets.LearnedCarrier: (("mlp",), ()),
+    nets.Stacked: (("mlp",), ()),
+    nets.Overwritten: (("attn", "mlp"), ()),
+    nets.Moved: (("mlp", "proj", "attn"), ()),
 }
 
 
@@ -77,9 +131,8 @@ class Drawing:
     def rejections(self) -> Counter[str]:
         blocks = [block for region in self.regions for block in region]
         alone = [region for region in self.regions if len([s for block in region for s in BLOCKS[block][0]]) == 1]
-        return Counter(reason for block in blocks for reason in BLOCKS[block][1]) + Counter(
-            {"single-site-region": len(alone)}
-        )
+        reasons = ["skip-scaled" if region[0] is nets.LearnedCarrier else "single-site-region" for region in alone]
+        return Counter([*reasons, *(reason for block in blocks for reason in BLOCKS[block][1])])
 
 
 class Net(Part):
@@ -138,3 +191,40 @@ def test_random_network(drawing: Drawing) -> None:
     expected = run(hand, dict(hand.named_parameters()) | parameters, args)
     near(run(compiled, dict(model.named_parameters()), args), expected, 1e-9)
     assert apart(before, expected) > 1e-4
+
+
+@settings(max_examples=max(EXAMPLES // 5, 5), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(drawings)
+def test_whole_is_cut(drawing: Drawing) -> None:
+    """Blocks that are compiled one by one are the whole model, bit for bit; removed, they are the plain model again."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Net(drawing).double()
+    args = [torch.randn(drawing.batch, drawing.length, drawing.width, dtype=torch.float64)]
+    own, before = dict(model.named_parameters()), {name: t.clone() for name, t in model.state_dict().items()}
+    config = mhc.Config(streams=drawing.streams, connection=drawing.kind[0], projection=drawing.kind[1])
+    report = mhc.upgrade(model, args, config=config, verify=False)
+    load(model, perturbed(report, config))
+    whole = run(torch.compile(model, backend=backend, options={"compiler": "eager"}), own, args)
+    for region in model.regions:
+        for block in region:  # type: ignore[attr-defined]
+            block.compile(backend=backend, options={"compiler": "eager"})
+    cut = run(model, own, args)
+    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+
+    mhc.remove(model, force=True)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@settings(max_examples=max(EXAMPLES // 5, 5), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(drawings)
+def test_rewriting_what_was_rewritten_changes_nothing(drawing: Drawing) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Net(drawing)
+    args = [torch.randn(drawing.batch, drawing.length, drawing.width)]
+    config = mhc.Config(streams=drawing.streams, connection=drawing.kind[0], projection=drawing.kind[1])
+    mhc.upgrade(model, args, config=config, verify=False)
+    assert mhc.upgrade(model, args, config=config).rejections == ()
+    assert mhc.explain(mhc.export(model, args), args, config=config).sites == ()

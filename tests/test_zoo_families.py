@@ -1,0 +1,108 @@
+"""The zoo's registry is sound, its judge can say no, and its quick families pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.zoo import check, table
+from bench.zoo.__main__ import chosen
+from bench.zoo.family import Family, each, lib
+from bench.zoo.registry import DOMAINS, FAMILIES
+from tests.nets import Net, inputs
+
+QUICK = chosen([], quick=True)
+
+
+def net(parts: dict[str, int], build: Any = Net, **about: Any) -> Family:
+    return Family("tests", "net", build, lambda: ((inputs(),), {}), parts, **about)
+
+
+def test_names_are_unique() -> None:
+    assert [name for name, count in Counter(family.key for family in FAMILIES).items() if count > 1] == []
+
+
+def test_there_are_many_families_of_many_kinds() -> None:
+    assert len(FAMILIES) >= 150
+    assert len({family.library for family in FAMILIES}) >= 5
+    assert all(DOMAINS.values())
+
+
+def test_slack_has_a_reason() -> None:
+    assert [
+        family.key for family in FAMILIES if (family.slack or family.still or not family.parts) and not family.note
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(["llama"], ["transformers/llama"]), (["transformers/gpt2", "ber?"], ["transformers/gpt2", "transformers/bert"])],
+)
+def test_choice(names: list[str], found: list[str]) -> None:
+    assert [family.key for family in chosen(names, quick=False)] == found
+
+
+@pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
+def test_quick_family(family: Family) -> None:
+    torch._dynamo.reset()
+    row = check.check(family)
+    assert (row.verdict, row.why) == ("pass", "")
+
+
+def test_right_count_passes() -> None:
+    row = check.check(net(each("attention", "mlp")))
+    assert (row.verdict, row.sites, row.graphs, row.recompilations, row.dead) == ("pass", 4, 1, 0, 0)
+    assert row.moved
+    assert row.output_error is not None
+
+
+def test_wrong_count_fails() -> None:
+    assert check.check(net({"mlp": 3})).why == "4 found"
+    assert check.check(net({"mlp": 3}, slack=1, note="on purpose")).verdict == "pass"
+
+
+def test_failures_are_rows() -> None:
+    def broken() -> nn.Module:
+        raise ValueError("no such size")
+
+    assert check.check(net({}, broken)).why == "build: ValueError: no such size"
+    absent = check.check(lib("no_such_library:Model", "model", {}, inputs, {}))
+    assert (absent.verdict, absent.why) == ("absent", "no module no_such_library")
+
+
+def test_table_lists_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "zoo.json")
+    monkeypatch.setattr(table, "TABLE", tmp_path / "ZOO.md")
+    good, bad = FAMILIES[:2]
+    rows = [dataclasses.replace(check.empty(good), verdict="pass"), dataclasses.replace(check.empty(bad), why="a | b")]
+    table.save(rows[:1], {})
+    table.save(rows[1:], {})
+    text = (tmp_path / "ZOO.md").read_text("utf-8")
+    assert "**1 of 2 families pass**" in text
+    assert f"| {bad.key} | error | a \\| b |" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
+def test_runner_makes_rows_of_crashes_and_timeouts() -> None:
+    import os
+    import time
+
+    from bench.zoo import runner
+
+    def crash() -> nn.Module:
+        os._exit(3)
+
+    def sleep() -> nn.Module:
+        time.sleep(60)
+        return Net()
+
+    families = [net({}, crash), net(each("attention", "mlp"))]
+    crashed, passed = runner.rows(families, jobs=1, limit=60)
+    assert (crashed.verdict, crashed.why, passed.verdict) == ("crash", "exit code 3", "pass")
+    assert [row.verdict for row in runner.rows([net({}, sleep)], jobs=1, limit=1)] == ["timeout"]
