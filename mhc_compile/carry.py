@@ -137,8 +137,9 @@ def take(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
             f"site {site!r} mixes {n} streams, but its input carries {streams.shape[-2]}: it comes from a model"
             " that was upgraded with another number; upgrade both alike, or hand over x.clone()"
         )
-    hooks = list((source._backward_hooks or {}).values()) if source.requires_grad else []
-    if not all(map(_is_fsdp, hooks)) or (source.requires_grad and source.retains_grad):
+    live = [each for each in (tensor, source) if each.requires_grad]
+    hooks = [hook for each in live for hook in (each._backward_hooks or {}).values()]
+    if not all(map(_is_fsdp, hooks)) or any(each.retains_grad for each in live):
         raise CarryError(
             f"the input of site {site!r} has a gradient hook or retain_grad(), but its gradient flows through the"
             f" streams, not through the tensor. {_REMEDY}"

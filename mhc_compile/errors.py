@@ -54,6 +54,22 @@ class NarrowParametersError(MHCError):
     """mHC parameters reach a graph in fewer than 32 bits."""
 
 
+class ShardedParametersError(MHCError):
+    """A site runs while its parameters lie in pieces on several processes."""
+
+    def __init__(self, what: str) -> None:
+        """Say what was found."""
+        super().__init__(
+            f"{what}: FSDP2 gathers parameters where a module's forward starts, and those of sites where that of the"
+            " whole model does. Call mhc_compile.shard_sites(model), then fully_shard on its layers and on the model"
+            " itself, and run the model, not a part of it"
+        )
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.what,)
+
+
 class CarryError(MHCError):
     """Streams that the plan hands from one compiled graph to the next did not arrive intact."""
 

@@ -107,9 +107,8 @@ def read_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> Marke
 
 def _wide(parameters: Parameters, site: str) -> Parameters:
     """Return the parameters, which must have 32 bits or more."""
-    narrow = next(
-        (t.dtype for t in map(value, vars(parameters).values()) if t is not None and t.dtype.itemsize < 4), None
-    )
+    dtypes = [tensor.dtype for node in vars(parameters).values() if (tensor := value(node)) is not None]
+    narrow = next((dtype for dtype in dtypes if dtype.itemsize < torch.float32.itemsize), None)
     if narrow is not None:
         raise NarrowParametersError(
             f"the parameters of site {site!r} reach this graph as {narrow}, but coefficients in 16 bits would not sum"

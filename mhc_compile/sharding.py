@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mhc_compile.errors import NotUpgradedError
+from mhc_compile.errors import NotUpgradedError, ShardedParametersError
 from mhc_compile.site import Site
 
 
@@ -34,8 +34,9 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def gather(*_: Any) -> None:
         first = sites[0]
-        if isinstance(first, FSDPModule):
-            first.reshard()  # a call without backward may have left values from before an optimizer's step
-            first.unshard()
+        if not isinstance(model, FSDPModule) or not isinstance(first, FSDPModule):
+            raise ShardedParametersError("shard_sites was called, but the model itself is not sharded")
+        first.reshard()  # a call without backward may have left values from before an optimizer's step
+        first.unshard()
 
     model.register_forward_pre_hook(gather)

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mhc_compile import init
 from mhc_compile.config import Config
-from mhc_compile.errors import NotCompiledError, PlanMismatchError
+from mhc_compile.errors import NotCompiledError, PlanMismatchError, ShardedParametersError
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
@@ -94,7 +94,10 @@ class Site(nn.Module):
 
         Raises:
             NotCompiledError: nothing is being captured.
+            ShardedParametersError: FSDP2 has not gathered the parameters.
         """
+        if hasattr(self.phi, "placements"):
+            raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         if not torch.compiler.is_compiling():
             raise NotCompiledError(self.path)
         torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)

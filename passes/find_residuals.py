@@ -127,14 +127,23 @@ class _Finder:
             if again is not None:
                 self._reject(match.sum.root, "added-again", location(again.sum.root))
             elif match.reason:
-                outer = next((m for m in self.matches if m.carrier is match.root and self._holds(m, match)), None)
-                reason = match.reason if outer is None or match.reason == "multi-stream" else "inside-branch"
-                self._reject(match.sum.root, reason, location(outer.sum.root) if outer else "")
+                outer = self._around(match)
+                self._reject(
+                    match.sum.root,
+                    "inside-branch" if outer else match.reason,
+                    location(outer.sum.root) if outer else "",
+                )
             elif not self.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
                 self._reject(match.sum.root, "in-place")
             else:
                 kept.append(match)
         return self._disjoint(kept)
+
+    def _around(self, match: Match) -> Match | None:
+        """Return the connection in whose branch a sum stands that nothing carries on, such as content plus position."""
+        if match.reason == "multi-stream" or self._continues(match, self.matches):
+            return None
+        return next((m for m in self.matches if m.carrier is match.root and self._holds(m, match)), None)
 
     def _disjoint(self, matches: list[Match]) -> list[Match]:
         """Of connections that lie in each other and start from the same tensor, keep a chain, else the outer one."""

@@ -1,7 +1,8 @@
-"""Views that move tokens and leave features last: how they act on streams, which have one axis more before the features."""
+"""Views that move tokens and leave features last: how they act on streams, with their axis before the features."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -45,16 +46,21 @@ def on_streams(node: fx.Node, n: int) -> Call | None:
 
 
 def _reshaped(node: fx.Node, n: int, channels: Any) -> Call | None:
-    sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    sizes = _listed(node)
     if node.kwargs or not sizes or not isinstance(channels, int):
         return None
-    return ("reshape", ((*sizes[:-1], n, channels),))  # type: ignore[index]  # a sequence
+    return ("reshape", ((*sizes[:-1], n, channels),))
 
 
 def _permuted(node: fx.Node, rank: int) -> Call | None:
-    given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
-    dims = [_from_the_start(dim, rank) for dim in given]  # type: ignore[union-attr]  # a sequence
+    dims = [_from_the_start(dim, rank) for dim in _listed(node)]
     return ("permute", (*dims, rank)) if dims and dims[-1] == rank - 1 else None
+
+
+def _listed(node: fx.Node) -> Sequence[Any]:
+    """Return the arguments behind the tensor, given one by one or as one sequence."""
+    first: Any = node.args[1] if len(node.args) == 2 else None
+    return first if isinstance(first, (tuple, list)) else node.args[1:]
 
 
 def _from_the_start(dim: Any, rank: int) -> int:

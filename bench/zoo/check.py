@@ -66,6 +66,7 @@ class Row:
     lifts: list[str] = dataclasses.field(default_factory=list)
     rejections: dict[str, int] = dataclasses.field(default_factory=dict)
     sources: dict[str, int] = dataclasses.field(default_factory=dict)
+    cuts: list[str] = dataclasses.field(default_factory=list)
     compiler: str = "aot_eager"
     graphs: int | None = None
     recompilations: int | None = None
@@ -144,6 +145,7 @@ def describe(row: Row, report: mhc.Report) -> None:
     row.kept = sum(rejection.residual for rejection in report.rejections)
     row.lifts = sorted({op for region in report.regions for op in region.lifts})
     row.rejections = dict(Counter(r.reason + "*" * r.residual for r in report.rejections).most_common())
+    row.cuts = list(dict.fromkeys(f"{cut.reason} at {short(cut.source)}" for cut in report.cuts if cut.source))[:1]
     row.sources = dict(Counter(short(site.source) for site in report.sites))
 
 
@@ -217,7 +219,7 @@ def judge(row: Row, family: Family) -> None:
     elif family.streams and row.sites:
         row.verdict, wrong = "count", [f"{row.sites} rewritten"]
     elif not family.streams and abs(found - family.expected) > family.slack:
-        row.verdict, wrong = "count", [f"{found} found"]
+        row.verdict, wrong = ("cut" if row.cuts and found < family.expected else "count"), [f"{found} found", *row.cuts]
     else:
         row.verdict = "pass"
     row.why = "; ".join(wrong)

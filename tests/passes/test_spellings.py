@@ -1,0 +1,71 @@
+"""What is spelt as something else, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mhc_compile.passes.canonicalize import Canonicalize
+from tests.passes.helpers import C, Layer, context, graph, ops, tokens
+
+Function = Callable[[Any, Tensor], Any]
+
+
+def respelt(step: Function, x: Tensor) -> tuple[list[str], list[str], float]:
+    """The ops before and after, and how far the results are apart."""
+    gm = graph(Layer(step), x)
+    before, inputs = ops(gm), [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")]
+    values = [torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, v in enumerate(inputs)]
+    (expected,) = gm(*values)
+    Canonicalize()(gm, context())
+    gm.graph.lint()
+    gm.recompile()
+    (result,) = gm(*values)
+    return before, ops(gm), float((result - expected).abs().max() / expected.abs().max())
+
+
+RESPELT: list[tuple[Function, list[str], list[str]]] = [
+    (lambda s, x: torch.add(x, x.exp(), alpha=2), ["exp", "add"], ["exp", "mul", "add"]),
+    (lambda s, x: x.sub(x.exp(), alpha=0.5), ["exp", "sub"], ["exp", "mul", "sub"]),
+    (lambda s, x: sum([x.exp(), x]), ["exp", "add", "add"], ["exp", "add"]),
+    (lambda s, x: torch.stack([x.exp(), x]).sum(0), ["exp", "stack", "sum"], ["exp", "add"]),
+    (
+        lambda s, x: torch.stack([x, x.exp(), x.sin()], 1).sum(dim=1),
+        ["exp", "sin", "stack", "sum"],
+        ["exp", "sin", "stack", "sum", "add"],
+    ),
+    (
+        lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[0] + x,
+        ["native_layer_norm", "getitem", "add"],
+        ["layer_norm", "add"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "before", "after"), RESPELT)
+def test_respelt(step: Function, before: list[str], after: list[str]) -> None:
+    was, now, error = respelt(step, tokens())
+    assert (was, now) == (before, after)
+    assert error < 1e-6
+
+
+KEPT: list[Function] = [
+    lambda s, x: torch.stack([x.exp(), x.sin()]).sum(0),  # neither reads the other
+    lambda s, x: torch.stack([x, x.exp()]).sum(1),  # another axis
+    lambda s, x: torch.stack([x, x.exp()]).sum(0, keepdim=True),
+    lambda s, x: torch.stack([x, x]).sum(0),
+    lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[1] * F.layer_norm(x, (C,)),
+    lambda s, x: x + 0.5,
+]
+
+
+@pytest.mark.parametrize("step", KEPT)
+def test_kept(step: Function) -> None:
+    was, now, error = respelt(step, tokens())
+    assert was == now
+    assert error == 0
