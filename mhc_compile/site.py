@@ -96,7 +96,7 @@ class Site(nn.Module):
             NotCompiledError: nothing is being captured.
             ShardedParametersError: FSDP2 has not gathered the parameters.
         """
-        if hasattr(self.phi, "placements"):
+        if isinstance(getattr(self.phi, "placements", None), tuple):  # a DTensor's
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         if not torch.compiler.is_compiling():
             raise NotCompiledError(self.path)

@@ -26,6 +26,7 @@ REASONS = {
     "broadcast": (True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
     "projection-shortcut": (True, "the skip passes through a layer of its own, so no stream continues"),
     "skip-reshaped": (True, "the skip is a slice, view or pool of what the branch reads"),
+    "reversible": (True, "one half of a reversible pair: its branch reads the other half of the features only"),
     "in-place": (True, "overwrites a tensor that is read again or that belongs to the caller; write x = x + f(x)"),
     "nested": (True, "wraps connections that start from the same tensor, such as {other}; the inner ones are widened"),
     "feature-axis": (True, "no norm, linear or convolution in the branch tells which axis holds the features"),
@@ -72,6 +73,10 @@ class _Finder:
                 self._look_at_difference(node)
             elif optable.name(node) == "add":
                 self._look_at_other(node)
+        for half in self.sums.halves:
+            if self.sums.is_reversible(half, self.matches):
+                self.rejections = [r for r in self.rejections if r.node != half.name]
+                self._reject(half, "reversible")
         self.matches.sort(key=lambda match: self.order[match.sum.root])
         residuals = self._residuals(self._sift())
         place = {node.name: i for node, i in self.order.items()}

@@ -58,6 +58,7 @@ class Sums:
         static = static_nodes(nodes)
         self.skips = Skips(static)
         self.ancestry = Ancestry(self._interesting(nodes), static)
+        self.halves: dict[fx.Node, fx.Node] = {}  # sums of some features of a tensor and what its others made
 
     def _interesting(self, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
         """Iterate over the nodes whose descendants matter: whatever a term may pass on."""
@@ -121,10 +122,10 @@ class Sums:
                 if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
                     return Match(alone, carrier, carrier, carrier, "multi-stream")
             for root in self.skips.reshaped(carrier):
-                if self.ancestry.worked[other] & self.ancestry.bit[root] and not self._splits(
-                    alone.root, carrier, root, other
-                ):
-                    return Match(alone, carrier, root, root, "skip-reshaped")
+                if self.ancestry.worked[other] & self.ancestry.bit[root]:
+                    if not self._splits(alone.root, carrier, root, other):
+                        return Match(alone, carrier, root, root, "skip-reshaped")
+                    self.halves[alone.root] = root
             for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
                 if self.ancestry.deep[other] & self.ancestry.bit[root]:
                     return Match(alone, carrier, root, root, "projection-shortcut")
@@ -153,6 +154,14 @@ class Sums:
         between = describe.between(found.root, (branch,), self.order)
         weighty = any(optable.works(n) and not self.skips.static.isdisjoint(n.all_input_nodes) for n in between)
         return found if weighty else None
+
+    def is_reversible(self, half: fx.Node, matches: Iterable[Match]) -> bool:
+        """Tell whether the other half of the features gets what this sum makes: `y1 = x1 + f(x2); y2 = x2 + g(y1)`."""
+        whole, bit = self.halves[half], self.ancestry.bit[half]
+        others = (m for m in matches if whole in self.skips.reshaped(m.carrier))
+        return any(
+            bit & (self.ancestry.above[branch] | self.ancestry.bits((branch,))) for m in others for branch in m.branches
+        )
 
     def is_related(self, root: fx.Node) -> bool:
         """Tell whether one operand is computed from the other at all."""

@@ -8,7 +8,14 @@ import pytest
 
 import mhc_compile
 from mhc_compile import errors
-from mhc_compile.errors import ConfigError, MHCError, MHCWarning, MissingDependencyError, NotCompiledError
+from mhc_compile.errors import (
+    ConfigError,
+    MHCError,
+    MHCWarning,
+    MissingDependencyError,
+    NotCompiledError,
+    ShardedParametersError,
+)
 
 ERRORS = [
     kind
@@ -55,7 +62,7 @@ def test_not_compiled_names_the_site_and_every_remedy(remedy: str) -> None:
     assert remedy in message
 
 
-def test_not_compiled_survives_pickling() -> None:
+@pytest.mark.parametrize("error", [NotCompiledError("layers.3.mlp"), ShardedParametersError("layers.3.mlp")])
+def test_errors_with_texts_of_their_own_survive_pickling(error: MHCError) -> None:
     """As errors must that come out of worker processes."""
-    error = NotCompiledError("layers.3.mlp")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -35,8 +35,8 @@ compiled with `backend="mhc"` (aot_eager, on a CPU, fp32) and run forward and ba
 * *recompiled*: graphs that a second call of the same shapes compiled. A family passes only if its outputs also move
   with the parameters of mHC and every such parameter has a gradient.
 * Verdict *cut*: Dynamo breaks the model inside its layers, so that skip and sum stand in different graphs; `explain`
-  names the lines. *count*, *value* and *error* are ours; *torch*: torch.compile fails on the plain model too; *library*: the
-  plain model does not run as the zoo builds it.
+  names the lines. *count*, *value* and *error* are ours; *torch*: torch.compile fails on the plain model too;
+  *library*: the plain model does not run as the zoo builds it.
 """
 
 

@@ -161,7 +161,7 @@ def two_towers(self: Any, x: Tensor) -> Tensor:
 
 def reversible(self: Any, x: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
-    a = a + self.up(b[..., :2])[..., : C // 2]  # no no-skip
+    a = a + self.up(b[..., :2])[..., : C // 2]  # no reversible
     b = b + self.up(a[..., :2])[..., : C // 2]  # no single-site-region
     return torch.cat([a, b], -1)
 

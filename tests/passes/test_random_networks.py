@@ -18,7 +18,14 @@ from mhc_compile.backend import mhc as backend
 from tests.passes import networks as nets
 from tests.passes.streams import Hand, Part, apart, by_hand, load, near, perturbed, run
 
-EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "100"))  # networks in all: three of five rewritten, one cut, one twice
+
+
+def networks(share: int) -> settings:
+    """Settings for a share of the examples; the same ones every time, unless their number is asked for."""
+    known = "MHC_EXAMPLES" not in os.environ
+    checks = list(HealthCheck)
+    return settings(max_examples=EXAMPLES * share // 5, deadline=None, derandomize=known, suppress_health_check=checks)
 
 
 class Decoys(nets.Block):
@@ -166,7 +173,7 @@ drawings = st.builds(
 ).filter(lambda drawing: bool(drawing.sites()))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@networks(3)
 @given(drawings)
 def test_random_network(drawing: Drawing) -> None:
     torch._dynamo.reset()
@@ -193,7 +200,7 @@ def test_random_network(drawing: Drawing) -> None:
     assert apart(before, expected) > 1e-4
 
 
-@settings(max_examples=max(EXAMPLES // 5, 5), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@networks(1)
 @given(drawings)
 def test_whole_is_cut(drawing: Drawing) -> None:
     """Blocks that are compiled one by one are the whole model, bit for bit; removed, they are the plain model again."""
@@ -217,7 +224,7 @@ def test_whole_is_cut(drawing: Drawing) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@settings(max_examples=max(EXAMPLES // 5, 5), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@networks(1)
 @given(drawings)
 def test_rewriting_what_was_rewritten_changes_nothing(drawing: Drawing) -> None:
     torch._dynamo.reset()
