@@ -113,9 +113,9 @@ class _Finder:
         if not (a.is_floating_point() or b.is_floating_point()):
             self._reject(node, "integer")
             return
-        long, short = operands(node) if a.numel() > b.numel() else operands(node)[::-1]
-        ancestry = self.sums.ancestry
-        if a.shape != b.shape and ancestry.worked[short] & ancestry.bits((long,)):
+        ancestry, (x, y) = self.sums.ancestry, operands(node)
+        related = ancestry.worked[y] & ancestry.bits((x,)) or ancestry.worked[x] & ancestry.bits((y,))
+        if related and a.shape != b.shape:
             self._reject(node, "broadcast")
 
     def _keep(self, match: Match) -> None:

@@ -74,6 +74,10 @@ class Skips:
             yield below
             end = below
 
+    def is_pooled(self, node: fx.Node) -> bool:
+        """Tell whether the node is a pool of something, as the trends are whose sum a decomposition keeps."""
+        return any(optable.name(step) in optable.POOL for step in (node, *self.reshaped(node)))
+
     def projected(self, node: fx.Node) -> Iterator[fx.Node]:
         """Iterate over what the node is one learned linear map or convolution of, perhaps pooled or normed."""
         below: fx.Node | None = node

@@ -112,6 +112,8 @@ class Sums:
         others = [term for term in candidate.terms if term is not carrier]
         if not others or not all(self.ancestry.worked[other] & bits for other in others):
             return None
+        if all(self.skips.is_pooled(term) for term in candidate.terms):  # the trends of a decomposition
+            return None
         root = next(node for node in peeled if any(self.ancestry.worked[o] & self.ancestry.bit[node] for o in others))
         return Match(candidate, carrier, root, peeled[-1])
 
@@ -121,7 +123,7 @@ class Sums:
             for root in self.skips.mixed(carrier):
                 if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
                     return Match(alone, carrier, carrier, carrier, "multi-stream")
-            for root in self.skips.reshaped(carrier):
+            for root in self.skips.reshaped(carrier) if not self.skips.is_pooled(other) else ():
                 if self.ancestry.worked[other] & self.ancestry.bit[root]:
                     if not self._splits(alone.root, carrier, root, other):
                         return Match(alone, carrier, root, root, "skip-reshaped")

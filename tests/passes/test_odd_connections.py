@@ -44,6 +44,16 @@ def seasonal_and_trend(self: Any, x: Tensor) -> Tensor:
     return x + self.mlp(x)  # site mlp 1 plain
 
 
+def sum_of_trends(self: Any, x: Tensor) -> Tensor:
+    def trend(y: Tensor) -> Tensor:
+        return F.avg_pool1d(y.transpose(1, 2), 3, 1, 1).transpose(1, 2)
+
+    y = x - trend(x)
+    z = self.mlp(y)
+    trends = trend(y) + trend(z)  # no no-skip
+    return z + self.attn(trends)  # no single-site-region
+
+
 def factor(self: Any, x: Tensor) -> Tensor:
     x = torch.add(x, self.attn(x), alpha=0.5)  # site attn 1 scaled
     return x.sub(self.mlp(x), alpha=0.25)  # site mlp 1 scaled
