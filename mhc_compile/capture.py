@@ -248,7 +248,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 kept = saved.get(name, buffer)  # a write would count as a change, so only where there was one
-                if kept is not buffer and kept.shape == buffer.shape and not torch.equal(kept, buffer):
+                if kept is not buffer and kept.shape == buffer.shape and (kept.is_sparse or not kept.equal(buffer)):
                     buffer.copy_(kept)
 
 
