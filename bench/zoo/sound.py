@@ -241,8 +241,8 @@ FAMILIES = (
         DAC,
         channel,
         {"encoder unit": 6, "decoder unit": 6},
-        slack=14,
-        note="every snake activation is x + sin(ax)²/a, and may be taken",
+        slack=2,
+        note="a sum and a difference of the quantiser are reported, as connections that stand alone",
     ),
     hf(
         "mimi",

@@ -77,7 +77,6 @@ FAMILIES = (
         BLOCK,
         residual_attn=True,
         note="attention scores are carried from layer to layer too",
-        slack=LAYERS,
     ),
     xt("qk_norm", BLOCK, attn_qk_norm=True),
     xt("shift_tokens", BLOCK, shift_tokens=1),
