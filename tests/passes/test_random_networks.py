@@ -127,6 +127,7 @@ class Drawing:
     streams: int
     kind: tuple[str, str]
     shared: bool = False
+    readers: bool = False
 
     def calls(self) -> list[list[tuple[int, type[nets.Block]]]]:
         """Which block each region calls, in order: a shared one comes back at the end."""
@@ -165,15 +166,17 @@ class Net(Part):
         self.regions = nn.ModuleList(nn.ModuleList(block(c) for block in blocks) for blocks in drawing.regions)
         self.cuts = nn.ModuleList(nn.Linear(c, c) for _ in drawing.regions)
         self.alone = [drawing.is_alone(region) for region in drawing.regions]
+        self.readers = drawing.readers
         self.calls = [[b for b, _ in calls] for calls in drawing.calls()]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        seen = []  # what a reader outside of the branches sees
+        seen = [x.mean()]  # what readers outside of the branches see
         for region, cut, alone, calls in zip(self.regions, self.cuts, self.alone, self.calls, strict=True):
             streams = x if alone else self.enter(x)
             for call in calls:
                 streams = region[call](streams)  # type: ignore[index]
-                seen.append(self.leave(streams).sin())
+                if self.readers:
+                    seen.append(self.leave(streams).sin().mean())
             x = cut(self.leave(streams))
         return x, torch.stack(seen).sum(0)
 
@@ -188,6 +191,7 @@ drawings = st.builds(
     streams=st.integers(2, 4),
     kind=st.sampled_from([("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]),
     shared=st.booleans(),
+    readers=st.booleans(),
 ).filter(lambda drawing: bool(drawing.sites()))
 
 
@@ -214,7 +218,7 @@ def test_random_network(drawing: Drawing) -> None:
     load(model, parameters)
     hand = by_hand(plain, Hand(config.connection, config.projection, config.streams, parameters))
     expected = run(hand, dict(hand.named_parameters()) | parameters, args)
-    near(run(compiled, dict(model.named_parameters()), args), expected, 1e-9)
+    near(run(compiled, dict(model.named_parameters()), args), expected, 1e-8)  # chains of norms amplify rounding
     assert apart(before, expected) > 1e-4
 
 
@@ -235,7 +239,10 @@ def test_whole_is_cut(drawing: Drawing) -> None:
         for block in region:  # type: ignore[attr-defined]
             block.compile(backend=backend, options={"compiler": "eager"})
     cut = run(model, own, args)
-    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+    if drawing.readers:  # gradients meet at what is read; in which order they are summed, cuts decide
+        near(cut, whole, 1e-12)
+    else:
+        assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
 
     mhc.remove(model, force=True)
     assert model.state_dict().keys() == before.keys()
