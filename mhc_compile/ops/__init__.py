@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mhc_compile.ops import library
+from mhc_compile.ops import library, seams
 
-__all__ = ["library"]
+__all__ = ["library", "seams"]

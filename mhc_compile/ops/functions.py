@@ -19,6 +19,26 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def read_backward(g: Tensor, x: Tensor, h_pre: Tensor) -> tuple[Tensor, Tensor]:
+    """dx_i = h_i du, dh_i = <x_i, du>."""
+    wide = g.type_as(h_pre).unsqueeze(-2)
+    return (h_pre.unsqueeze(-1) * wide).type_as(x), (x * wide).sum(-1)
+
+
+def write_backward(
+    g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """DX = H_res^T G, df = H_post G, dH_post_i = <G_i, f>, dH_res_ij = <G_i, X_j>."""
+    wide = g.type_as(h_post)
+    streams = range(n)
+    dx, df = h_res[..., 0, :, None] * wide[..., 0, None, :], h_post[..., 0, None] * wide[..., 0, :]
+    for i in streams[1:]:
+        dx = dx + h_res[..., i, :, None] * wide[..., i, None, :]
+        df = df + h_post[..., i, None] * wide[..., i, :]
+    dh_res = torch.stack([(wide[..., i, None, :] * x).sum(-1) for i in streams], -2)
+    return dx.type_as(x), df.type_as(f), (wide * f.unsqueeze(-2)).sum(-1), dh_res
+
+
 class Expand(Function):
     """x `[..., C]` to n copies `[..., n, C]`."""
 
@@ -52,10 +72,8 @@ class Read(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        """dx_i = h_i du, dh_i = <x_i, du>."""
-        x, h_pre = ctx.saved_tensors
-        wide = g.type_as(h_pre).unsqueeze(-2)
-        return (h_pre.unsqueeze(-1) * wide).type_as(x), (x * wide).sum(-1), None
+        """Return the gradients of x and h_pre."""
+        return *read_backward(g, *ctx.saved_tensors), None
 
 
 class Write(Function):
@@ -74,16 +92,9 @@ class Write(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        """DX = H_res^T G, df = H_post G, dH_post_i = <G_i, f>, dH_res_ij = <G_i, X_j>."""
+        """Return the gradients of x, f, h_post and h_res."""
         x, f, h_post, h_res = ctx.saved_tensors
-        wide = g.type_as(h_post)
-        streams = range(ctx.n)
-        dx, df = h_res[..., 0, :, None] * wide[..., 0, None, :], h_post[..., 0, None] * wide[..., 0, :]
-        for i in streams[1:]:
-            dx = dx + h_res[..., i, :, None] * wide[..., i, None, :]
-            df = df + h_post[..., i, None] * wide[..., i, :]
-        dh_res = torch.stack([(wide[..., i, None, :] * x).sum(-1) for i in streams], -2)
-        return dx.type_as(x), df.type_as(f), (wide * f.unsqueeze(-2)).sum(-1), dh_res, None
+        return *write_backward(g, x, f, h_post, h_res, ctx.n), None
 
 
 class Readout(Function):

@@ -1,0 +1,199 @@
+"""The fused ops of the mhc IR: all that lies between two branches as one op, for generated kernels to take over.
+
+    enter = coefficients, read and the branch's norm, where streams come to a site
+    seam  = the write of one site, then `enter` of the next on what that made
+    leave = the write of the last site and the readout: no new streams are made
+
+Each has its meaning in plain torch (`fused`), so that it runs on any device; a kernel registered for a device key goes
+before it. Sums are in the coefficients' dtype, and each result is rounded once: x_new, u in front of the norm, the
+norm's result ("rms_cast" also in front of its weight), the readout. What is written is `(f + offset) multiplier scale`,
+the tail of the branch f with vectors `[C]`, not rounded at all.
+
+With `plain` all streams are the same: x is one of them, `[..., C]`, and its gradient the sum of theirs. The branch's
+output f may be of another dtype than x, and neither needs to be contiguous; all results are. `enter` and `seam` return
+last what their backward needs, h_pre, y, r and the norm's mean and rstd; those have no gradients of their own. What is
+not there (a norm's mean, the gradient of a scale that was not given) is of shape `[0]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc_compile.ops import connections, fused
+from mhc_compile.ops.fused import Options
+from mhc_compile.ops.library import _LIB, _impl, _refuse
+
+_SITE = "Tensor phi, Tensor alpha, Tensor delta, Tensor base, Tensor? weight, Tensor? shift"
+_SAVED = (
+    "Tensor phi, Tensor alpha, Tensor bias, Tensor? weight, Tensor? shift,"
+    " Tensor h_pre, Tensor y, Tensor r, Tensor mean, Tensor rstd"
+)
+_WRITE = "Tensor x, Tensor f, Tensor h_post, Tensor h_res, Tensor? offset, Tensor? scale, float multiplier"
+_OPTIONS = "int n, str connection, str projection, int iters, float eps, str norm, float norm_eps, bool plain"
+_GRADS = "Tensor g_u, Tensor g_post, Tensor g_res"
+
+_LIB.define(f"enter(Tensor x, {_SITE}, {_OPTIONS}) -> Tensor[]")
+_LIB.define(f"seam({_WRITE}, {_SITE}, {_OPTIONS}) -> Tensor[]")
+_LIB.define(f"leave({_WRITE}, int n, bool plain) -> Tensor")
+_LIB.define(f"enter_backward({_GRADS}, Tensor x, {_SAVED}, {_OPTIONS}) -> Tensor[]")
+_LIB.define(f"seam_backward(Tensor g_x, {_GRADS}, {_WRITE}, {_SAVED}, {_OPTIONS}) -> Tensor[]")
+_LIB.define(f"leave_backward(Tensor g, {_WRITE}, int n, bool plain) -> Tensor[]")
+
+_MOST_STREAMS = 16
+
+
+def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
+    """Return why no kernel is generated for such a site, in a few words, or None where one is."""
+    if connection != "mhc":
+        return f"there are kernels for the connection 'mhc', not for {connection!r}"
+    if projection not in ("sinkhorn", "identity"):
+        return f"there are kernels for the projections 'sinkhorn' and 'identity', not for {projection!r}"
+    if n > _MOST_STREAMS:
+        return f"there are kernels for up to {_MOST_STREAMS} streams, not for {n}"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"there are kernels for bf16, fp16 and fp32, not for {dtype}"
+    return None
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _fake_arrive(x: Tensor, phi: Tensor, o: Options) -> list[Tensor]:
+    """Return results for streams, or one of them, of x's dtype."""
+    tokens, c = (x.shape[:-1] if o.plain else x.shape[:-2]), x.shape[-1]
+    rows = connections.get(o.connection).rows(x.new_empty((*tokens, o.n, c))).shape[:-1]
+    mean, rstd = ((*tokens, 1) if o.norm in kinds else (0,) for kinds in (("layer",), ("rms", "rms_cast", "layer")))
+    shapes = [(*tokens, o.n), (*tokens, o.n, o.n), (*tokens, o.n), (*rows, phi.shape[1]), (*rows, 1), mean, rstd]
+    return [x.new_empty((*tokens, c)), *(phi.new_empty(shape) for shape in shapes)]
+
+
+def _fake_enter(x: Tensor, phi: Tensor, *rest: Any) -> list[Tensor]:
+    return _fake_arrive(x, phi, Options(*rest[5:]))
+
+
+def _fake_seam(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> list[Tensor]:
+    o = Options(*rest[9:])
+    new = x.new_empty((*x.shape[:-1], o.n, x.shape[-1]) if o.plain else x.shape)
+    return [new, *_fake_arrive(x, rest[3], o)]
+
+
+def _fake_leave(x: Tensor, f: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(f.shape)
+
+
+def _like(wide: Tensor, *given: Tensor | None) -> list[Tensor]:
+    """Return new tensors like those given, `[0]` for None."""
+    return [wide.new_empty(0) if t is None else t.new_empty(t.shape) for t in given]
+
+
+def _fake_enter_backward(g_u: Tensor, g_post: Tensor, g_res: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    return _like(g_post, x, *rest[:5])
+
+
+def _fake_seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest: Any) -> list[Tensor]:
+    return _like(g_post, *rest[:6], *rest[7:12])
+
+
+def _fake_leave_backward(g: Tensor, *rest: Any) -> list[Tensor]:
+    return _like(rest[2], *rest[:6])
+
+
+# -- autograd ---------------------------------------------------------------------------------------------------------
+
+
+def _given(g: Tensor | None, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the gradient of a result, zeros where nobody used it."""
+    return like.new_zeros(shape) if g is None else g
+
+
+def _upstream(grads: Sequence[Tensor | None], x: Tensor, h_pre: Tensor) -> list[Tensor]:
+    """Return the gradients of u, H_post and H_res."""
+    n, u = h_pre.shape[-1], (*h_pre.shape[:-1], x.shape[-1])
+    return [_given(grads[0], x, u), _given(grads[1], h_pre, h_pre.shape), _given(grads[2], h_pre, (*h_pre.shape, n))]
+
+
+def _held(phi: Tensor, alpha: Tensor, delta: Tensor, base: Tensor, *rest: Tensor | None) -> tuple[Any, ...]:
+    """Return the saved tensors of a site as its backward takes them."""
+    return phi, alpha, base + delta, *rest
+
+
+def _to_inputs(found: Sequence[Tensor], weight: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a site's inputs; base is a buffer."""
+    phi, alpha, bias, dweight, dshift = found
+    return phi, alpha, bias, None, (None if weight is None else dweight), (None if shift is None else dshift)
+
+
+def _save_enter(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7], *output[3:])
+    ctx.options = inputs[7:]
+
+
+def _autograd_enter(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    x, *site = ctx.saved_tensors
+    upstream = _upstream(grads, x, h_pre=site[6])
+    dx, *found = torch.ops.mhc.enter_backward(*upstream, x, *_held(*site), *ctx.options)
+    return dx, *_to_inputs(found, *site[4:6]), *(None for _ in ctx.options)
+
+
+def _save_seam(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6], *inputs[7:13], *output[4:])
+    ctx.multiplier, ctx.options = inputs[6], inputs[13:]
+
+
+def _autograd_seam(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    write, site = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+    x, h_pre = write[0], site[6]
+    upstream = _given(grads[0], x, (*h_pre.shape, x.shape[-1])), *_upstream(grads[1:], x, h_pre)
+    found = torch.ops.mhc.seam_backward(*upstream, *write, ctx.multiplier, *_held(*site), *ctx.options)
+    return *_to_write(found, *write[4:]), *_to_inputs(found[6:], *site[4:6]), *(None for _ in ctx.options)
+
+
+def _to_write(found: Sequence[Tensor], offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what is written: x, f, h_post, h_res, offset, scale and the multiplier."""
+    return *found[:4], (None if offset is None else found[4]), (None if scale is None else found[5]), None
+
+
+def _save_leave(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.rest = inputs[6:]
+
+
+def _autograd_leave(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    found = torch.ops.mhc.leave_backward(g, *ctx.saved_tensors, *ctx.rest)
+    return *_to_write(found, *ctx.saved_tensors[4:]), None, None
+
+
+# -- registration -----------------------------------------------------------------------------------------------------
+
+
+def _op(meaning: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the meaning as ops run it: without autocast, with contiguous results."""
+
+    def run(*args: Any) -> Any:
+        with torch.autocast(args[0].device.type, enabled=False):
+            made = meaning(*args)
+            return made.contiguous() if isinstance(made, Tensor) else [t.contiguous() for t in made]
+
+    return run
+
+
+_OPS: dict[str, tuple[Callable[..., Any], ...]] = {  # meaning, fake, gradient, what is saved for it
+    "enter": (fused.enter, _fake_enter, _autograd_enter, _save_enter),
+    "seam": (fused.seam, _fake_seam, _autograd_seam, _save_seam),
+    "leave": (fused.leave, _fake_leave, _autograd_leave, _save_leave),
+    "enter_backward": (fused.enter_backward, _fake_enter_backward, _refuse),
+    "seam_backward": (fused.seam_backward, _fake_seam_backward, _refuse),
+    "leave_backward": (fused.leave_backward, _fake_leave_backward, _refuse),
+}
+for _name, (_meaning, _fake, _gradient, *_context) in _OPS.items():
+    _impl(_name, _op(_meaning), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mhc::{_name}", _fake, lib=_LIB)
+    torch.library.register_autograd(
+        f"mhc::{_name}", _gradient, setup_context=_context[0] if _context else None, lib=_LIB
+    )
