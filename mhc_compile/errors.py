@@ -106,5 +106,9 @@ class MissingDependencyError(MHCError, ImportError):
     """An optional dependency is needed for this call."""
 
 
+class CacheError(MHCError):
+    """Generated kernels have no safe place on disk."""
+
+
 class MHCWarning(UserWarning):
     """Something a user should know once; compiling went on."""

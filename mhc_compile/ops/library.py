@@ -105,8 +105,10 @@ def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     )
 
 
-_impl("coefficients", _coefficients, "CompositeExplicitAutograd")
-_impl("coefficients_backward", _backward, "CompositeExplicitAutograd")
+# how ops that do not decompose run where no kernel is registered for the device
+MEANINGS: dict[str, Callable[..., Any]] = {"coefficients": _coefficients, "coefficients_backward": _backward}
+for _name, _meaning in MEANINGS.items():
+    _impl(_name, _meaning, "CompositeExplicitAutograd")
 torch.library.register_fake("mhc::coefficients", _fake_coefficients, lib=_LIB)
 torch.library.register_fake("mhc::coefficients_backward", _fake_backward, lib=_LIB)
 torch.library.register_autograd("mhc::coefficients", _autograd, setup_context=_save, lib=_LIB)

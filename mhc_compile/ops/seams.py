@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mhc_compile.ops import connections, fused
 from mhc_compile.ops.fused import Options
-from mhc_compile.ops.library import _LIB, _impl, _refuse
+from mhc_compile.ops.library import _LIB, MEANINGS, _impl, _refuse
 
 _SITE = "Tensor phi, Tensor alpha, Tensor delta, Tensor base, Tensor? weight, Tensor? shift"
 _SAVED = (
@@ -192,7 +192,8 @@ _OPS: dict[str, tuple[Callable[..., Any], ...]] = {  # meaning, fake, gradient, 
     "leave_backward": (fused.leave_backward, _fake_leave_backward, _refuse),
 }
 for _name, (_meaning, _fake, _gradient, *_context) in _OPS.items():
-    _impl(_name, _op(_meaning), "CompositeExplicitAutograd")
+    MEANINGS[_name] = _op(_meaning)
+    _impl(_name, MEANINGS[_name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"mhc::{_name}", _fake, lib=_LIB)
     torch.library.register_autograd(
         f"mhc::{_name}", _gradient, setup_context=_context[0] if _context else None, lib=_LIB

@@ -1,0 +1,8 @@
+"""Generated Triton kernels: a Spec becomes the text of a file, the file a module, the module an op's kernel."""
+
+from __future__ import annotations
+
+from mhc_compile.codegen.generate import generate
+from mhc_compile.codegen.spec import Spec
+
+__all__ = ["Spec", "generate"]

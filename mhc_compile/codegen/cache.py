@@ -1,0 +1,87 @@
+"""The directory of generated files: private, and never trusted: what lies there is compared before it is used."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from mhc_compile.errors import CacheError
+
+VARIABLE = "MHC_CACHE_DIR"
+
+
+def directory() -> Path:
+    """Return the directory of generated files, made if need be.
+
+    It is $MHC_CACHE_DIR, else $XDG_CACHE_HOME/mhc_compile, else ~/.cache/mhc_compile.
+
+    Raises:
+        CacheError: it cannot be made or written, belongs to another user, or others may write to it.
+    """
+    path = _place()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = path.stat()
+    except OSError as error:
+        raise _refusal(path, f"cannot be made ({error.strerror})") from error
+    if hasattr(os, "geteuid") and about.st_uid != os.geteuid():
+        raise _refusal(path, "belongs to another user, who could change the code that runs")
+    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _refusal(path, f"may be written by other users (mode {about.st_mode & 0o777:o})")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _refusal(path, "is not writable")
+    return path
+
+
+def keep(name: str, text: str) -> Path:
+    """Make sure that the file `name` of the directory holds just this text; what differs is replaced, at once.
+
+    Raises:
+        CacheError: the directory is unfit, or the file cannot be written.
+    """
+    path = directory() / name
+    if read(path) != text:
+        try:
+            _replace(path, text)
+        except OSError as error:
+            raise _refusal(path.parent, f"cannot be written ({error.strerror})") from error
+    return path
+
+
+def read(path: Path) -> str | None:
+    """Return a file's text; None where there is none that can be read."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _place() -> Path:
+    if own := os.environ.get(VARIABLE):
+        return Path(own).expanduser().absolute()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).absolute() / "mhc_compile"
+    try:
+        return Path.home() / ".cache" / "mhc_compile"
+    except RuntimeError as error:
+        raise CacheError(f"there is no home directory to keep generated kernels in; set {VARIABLE}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file beside it and move it there, so that no process ever sees half of one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8"))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _refusal(path: Path, why: str) -> CacheError:
+    return CacheError(
+        f"{path}, where generated kernels are kept, {why}; set {VARIABLE} to a directory that only you can write"
+    )

@@ -1,0 +1,176 @@
+"""The host side of a generated file: what a caller gives, what is allocated, what is launched."""
+
+from __future__ import annotations
+
+from mhc_compile.codegen import backward as back
+from mhc_compile.codegen import forward as fore
+from mhc_compile.codegen import parts, streams
+from mhc_compile.codegen.spec import Spec
+from mhc_compile.codegen.text import fill, lines
+
+_FORWARD = '''
+def forward($inputs, tiles=TILES):
+    """Return $returns."""
+    tokens = x.shape[:$axes]
+    T = tokens.numel()
+
+    def floats(*shape):
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    $allocate
+    if not T:
+        return [$outputs]
+    $launch
+    return [$outputs]
+'''
+
+_TWO = """
+a, b = tiles["project"], tiles["read"]
+partial = floats(a["SPLITS"], T, $width)
+project[(triton.cdiv(T, a["BT"]), a["SPLITS"])]($project, T, **a)
+mixers = triton.cdiv(T, b["BM"])
+read[(mixers + triton.cdiv(T, b["BT"]),)]($all, T, mixers, SPLITS=a["SPLITS"], **b)
+"""
+
+_EITHER = """
+if "both" in tiles:
+    a = tiles["both"]
+    groups = triton.cdiv(T, a["BT"])
+    partial = floats(a["SPLITS"], T, $width)
+    counters = torch.zeros(1 + groups, dtype=torch.int32, device=x.device)
+    both[(groups * a["SPLITS"],)]($both, counters, T, **a)
+else:
+    $two
+"""
+
+_BACKWARD = '''
+def backward($inputs, tiles=TILES):
+    """Return $returns."""
+    T = y.numel() // $logits
+
+    def floats(*shape):
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    dx = torch.empty_like(x)
+    $allocate
+    dalpha, dbias, dphi = floats(3), floats($logits), floats($rows, $logits)
+    $vectors
+    if T:
+        a, b, c = tiles["coefs"], tiles["streams"], tiles["reduce"]
+        programs, mixers, pieces = triton.cdiv(T, a["BT"]), triton.cdiv(T, a["BM"]), triton.cdiv(C.value, b["BC"])
+        partial, mixed = floats(programs, $four_n), floats(mixers, $two_square)
+        dlogits, shared = floats(T, $columns), floats(b["SPLITS"], $shared)
+        $workspace
+        coefs[(mixers + programs,)]($coefs, T, mixers, **a)
+        streams[($roles, pieces, b["SPLITS"])]($streams, T, **b)
+        blocks = 1 + triton.cdiv($shared, c["BC"])$by_token
+        reduce[(blocks,)]($reduce, T, programs, mixers, SPLITS=b["SPLITS"], PIECES=pieces, **c)
+    else:
+        for total in ($sums):
+            total.zero_()
+    return [$outputs]
+'''
+
+_LEAVE = '''
+def forward($inputs, tiles=TILES):
+    """Return the mean over the new streams, shaped and typed like one stream."""
+    T = f.numel() // C.value
+    out = torch.empty(f.shape, dtype=x.dtype, device=x.device)
+    if T:
+        a = tiles["leave"]
+        leave[(triton.cdiv(T, a["BT"]), triton.cdiv(C.value, a["BC"]))]($inputs, out, T, **a)
+    return [out]
+
+
+def backward(g_out, $inputs, tiles=TILES):
+    """Return dx, df, dpost, dres."""
+    T = f.numel() // C.value
+    dx, df, dpost, dres = (torch.empty_like(t) for t in (x, f, post, res))
+    if T:
+        a = tiles["leave_backward"]
+        leave_backward[(triton.cdiv(T, a["BT"]),)](g_out, $inputs, dx, df, dpost, dres, T, **a)
+    return [dx, df, dpost, dres]
+'''
+
+
+def inputs(spec: Spec) -> list[str]:
+    """Return what `forward` takes."""
+    norm = ["weight"] * spec.weight + ["shift"] * spec.shift
+    return [*parts.sources(spec), *([] if spec.op == "leave" else ["phi", "alpha", "delta", "base", *norm])]
+
+
+def outputs(spec: Spec) -> list[str]:
+    """Return what `forward` returns."""
+    if spec.op == "leave":
+        return ["out"]
+    return [*["new"] * spec.mixes, *["u_out"] * spec.reads, "post_out", "res_out", "pre", "y", "r", *spec.statistics]
+
+
+def backward_inputs(spec: Spec) -> list[str]:
+    """Return what `backward` takes."""
+    if spec.op == "leave":
+        return ["g_out", *parts.sources(spec)]
+    given = [*["g_new"] * spec.mixes, *[("g_u" if spec.reads else "g_pre"), "g_post", "g_res"]]
+    site = ["phi", "alpha", "bias", *["weight"] * spec.weight, "pre", "y", "r", *spec.statistics]
+    return [*given, *parts.sources(spec), *site]
+
+
+def backward_outputs(spec: Spec) -> list[str]:
+    """Return what `backward` returns."""
+    written = ["df", "dpost", "dres"] if spec.mixes else []
+    site = [] if spec.op == "leave" else ["dphi", "dalpha", "dbias", *streams.vectors(spec)]
+    return ["dx", *written, *site]
+
+
+def _allocate(spec: Spec) -> str:
+    n, m = spec.n, spec.logits
+    shapes = {"post_out": f"{n}", "res_out": f"{n}, {n}", "pre": f"{n}", "y": f"{m}", **dict.fromkeys(("r", "mean", "rstd"), "1")}
+    text = []
+    if spec.mixes:
+        text.append(f"new = torch.empty((*tokens, {n}, C.value), dtype=x.dtype, device=x.device)")
+    if spec.reads:
+        text.append("u_out = torch.empty((*tokens, C.value), dtype=x.dtype, device=x.device)")
+    return lines([*text, *(f"{name} = floats(*tokens, {shapes[name]})" for name in outputs(spec) if name in shapes)])
+
+
+def forward(spec: Spec) -> str:
+    """Write the function that runs the forward."""
+    if spec.op == "leave":
+        return fill(_LEAVE, inputs=", ".join(inputs(spec)))
+    words = fore.names(spec) | fore.arguments(spec)
+    two = fill(_TWO, **words)
+    return fill(
+        _FORWARD,
+        inputs=", ".join(inputs(spec)),
+        returns=", ".join(outputs(spec)),
+        axes="-1" if spec.plain else "-2",
+        allocate=_allocate(spec),
+        launch=fill(_EITHER, **words, two=two.strip("\n")) if spec.reads else two,
+        outputs=", ".join(outputs(spec)),
+    )
+
+
+def backward(spec: Spec) -> str:
+    """Write the function that runs the backward."""
+    if spec.op == "leave":
+        return ""
+    n = spec.n
+    vectors = streams.vectors(spec)
+    return fill(
+        _BACKWARD,
+        **back.names(spec),
+        inputs=", ".join(backward_inputs(spec)),
+        returns=", ".join(backward_outputs(spec)),
+        shared=streams.shared(spec),
+        allocate="df, dpost, dres = (torch.empty_like(t) for t in (f, post, res))" * spec.mixes,
+        workspace=f"by_token = floats(pieces, T, {n + n * n})" * spec.mixes,
+        by_token=f' + triton.cdiv(T * {n + n * n}, c["BC"])' * spec.mixes,
+        coefs=", ".join(back.coefs_arguments(spec)),
+        streams=", ".join(streams.streams_arguments(spec)),
+        reduce=", ".join(streams.reduce_arguments(spec)),
+        rows=n * spec.channels,
+        roles=1 + len(streams.phi_groups(spec)),
+        vectors=lines(f"{name} = floats(C.value)" for name in vectors),
+        sums=", ".join(["dalpha", "dbias", "dphi", *vectors]),
+        outputs=", ".join(backward_outputs(spec)),
+    )

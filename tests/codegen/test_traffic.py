@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from mhc_compile.codegen import Spec, build, generate, traffic
+from mhc_compile.codegen.traffic import Traffic, count, total
+
+C, TOKENS = 48, 8
+
+TOY = """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["T"])
+def double(x, h, out, T, C: tl.constexpr, BC: tl.constexpr):
+    t, c = tl.program_id(0), tl.arange(0, BC)
+    a = tl.load(x + t * C + c, c < C, other=0.0)
+    b = tl.load(x + t * C + c, c < C, other=0.0)  # asked for twice
+    first = tl.load(h)
+    tl.store(out + t * C + c, (a + b) * first, c < C)
+
+
+@triton.jit(do_not_specialize=["T"])
+def half(x, out, T, C: tl.constexpr, BC: tl.constexpr):
+    t, c = tl.program_id(0), tl.arange(0, BC)
+    for step in range(tl.minimum(T, 1)):
+        a = tl.load(x + t * C + c, c < C // 2, other=0.0) + tl.load(out + t * C + c, c < C // 2, other=0.0)
+        tl.store(out + t * C + c, a, c < C // 2)
+
+
+def forward(x, h_post=None):
+    T, C = x.shape
+    out, h = torch.empty_like(x), torch.ones(1)
+    double[(T,)](x, h, out, T, C=C, BC=64)
+    half[(T,)](x, out, T, C=C, BC=64)
+"""
+
+
+def test_toy_is_counted_to_the_byte() -> None:
+    spec = Spec("enter", 2, C, "fp32", plain=True)
+    rows = {
+        (row.kernel, row.tensor, row.kind): row
+        for row in count(TOY.replace(", h_post=None", ""), spec, "forward", TOKENS)
+    }
+    all_ = TOKENS * C * 4
+    part = all_ // 2
+    assert rows.pop(("double", "x", "load")) == Traffic("double", "x", "load", True, 2 * all_, all_, all_)
+    assert rows.pop(("double", "h", "load")) == Traffic("double", "h", "load", False, 4 * TOKENS, 4, 4)
+    assert rows.pop(("double", "out", "store")) == Traffic("double", "out", "store", True, all_, all_, all_)
+    # the second launch finds all in the cache: what the first loaded, and what it stored
+    assert rows.pop(("half", "x", "load")) == Traffic("half", "x", "load", True, part, part, 0)
+    assert rows.pop(("half", "out", "load")) == Traffic("half", "out", "load", True, part, part, 0)
+    assert rows.pop(("half", "out", "store")) == Traffic("half", "out", "store", True, part, part, 0)
+    assert not rows
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("options", "forward", "backward"),
+    [
+        # by features of one stream, the units of C, from n: least and most of the design, written out here anew
+        ({"op": "seam"}, ("4n+4", "6n+4"), ("6n+6", "8n+10")),
+        ({"op": "seam", "norm": "rms", "weight": True}, ("4n+4", "6n+4"), ("6n+6", "8n+10")),
+        ({"op": "seam", "plain": True}, ("2n+6", "4n+6"), ("2n+10", "2n+16")),
+        ({"op": "enter"}, ("2n+2", "4n+2"), ("4n+2", "6n+4")),
+        ({"op": "enter", "plain": True}, ("4", "6"), ("6", "10")),
+        ({"op": "leave"}, ("2n+4", "2n+4"), ("4n+6", "4n+6")),
+        ({"op": "coefficients"}, ("2n", "2n"), ("4n", "4n")),
+    ],
+    ids=str,
+)
+def test_generated_kernels_move_what_the_design_says(
+    options: dict[str, object], forward: tuple[str, str], backward: tuple[str, str], n: int
+) -> None:
+    spec = Spec(n=n, channels=C, **options)  # type: ignore[arg-type]
+    for direction, formulas in (("forward", forward), ("backward", backward)):
+        least, most = (C * eval(formula.replace("n", "*n").removeprefix("*"), {"n": n}) for formula in formulas)
+        found = total(count(generate(spec), spec, direction, TOKENS), spec, direction, TOKENS)
+        assert (found.call, found.launch, found.requested) == (least, most, most)
+        assert (found.least, found.most) == (least, most)
+
+
+def test_fp32_costs_twice_as_much() -> None:
+    spec = Spec("seam", 4, C, "fp32", "bf16")
+    found = total(count(generate(spec), spec, "forward", TOKENS), spec, "forward", TOKENS)
+    assert found.call == found.least == C * (2 * 20 - 2)  # f stays narrow
+
+
+def test_few_bytes_besides_the_streams() -> None:
+    """Coefficients and partial sums, without parameters: some kilobytes per token however wide the streams."""
+    spec = Spec("seam", 4, C)
+    rows = [row for row in count(generate(spec), spec, "forward", TOKENS) if row.tensor != "phi"]
+    assert 0 < total(rows, spec, "forward", TOKENS).rest < 2048
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_the_table_ends_with_the_sums(
+    rich: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich.table", None)
+    traffic.show(Spec("leave", 2, C), TOKENS)
+    shown = capsys.readouterr().out
+    assert "leave_backward" in shown
+    assert f"{8 * C}" in shown
+    assert ("┃" in shown) == rich
+
+
+def test_the_interpreters_own_methods_come_back() -> None:
+    with pytest.raises(AttributeError):
+        count("", Spec("leave", 2, C), "forward", TOKENS)
+    spec = Spec("leave", 2, C)
+    again = count(generate(spec), spec, "forward", TOKENS)
+    assert len(again) == len({(row.kernel, row.tensor, row.kind) for row in again})
+    build.require_triton()
