@@ -39,20 +39,28 @@ def tokens(batch: int, length: int, device: str = "cpu") -> dict[str, torch.Tens
     return {"input_ids": ids, "labels": ids}
 
 
-def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column names the row."""
+def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], width: int = 0) -> None:
+    """Print a table, so many columns wide where the output is piped; the first column names the row."""
     table = Table(title=title)
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
-    compare.console().print(table)
+    console = compare.console()
+    if width and not console.is_terminal:
+        console.width = width
+    console.print(table)
 
 
-def save(name: str, device: str, arguments: Mapping[str, Any], rows: object) -> Path:
-    """Write bench/results/NAME-DEVICE.json with versions and hardware, and say so."""
+def place(name: str, device: str, folder: Path = RESULTS) -> Path:
+    """Return the path FOLDER/NAME-DEVICE.json, where `save` writes."""
     slug = re.sub(r"[^a-z0-9]+", "-", measure.device_name(device).lower()).strip("-")
+    return folder / f"{name}-{slug}.json"
+
+
+def save(name: str, device: str, arguments: Mapping[str, Any], rows: object, folder: Path = RESULTS) -> Path:
+    """Write FOLDER/NAME-DEVICE.json with versions and hardware, and say so."""
     payload = {"environment": measure.environment(device), "arguments": arguments, "rows": rows}
-    path = measure.write_json(RESULTS / f"{name}-{slug}.json", payload)
+    path = measure.write_json(place(name, device, folder), payload)
     print(f"wrote {path}")
     return path

@@ -16,7 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "init": ("home",),
     "readout": ("mean",),
     "recompute": ("off",),
-    "kernels": ("auto", "reference"),
+    "kernels": ("auto", "triton", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
 
@@ -39,7 +39,8 @@ class Config:
         exclude: glob patterns of site names to leave alone.
         every: rewrite every k-th site only.
         recompute: "off".
-        kernels: "auto" or "reference".
+        kernels: "auto" (generated Triton kernels on CUDA devices), "triton" (the same, an error where they cannot run)
+            or "reference" (plain torch).
         compiler: who compiles the rewritten graph: "inductor", "aot_eager" or "eager" (for debugging).
         inductor: Inductor options, as a mapping.
 

@@ -110,5 +110,9 @@ class CacheError(MHCError):
     """Generated kernels have no safe place on disk."""
 
 
+class KernelError(MHCError):
+    """Generated kernels were asked for where they cannot run."""
+
+
 class MHCWarning(UserWarning):
     """Something a user should know once; compiling went on."""

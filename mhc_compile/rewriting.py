@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mhc_compile import kernels
 from mhc_compile.capture import copy_graph, describe_streams, frame_break, frame_root, given, is_split
 from mhc_compile.carry import Port
 from mhc_compile.config import Config
@@ -130,10 +131,13 @@ def rewrite_graph(markers: Markers, *, whole: bool, inline: bool = False) -> Rew
     for node in _marked(gm):
         gm.graph.erase_node(node)
     context = Context(markers.config, Stack.of(frame_root()), markers.bindings, carry_out=not whole, inline=inline)
+    if not inline:
+        context.devices = kernels.devices(markers.config, gm)
     try:
         run(PIPELINE, gm, context)
     except (SiteNotFoundError, PlanMismatchError) as error:
         raise type(error)(_in_the_model(str(error), markers)) from None
+    kernels.report(markers.config, context.unfused)
     gm.recompile()
     inputs = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
 

@@ -8,6 +8,7 @@ if __name__ != "mhc_compile.passes":
 from mhc_compile.passes.base import Context, Findings, Pass, Plan, Rejection, Residual
 from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.find_residuals import FindResiduals
+from mhc_compile.passes.fuse_seams import FuseSeams
 from mhc_compile.passes.lower import Lower
 from mhc_compile.passes.plan_streams import PlanStreams
 from mhc_compile.passes.widen import Widen
@@ -20,7 +21,8 @@ ANALYSIS: tuple[Pass, ...] = (
 PIPELINE: tuple[Pass, ...] = (
     *ANALYSIS,
     Widen(),  # the mhc IR
-    # fuse_seams: site ops become seam ops; plan_recompute: tags for the partitioner
+    FuseSeams(),  # site ops become seam ops, which kernels are generated for
+    # plan_recompute: tags for the partitioner
     Lower(),  # generated kernels, or the reference
 )
 

@@ -152,7 +152,8 @@ class Context:
     `bindings` is None where a graph is planned for the first time, else the sites that it must realise by name;
     `carry_out` lets streams leave with the tensors that the graph returns. widen reports what it did to the graph's
     face: `takes` holds the inputs whose streams became new inputs at the end, `gives` the indices of the outputs whose
-    streams became new outputs at the end.
+    streams became new outputs at the end. `devices` are the types of device that kernels are generated for;
+    fuse_seams reports in `unfused`, by the site's name, why a site on one of them has no kernel.
     """
 
     config: Config
@@ -160,10 +161,12 @@ class Context:
     bindings: dict[str, Binding] | None = None
     carry_out: bool = False
     inline: bool = False
+    devices: frozenset[str] = frozenset()
     findings: Findings = dataclasses.field(default_factory=Findings)
     plan: Plan = dataclasses.field(default_factory=Plan)
     takes: list[fx.Node] = dataclasses.field(default_factory=list)
     gives: list[int] = dataclasses.field(default_factory=list)
+    unfused: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Pass(Protocol):

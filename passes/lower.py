@@ -21,7 +21,8 @@ class Lower:
 
     By default the ops stay: they decompose into their reference functions when AOTAutograd traces them, and
     `coefficients` runs as one op. With `context.inline` every op is replaced by its reference in plain torch, for
-    graphs that must run without this package. Generated kernels will be chosen here.
+    graphs that must run without this package; the ops of fuse_seams are never in such a graph. They stay as well: their
+    dispatcher key chooses between a generated kernel and what they mean.
     """
 
     name: ClassVar[str] = "lower"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import fx
 
-from mhc_compile.passes import checkpoints, describe, optable, views
+from mhc_compile.passes import describe, emit, optable, views
 from mhc_compile.passes.base import Context, PlannedSite, value
 
 _OPS = torch.ops.mhc
@@ -229,10 +229,7 @@ class _Widener:
         before = self.tail.get(anchor, anchor)
         with self.graph.inserting_before(before.next):
             node: fx.Node = make()
-        total = self.site.residual.total
-        node.meta = {key: total.meta[key] for key in ("nn_module_stack", "stack_trace") if key in total.meta}
-        node.meta |= checkpoints.tags(total)
-        node.meta["mhc_site"] = self.site.residual.name
+        node.meta = emit.origin(self.site.residual.total) | {"mhc_site": self.site.residual.name}
         self.tail[anchor] = node
         return node
 

@@ -27,7 +27,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("init", "zero", r"one of 'home', not 'zero'"),
     ("readout", "max", r"one of 'mean', not 'max'"),
     ("recompute", "on", r"one of 'off', not 'on'"),
-    ("kernels", "cuda", r"one of 'auto', 'reference', not 'cuda'"),
+    ("kernels", "cuda", r"one of 'auto', 'triton', 'reference', not 'cuda'"),
     ("compiler", "tvm", r"one of 'inductor', 'aot_eager', 'eager', not 'tvm'"),
     ("projection", 3, r"projection must be .*, not 3"),
     ("eps", 0, r"eps must be a number between 0 and 1, not 0; for example 1e-6"),

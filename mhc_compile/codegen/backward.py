@@ -171,14 +171,14 @@ def _sums(spec: Spec) -> str:
         after = lines([weight, parts.rounded_read(spec), "u = u - center[:, None]" if layer else ""])
         sums = lines([sums, each(k, "b{i} += tl.sum(u * v{i}, 1)"), "along += tl.sum(du * u, 1)"])
         place = f"dlogits + token * {columns(spec)} + {spec.logits}"
-        result = ["along = along * slope * slope / C", f"tl.store({place} + {ALONG}, along, live)"]
+        stores = ["along = along * slope * slope / C", f"tl.store({place} + {ALONG}, along, live)"]
         even = ""
         if layer:
             totals += [f"e{i}" for i in range(k)] + ["even"]
             sums = lines([sums, each(k, "e{i} += tl.sum(v{i}, 1)"), "even += tl.sum(du, 1)"])
-            result += ["even = even / C", f"tl.store({place} + {EVEN}, even, live)"]
+            stores += ["even = even / C", f"tl.store({place} + {EVEN}, even, live)"]
             even = " - even * e{i}"
-        result = lines([*result, each(k, "a{i} = slope * (a{i}" + even + " - along * b{i})")])
+        result = lines([*stores, each(k, "a{i} = slope * (a{i}" + even + " - along * b{i})")])
     return fill(
         _SUMS,
         gates=lines([parts.all_gates(spec), read_gates(spec) if norm else "", load_norm(spec)]),
@@ -189,7 +189,5 @@ def _sums(spec: Spec) -> str:
         sums=sums,
         result=result,
         np=power(spec.n),
-        assemble=lines(
-            f"d_pre = tl.where(k[None, :] == {i}, a{min(i, k - 1)}[:, None], d_pre)" for i in range(spec.n)
-        ),
+        assemble=lines(f"d_pre = tl.where(k[None, :] == {i}, a{min(i, k - 1)}[:, None], d_pre)" for i in range(spec.n)),
     )

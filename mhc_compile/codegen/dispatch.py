@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc_compile.codegen import build, tune
+from mhc_compile.codegen import build, cache, tune
 from mhc_compile.codegen.generate import generate
 from mhc_compile.codegen.spec import Spec
 from mhc_compile.ops import seams
@@ -36,7 +36,7 @@ def register(key: str = "CUDA") -> None:
     if key in _REGISTERED:
         return
     build.require_triton()
-    build.cache.directory()
+    cache.directory()
     lib = torch.library.Library("mhc", "IMPL")
     for name, function in _KERNELS.items():
         lib.impl(name, _or_reference(function, MEANINGS[name]), key)
@@ -145,7 +145,9 @@ def _seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *res
         return None
     write = [x, f, h_post, h_res, tail.offset, tail.scale]
     given = [g_x, g_u, g_post, g_res, *write, *site[:4], site.h_pre, site.y, site.r, *_norm(site, o)]
-    dx, df, dpost, dres, dphi, dalpha, dbias, *sums = _launch("backward", _tokens(x, o), given, fields | _write(f, tail))
+    dx, df, dpost, dres, dphi, dalpha, dbias, *sums = _launch(
+        "backward", _tokens(x, o), given, fields | _write(f, tail)
+    )
     vectors = _typed(dbias, sums, tail.offset, tail.scale, site.weight, site.shift)
     return [dx, df, dpost, dres, *vectors[:2], dphi, dalpha, dbias, *vectors[2:]]
 

@@ -22,7 +22,7 @@ def project_tokens($project, T, token, split, BT: tl.constexpr, BC: tl.constexpr
     square = tl.zeros((BT,), tl.float32)
     for step in range(steps):
         c = (split * steps + step) * BC + tl.arange(0, BC)
-        within = (c < C) | (C % BC == 0)
+        within = (c < C) | (C % (BC * SPLITS) == 0)
         inside = live[:, None] & within[None, :]
         $sources
         $streams
@@ -91,7 +91,10 @@ def read($all, T, mixers, BT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, 
 
 _BOTH = '''
 @triton.jit(do_not_specialize=["T"])
-def both($both, counters, T, BT: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, BCR: tl.constexpr, SPLITS: tl.constexpr):
+def both(
+    $both, counters, T,
+    BT: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, BCR: tl.constexpr, SPLITS: tl.constexpr,
+):
     """One launch instead of two: SPLITS programs make BT tokens, wait for each other, and read BT / SPLITS each.
 
     Programs take tickets, so whatever order they start in, those of one group run at the same time; a program waits

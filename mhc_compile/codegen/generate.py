@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import pprint
 
-from mhc_compile.codegen import backward, forward, host, leave, parts, sinkhorn, streams
+from mhc_compile.codegen import backward, forward, host, leave, parts, sinkhorn, streams, sums
 from mhc_compile.codegen.spec import DTYPES, Spec, power
-from mhc_compile.codegen.text import fill
+from mhc_compile.codegen.text import fill, wrap
 
 _FILE = '''"""$title
 
@@ -23,8 +23,6 @@ import triton.language as tl
 SPEC = $spec
 TILES = $tiles
 C = tl.constexpr($channels)
-
-$body
 '''
 
 
@@ -44,20 +42,19 @@ def generate(spec: Spec) -> str:
             sinkhorn.backward(spec),
             backward.coefs(spec),
             streams.streams(spec),
-            streams.reduce(spec),
+            sums.reduce(spec),
             host.forward(spec),
             host.backward(spec),
         ]
-    text = fill(
+    tables = {"spec": dataclasses.asdict(spec), "tiles": default_tiles(spec)}
+    head = fill(
         _FILE,
         title=title(spec),
         budget=budget(spec),
-        spec=pprint.pformat(dataclasses.asdict(spec), sort_dicts=False, width=116),
-        tiles=pprint.pformat(default_tiles(spec), sort_dicts=False, width=116),
         channels=spec.channels,
-        body="$body",
+        **{name: pprint.pformat(table, sort_dicts=False, width=112, indent=1) for name, table in tables.items()},
     )
-    return text.replace("$body", "\n\n".join(part.strip("\n") + "\n" for part in body if part).replace("\n\n\n\n", "\n\n\n"))
+    return wrap("\n\n".join([head, *(f"{part.strip()}\n" for part in body if part)]))
 
 
 def title(spec: Spec) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mhc_compile.codegen import backward as back
 from mhc_compile.codegen import forward as fore
-from mhc_compile.codegen import parts, streams
+from mhc_compile.codegen import parts, streams, sums
 from mhc_compile.codegen.spec import Spec
 from mhc_compile.codegen.text import fill, lines
 
@@ -124,7 +124,13 @@ def backward_outputs(spec: Spec) -> list[str]:
 
 def _allocate(spec: Spec) -> str:
     n, m = spec.n, spec.logits
-    shapes = {"post_out": f"{n}", "res_out": f"{n}, {n}", "pre": f"{n}", "y": f"{m}", **dict.fromkeys(("r", "mean", "rstd"), "1")}
+    shapes = {
+        "post_out": f"{n}",
+        "res_out": f"{n}, {n}",
+        "pre": f"{n}",
+        "y": f"{m}",
+        **dict.fromkeys(("r", "mean", "rstd"), "1"),
+    }
     text = []
     if spec.mixes:
         text.append(f"new = torch.empty((*tokens, {n}, C.value), dtype=x.dtype, device=x.device)")
@@ -167,7 +173,7 @@ def backward(spec: Spec) -> str:
         by_token=f' + triton.cdiv(T * {n + n * n}, c["BC"])' * spec.mixes,
         coefs=", ".join(back.coefs_arguments(spec)),
         streams=", ".join(streams.streams_arguments(spec)),
-        reduce=", ".join(streams.reduce_arguments(spec)),
+        reduce=", ".join(sums.reduce_arguments(spec)),
         rows=n * spec.channels,
         roles=1 + len(streams.phi_groups(spec)),
         vectors=lines(f"{name} = floats(C.value)" for name in vectors),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from mhc_compile.codegen import parts
 from mhc_compile.codegen.spec import Spec
 from mhc_compile.codegen.text import each, fill, lines
@@ -45,12 +47,15 @@ def _gates(spec: Spec) -> str:
     n = spec.n
 
     def mean(name: str, entries: list[str]) -> str:
-        return lines([f"{name} = {entries[0]}", *(f"{name} += {entry}" for entry in entries[1:]), f"{name} = {name} / {n}"])
+        return lines(
+            [f"{name} = {entries[0]}", *(f"{name} += {entry}" for entry in entries[1:]), f"{name} = {name} / {n}"]
+        )
 
     shared = range(n) if spec.plain else None  # every column multiplies the same stream
     text = [mean("p", [parts.scalar("post", n, i) for i in range(n)])]
     for j in range(parts.distinct(spec)):
-        text.append(mean(f"r{j}", [parts.scalar("res", n * n, i * n + s) for i in range(n) for s in shared or (j,)]))
+        entries = [parts.scalar("res", n * n, i * n + s) for i in range(n) for s in shared or (j,)]
+        text += [mean(f"r{j}", entries)]
     return lines(text)
 
 
@@ -78,9 +83,8 @@ def backward(spec: Spec) -> str:
         each(k, "with_x{i} += tl.sum(d * x{i}, 1)"),
     ]
     store = [f"tl.store(dpost + token * {n} + {i}, with_f / {n}, live)" for i in range(n)]
-    for i in range(n):
-        for j in range(n):
-            store.append(f"tl.store(dres + token * {n * n} + {i * n + j}, with_x{min(j, k - 1)} / {n}, live)")
+    for i, j in itertools.product(range(n), repeat=2):
+        store += [f"tl.store(dres + token * {n * n} + {i * n + j}, with_x{min(j, k - 1)} / {n}, live)"]
     return fill(
         _BACKWARD,
         arguments=", ".join(parts.sources(spec)),

@@ -6,7 +6,9 @@ from mhc_compile.codegen.spec import Spec, blocks
 from mhc_compile.codegen.text import each, lines
 
 TYPES = {"bf16": "tl.bfloat16", "fp16": "tl.float16", "fp32": "tl.float32"}
-MOST_GATES = 20  # coefficients of a token that are kept in registers through a loop; more are loaded where they are used
+MOST_GATES = (
+    20  # coefficients of a token that are kept in registers through a loop; more are loaded where they are used
+)
 
 
 def distinct(spec: Spec) -> int:
@@ -74,7 +76,9 @@ def _gates(spec: Spec, i: int) -> str:
     entries = [scalar("res", n * n, i * n + j) for j in range(n)]
     if spec.plain:  # every column multiplies the same stream
         entries = [" + ".join(entries)]
-    return lines([f"p{i} = pinned({scalar('post', n, i)})", *(f"r{i}_{j} = {entry}" for j, entry in enumerate(entries))])
+    return lines(
+        [f"p{i} = pinned({scalar('post', n, i)})", *(f"r{i}_{j} = {entry}" for j, entry in enumerate(entries))]
+    )
 
 
 def load_sources(spec: Spec) -> str:
@@ -176,7 +180,7 @@ def times(a, b):
 _PINNED = '''
 @triton.jit
 def pinned(v):
-    """v itself, by a sum over an axis of one, which keeps Triton from making what v is used for once more per layout."""
+    """v itself, by a sum over an axis of one: it keeps Triton from making what v is used for once per layout."""
     return tl.sum(v[:, None], 1)
 '''
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -80,11 +80,13 @@ def _recorder(kernel: Any, launch: Callable[..., Any], launches: list[Launch], r
     return record
 
 
-def record(module: ModuleType, spec: Spec, direction: str, tokens: int) -> list[Launch]:
+def record(
+    module: ModuleType, spec: Spec, direction: str, tokens: int, tiles: Mapping[str, Any] | None = None
+) -> list[Launch]:
     """Return the launches of the module's `forward` or `backward` for so many tokens, without running any."""
     function = getattr(module, direction)
     with recording(module) as launches:
-        function(**arguments(function, spec, tokens, device="meta"))
+        function(**arguments(function, spec, tokens, device="meta"), tiles=tiles or module.TILES)
     return launches
 
 
@@ -127,7 +129,7 @@ def layouts(spec: Spec, tokens: int) -> dict[str, Layout]:
         **dict.fromkeys(("new", "g_new"), wide),
         **dict.fromkeys(("u", "g_u", "g_out"), narrow),
         "f": ((tokens, c), branch),
-        "scale": ((c,), branch),
+        **dict.fromkeys(("offset", "scale"), ((c,), branch)),
         **dict.fromkeys(("weight", "shift"), ((c,), dtype)),
         "phi": ((n * c, m), fp32),
         "alpha": ((3,), fp32),

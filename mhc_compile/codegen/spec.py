@@ -106,7 +106,7 @@ def power(x: int) -> int:
 
 
 def blocks(columns: int) -> list[tuple[int, int]]:
-    """Cut columns into (start, width) blocks whose widths are powers of two, at least 16, with little beyond the end."""
+    """Cut columns into (start, width) blocks of powers of two, at least 16, that reach little beyond the end."""
     found, start = [], 0
     while start < columns:
         rest = columns - start

@@ -37,3 +37,22 @@ def pairs(count: int, line: str) -> str:
 def lines(parts: Iterable[str]) -> str:
     """Join what is there by line ends."""
     return "\n".join(part for part in parts if part)
+
+
+def wrap(text: str, width: int = 120) -> str:
+    """Break long lines that end with a call or a parameter list at the spaces in its parentheses."""
+    return "\n".join(line if len(line) <= width else _wrapped(line, width) for line in text.split("\n"))
+
+
+def _wrapped(line: str, width: int) -> str:
+    tail = next((end for end in ("):", ")") if line.endswith(end)), "")
+    at, depth = len(line) - len(tail), 1
+    while depth and at:
+        at -= 1
+        depth += {")": 1, "(": -1}.get(line[at], 0)
+    if not tail or depth or "#" in line:
+        return line
+    margin = " " * (len(line) - len(line.lstrip()))
+    inside = line[at + 1 : -len(tail)]
+    parts = textwrap.wrap(inside, width - len(margin) - 4, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([line[: at + 1], *(f"{margin}    {part}" for part in parts), margin + tail])

@@ -187,7 +187,7 @@ def values_and_gradients(function: Function, inputs: Sequence[Tensor], wide: boo
     """Call a function; pull random gradients, not constant ones, back to every input."""
     leaves = [(t.double() if wide else t).detach().requires_grad_() for t in inputs]
     outputs = tensors(function(*leaves))
-    upstream = [normal(*o.shape, seed=100 + i).to(inputs[0].dtype).to(o.dtype) for i, o in enumerate(outputs)]
+    upstream = [normal(*o.shape, seed=100 + i).to(inputs[0].dtype).to(o) for i, o in enumerate(outputs)]
     live = [(o, g) for o, g in zip(outputs, upstream, strict=True) if o.requires_grad]
     found = torch.autograd.grad([o for o, _ in live], leaves, [g for _, g in live], materialize_grads=True)
     return outputs, found

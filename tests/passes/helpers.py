@@ -183,9 +183,11 @@ def rewritten(gm: fx.GraphModule, **options: Any) -> tuple[fx.GraphModule, Conte
 
 
 def _parameter(graph: fx.Graph, name: str, shape: tuple[int, ...]) -> fx.Node:
-    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]):
         node = graph.placeholder(name)
-    node.meta["example_value"] = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+    fake = next(v for v in map(value, inputs) if v is not None)  # of the mode that all of Dynamo's values are of
+    node.meta["example_value"] = fake.detach().new_empty(shape, dtype=torch.float32)
     return node
 
 

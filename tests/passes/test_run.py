@@ -90,11 +90,13 @@ def test_what_a_pass_tells_the_user_is_left_as_it_is(gm: fx.GraphModule) -> None
 def test_timings(gm: fx.GraphModule) -> None:
     made, bound = rewritten(gm)
     run(PIPELINE, made, bound)
-    assert [t.name for t in timings()] == ["canonicalize", "find-residuals", "plan-streams", "widen", "lower"]
+    assert [t.name for t in timings()] == [
+        "canonicalize", "find-residuals", "plan-streams", "widen", "fuse-seams", "lower"
+    ]  # fmt: skip
     assert all(t.seconds >= 0 for t in timings())
     assert timings()[-1].nodes == len(made.graph.nodes)
     timings().clear()
-    assert len(timings()) == 5
+    assert len(timings()) == 6
 
 
 def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +105,7 @@ def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
         run(PIPELINE, made, bound)
     lines = [record.getMessage() for record in caplog.records if record.name == "mhc_compile.passes.run"]
     assert [line.split()[0] for line in lines] == [
-        "0.canonicalize", "1.find-residuals", "2.plan-streams", "3.widen", "4.lower"
+        "0.canonicalize", "1.find-residuals", "2.plan-streams", "3.widen", "4.fuse-seams", "5.lower"
     ]  # fmt: skip
     assert lines[1].endswith("ms: graph unchanged")
     assert lines[3].endswith("ms: -1 add, +1 coefficients, +1 expand, +3 getitem, +1 read, +1 readout, +1 write")

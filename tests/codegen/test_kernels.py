@@ -1,0 +1,132 @@
+"""Generated kernels in Triton's interpreter against the equations in fp64: values and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mhc_compile.codegen import apart
+from tests.codegen import interpreted
+from tests.ops.fused import Fused
+
+OPS = ["enter", "seam", "leave", "coefficients"]
+ops = pytest.mark.parametrize("op", OPS)
+plains = pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+pytestmark = pytest.mark.xdist_group("interpreter")  # one process that interprets, kept
+
+
+def compare(case: Fused, op: str, **options: object) -> None:
+    apart.call(True, interpreted.compare, case, op, **options)  # type: ignore[arg-type]  # see there
+
+
+@ops
+@plains
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_any_number_of_streams(op: str, n: int, plain: bool) -> None:
+    compare(Fused(n, 24, (19,), dtype=FP32, norm="rms weight", plain=plain and op != "coefficients"), op)
+
+
+@pytest.mark.parametrize("op", ["enter", "seam"])
+def test_sixteen_streams(op: str) -> None:
+    compare(Fused(16, 16, (5,), dtype=FP32, iters=2), op)
+
+
+@plains
+@pytest.mark.parametrize("op", ["enter", "seam"])
+@pytest.mark.parametrize("norm", ["none", "rms", "rms_cast weight", "layer", "layer weight shift"])
+def test_every_norm(op: str, norm: str, plain: bool) -> None:
+    """Behind equal streams a norm takes back what H_pre does to them: gradients that are small differences."""
+    tolerance = 5e-5 if op == "enter" and plain else None
+    compare(Fused(3, 40, (21,), dtype=FP32, norm=norm, plain=plain), op, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("op", ["seam", "leave"])
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize(("scale", "multiplier"), [(False, 1.0), (False, 0.5), (True, 1.0), (True, -2.0)])
+def test_every_tail(op: str, offset: bool, scale: bool, multiplier: float) -> None:
+    tail = {"offset_given": offset, "scale_given": scale, "multiplier": multiplier}
+    compare(Fused(2, 20, (11,), dtype=FP32, **tail), op)  # type: ignore[arg-type]  # of three types
+
+
+@ops
+def test_streams_that_do_not_mix(op: str) -> None:
+    compare(Fused(4, 20, (9,), projection="identity", dtype=FP32), op)
+
+
+@ops
+@pytest.mark.parametrize("tokens", [(), (0,), (1,), (2, 0, 3), (3, 7), (130,)], ids=str)
+def test_any_number_of_tokens(op: str, tokens: tuple[int, ...]) -> None:
+    compare(Fused(4, 16, tokens, dtype=FP32), op)
+
+
+@ops
+@pytest.mark.parametrize("c", [1, 17, 97, 131, 320])
+def test_any_number_of_features(op: str, c: int) -> None:
+    compare(Fused(2, c, (7,), dtype=FP32), op)
+
+
+@ops
+def test_non_contiguous_inputs(op: str) -> None:
+    compare(Fused(3, 12, (4, 2), dtype=FP32), op, strided=True)
+
+
+@pytest.mark.parametrize("iters", [1, 4, 5, 6, 20])
+def test_any_number_of_iterations(iters: int) -> None:
+    """The way back goes in segments of five."""
+    compare(Fused(4, 8, (3,), dtype=FP32, iters=iters), "coefficients")
+
+
+SPLIT = {"project": {"BT": 16, "BC": 16, "SPLITS": 3}, "coefs": {"BT": 2, "BC": 16, "BM": 4}}
+SMALL = {"streams": {"BT": 16, "BC": 16, "BP": 16, "SPLITS": 3}, "reduce": {"BR": 2, "BC": 32}}
+
+
+@plains
+@pytest.mark.parametrize("op", ["enter", "seam", "coefficients"])
+def test_programs_that_share_the_work(op: str, plain: bool) -> None:
+    """Several splits of features and of tokens, the last of them partly or wholly empty."""
+    case = Fused(4, 90, (37,), dtype=FP32, norm="layer weight shift", plain=plain and op != "coefficients")
+    compare(case, op, tiles={**SPLIT, "read": {"BT": 2, "BM": 4}, **SMALL})
+
+
+@pytest.mark.parametrize("op", ["enter", "seam"])
+def test_one_launch(op: str) -> None:
+    """The interpreter runs one program after the other, so a group can have but one."""
+    tiles = {"both": {"BT": 16, "BC": 32, "BR": 4, "BCR": 64, "SPLITS": 1}}
+    compare(Fused(4, 40, (37,), dtype=FP32, norm="rms weight"), op, tiles=tiles)
+
+
+@ops
+@plains
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_narrow_results_are_rounded_once(op: str, plain: bool, dtype: torch.dtype) -> None:
+    plain = plain and op != "coefficients"
+    case = Fused(4, 65, (120,), dtype=dtype, norm="rms_cast weight", plain=plain)
+    apart.call(True, interpreted.rounded_once, case, op)
+
+
+@pytest.mark.parametrize("op", ["seam", "leave"])
+@pytest.mark.parametrize(("dtype", "branch"), [(FP32, BF16), (BF16, FP32)], ids=str)
+def test_a_branch_of_another_dtype(op: str, dtype: torch.dtype, branch: torch.dtype) -> None:
+    case = Fused(2, 24, (9,), dtype=dtype, branch_dtype=branch)
+    apart.call(True, interpreted.mixed_types, case, op)
+
+
+@ops
+def test_two_runs_agree_to_the_bit(op: str) -> None:
+    apart.call(True, interpreted.repeatable, Fused(4, 40, (70,), dtype=BF16), op)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_rows_sum_to_one(n: int) -> None:
+    rows, columns = apart.call(True, interpreted.doubly_stochastic, n, 1.0)
+    assert rows <= 1e-6
+    assert columns < 0.1
+
+
+@ops
+@pytest.mark.parametrize("case", [Fused(3, 5, (4,)), Fused(3, 5, (4,), "hc", dtype=FP32)], ids=["fp64", "hc"])
+def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
+    if op == "leave" and case.connection == "hc":
+        pytest.skip("a write is the same whatever the connection")
+    apart.call(True, interpreted.reference_runs, case, op)
