@@ -12,6 +12,7 @@ from torch import fx
 
 from mhc_compile.passes import describe, emit, optable, views
 from mhc_compile.passes.base import Context, PlannedSite, value
+from mhc_compile.passes.places import Places
 
 _OPS = torch.ops.mhc
 
@@ -45,7 +46,7 @@ class _Widener:
 
     def __init__(self, gm: fx.GraphModule, context: Context) -> None:
         self.graph, self.context, self.n = gm.graph, context, context.config.streams
-        self.order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        self.order: dict[fx.Node, int] = {node: i for i, node in enumerate(gm.graph.nodes)}
         self.last_input = gm.graph.find_nodes(op="placeholder")[-1]
         self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
         self.regions: defaultdict[int, dict[fx.Node, fx.Node]] = defaultdict(dict)
@@ -53,6 +54,7 @@ class _Widener:
         self.sums: dict[fx.Node, PlannedSite] = {}
         self.site: PlannedSite = context.plan.sites[0]
         self.readers = {site.residual.total: self._readers(site) for site in context.plan.sites}
+        self.places = Places(gm)
         self.disordered = False
 
     @property
@@ -91,7 +93,7 @@ class _Widener:
         parameters = (self.context.bindings or {})[residual.name].parameters
         operands = (parameters.phi, parameters.alpha, parameters.delta, parameters.base)
         maps = (self.n, config.connection, config.projection, config.sinkhorn_iters, config.eps)
-        at, x = residual.carrier, self.streams[residual.carrier]
+        at, x = self._where_gradients_flow(residual.carrier), self.streams[residual.carrier]
         made = self._emit(at, _OPS.coefficients.default, x, *operands, *maps)
         pre, post, res = (self._emit(at, operator.getitem, made, i) for i in range(3))
         for node, readers in self.readers[residual.total].items():
@@ -102,6 +104,14 @@ class _Widener:
                 user.replace_input_with(node, u)
                 self.disordered |= self.order[user] < self.order[at]
         return post, res
+
+    def _where_gradients_flow(self, carrier: fx.Node) -> fx.Node:
+        """Return the carrier, or where it runs in no_grad, the first node behind it that runs as the sum does."""
+        total = self.site.residual.total
+        if self.places.same_mode(carrier, total):
+            return carrier
+        behind = (node for node in self.order if self.order[node] > self.order[carrier])
+        return next(node for node in behind if self.places.same_mode(node, total))
 
     def _write(self, post: fx.Node, res: fx.Node) -> None:
         """Add the branch's output to the streams, in the dtype that the plain sum had."""

@@ -17,6 +17,7 @@ from torch.func import functional_call
 import mhc_compile as mhc
 from mhc_compile.errors import NotCompiledError
 from tests.nets import (
+    Net,
     afresh,
     agree,
     compiled,
@@ -134,3 +135,27 @@ def test_functional_call_uncompiled() -> None:
     model = upgraded(moved=True)
     with pytest.raises(NotCompiledError):
         functional_call(model, replacements(model), (inputs(),))
+
+
+class FrozenStem(Net):
+    """The trunk starts in no_grad."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_every_site_behind_a_frozen_stem_is_trained(compiler: str) -> None:
+    torch._dynamo.reset()
+    model = upgraded(FrozenStem, moved=True)
+    out = compiled(model, compiler=compiler)(inputs())
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(3)))
+    found = {name: parameter.grad for name, parameter in mhc.named_parameters(model)}
+    assert found
+    assert all(grad is not None and grad.abs().max() > 0 for grad in found.values()), found
+    assert all(parameter.grad is None for parameter in model.get_submodule("stem").parameters())

@@ -64,7 +64,7 @@ def backward(spec: Spec) -> str:
     """Write the gradient through one segment, for every length of segment there is."""
     if spec.projection != "sinkhorn":
         return ""
-    return lines(_segment(steps) + "\n" for steps in sorted(set(segments(spec.iters))))
+    return "\n\n".join(_segment(steps).strip("\n") + "\n" for steps in sorted(set(segments(spec.iters))))
 
 
 def _segment(steps: int) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mhc_compile.codegen import dispatch, tune
-from tests.ops import helpers
+from tests.ops import helpers, test_seams_compiler
 from tests.ops.fused import Fused, only_given
 from tests.ops.helpers import Function, check, spread_out, values_and_gradients
 
@@ -121,3 +121,18 @@ def mixed_types(case: Fused, op: str) -> None:
     assert [g.dtype for g in found] == [t.dtype for t in given]
     for actual, wanted in zip((*outputs, *found), (*values, *exact), strict=True):
         helpers.near(actual, wanted, torch.finfo(torch.bfloat16).eps * 4)
+
+
+def opcheck(case: Fused, op: str) -> None:
+    """Let torch check schema, fakes and autograd of an op, and of its backward, that kernels run."""
+    dispatch.register("CPU")
+    given = test_seams_compiler.arguments(case, op)
+    base = None if op == "leave" else given[4 if op == "enter" else 10]
+    for t in given:
+        if isinstance(t, Tensor) and t is not base:
+            t.requires_grad_()
+    with launching(None) as launched:
+        torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(given))
+        back = test_seams_compiler.backward_arguments(case, op)
+        torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(back))
+    assert {"forward", "backward"} <= set(launched)

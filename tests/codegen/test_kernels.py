@@ -130,3 +130,10 @@ def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
     if op == "leave" and case.connection == "hc":
         pytest.skip("a write is the same whatever the connection")
     apart.call(True, interpreted.reference_runs, case, op)
+
+
+@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
+@pytest.mark.parametrize(("tokens", "plain"), [((3, 2), False), ((3, 2), True), ((0,), False)], ids=str)
+def test_opcheck(op: str, tokens: tuple[int, ...], plain: bool) -> None:
+    case = Fused(3, 20, tokens, dtype=BF16, branch_dtype=FP32, norm="layer weight shift", plain=plain)
+    apart.call(True, interpreted.opcheck, case, op)
