@@ -105,22 +105,22 @@ class _Seam(torch.autograd.Function):
 
 
 def generated(shape: Shape, device: str, one: bool = False) -> Contender:
-    """Return the generated kernels of a seam; with `one`, its forward in one launch."""
+    """Return the generated kernels of a seam; with `one`, in one launch forward and one backward."""
     norm = {"norm": "rms", "weight": True} if shape.norm != "none" else {}
     spec = Spec("seam", shape.n, shape.channels, dtype=shape.dtype, branch=shape.dtype, **norm)  # type: ignore[arg-type]
     kernels, own = Generated(spec), parameters(shape, device)
     tiles = dict(kernels.module.TILES)
     if one:
-        tiles["both"] = candidates(spec, "both", shape.tokens)[0]
+        tiles |= {name: candidates(spec, name, shape.tokens)[0] for name in ("both", "back")}
 
     def run(x: Tensor, f: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor, ...]:
         return _Seam.apply(kernels, tiles, x, f, post, res, *own)  # type: ignore[no-any-return, no-untyped-call]
 
-    return Contender(run, own, "generated kernels" + ", forward in one launch" * one, seam=True)
+    return Contender(run, own, "generated kernels" + ", in one launch each way" * one, seam=True)
 
 
 def one_launch(shape: Shape, device: str) -> Contender:
-    """Return the same with the forward in one launch, whose programs wait for each other."""
+    """Return the same in launches whose programs wait for each other, so that second reads hit the cache."""
     if not device.startswith("cuda"):
         raise UnavailableError("programs that wait for each other need a GPU")
     return generated(shape, device, one=True)

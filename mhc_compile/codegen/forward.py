@@ -1,7 +1,4 @@
-"""The forward of enter, seam and coefficients: make and project the streams, then read them.
-
-Two launches, or one in which groups of programs hand each other tokens whose streams are still in the cache.
-"""
+"""The forward of enter, seam and coefficients: make and project the streams, then read them."""
 
 from __future__ import annotations
 
@@ -87,33 +84,6 @@ def read($all, T, mixers, BT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, 
         mix_tokens($mix, T, pid * BM + tl.arange(0, BM), BM, SPLITS)
     else:
         read_tokens($read, T, (pid - mixers) * BT + tl.arange(0, BT), BT, BC, SPLITS)
-'''
-
-_BOTH = '''
-@triton.jit(do_not_specialize=["T"])
-def both(
-    $both, counters, T,
-    BT: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, BCR: tl.constexpr, SPLITS: tl.constexpr,
-):
-    """One launch instead of two: SPLITS programs make BT tokens, wait for each other, and read BT / SPLITS each.
-
-    Programs take tickets, so whatever order they start in, those of one group run at the same time; a program waits
-    only for tickets that were drawn or are next, so the wait ends if SPLITS programs fit on the device.
-    """
-    ticket = tl.atomic_add(counters, 1)
-    group, split = (ticket // SPLITS).to(tl.int64), ticket % SPLITS
-    project_tokens($project, T, group * BT + tl.arange(0, BT), split, BT, BC, SPLITS)
-    tl.debug_barrier()
-    tl.atomic_add(counters + 1 + group, 1, sem="release")
-    while tl.atomic_add(counters + 1 + group, 0, sem="acquire") < SPLITS:
-        pass
-    tl.debug_barrier()
-    share: tl.constexpr = BT // SPLITS
-    for first in range(0, share, BR):
-        token = group * BT + split * share + first + tl.arange(0, BR)
-        read_tokens($read, T, token, BR, BCR, SPLITS)
-    if split == 0:
-        mix_tokens($mix, T, group * BT + tl.arange(0, BT), BT, SPLITS)
 '''
 
 GATED = '''
@@ -270,11 +240,6 @@ def read(spec: Spec) -> str:
         res=fill(_SINKHORN if sinkhorn else _IDENTITY, **words),
         body=_read_part(spec) if spec.reads else "",
     )
-
-
-def both(spec: Spec) -> str:
-    """Write the kernel of the one launch."""
-    return fill(_BOTH, **arguments(spec)) if spec.reads else ""
 
 
 def _read_part(spec: Spec) -> str:

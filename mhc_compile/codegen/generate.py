@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import pprint
 
-from mhc_compile.codegen import backward, forward, host, leave, parts, sinkhorn, streams, sums
+from mhc_compile.codegen import backward, forward, host, leave, parts, single, sinkhorn, streams, sums
 from mhc_compile.codegen.spec import DTYPES, Spec, power
 from mhc_compile.codegen.text import fill, wrap
 
@@ -38,11 +38,11 @@ def generate(spec: Spec) -> str:
             forward.GATED,
             forward.project(spec),
             forward.read(spec),
-            forward.both(spec),
             sinkhorn.backward(spec),
             backward.coefs(spec),
             streams.streams(spec),
             sums.reduce(spec),
+            *([single.counters(spec), single.both(spec), single.back(spec)] if spec.reads else []),
             host.forward(spec),
             host.backward(spec),
         ]

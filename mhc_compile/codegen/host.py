@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mhc_compile.codegen import backward as back
 from mhc_compile.codegen import forward as fore
-from mhc_compile.codegen import parts, streams, sums
+from mhc_compile.codegen import parts, single, streams, sums
 from mhc_compile.codegen.spec import Spec
 from mhc_compile.codegen.text import fill, lines
 
@@ -38,7 +38,8 @@ if "both" in tiles:
     groups = triton.cdiv(T, a["BT"])
     partial = floats(a["SPLITS"], T, $width)
     counters = torch.zeros(1 + groups, dtype=torch.int32, device=x.device)
-    both[(groups * a["SPLITS"],)]($both, counters, T, **a)
+    tasks = a["SPLITS"] + a["BT"] // a["BR"] + 1
+    both[((groups + a["LAG"]) * tasks,)]($both, counters, T, groups, **a)
 else:
     $two
 """
@@ -56,20 +57,53 @@ def backward($inputs, tiles=TILES):
     dalpha, dbias, dphi = floats(3), floats($logits), floats($rows, $logits)
     $vectors
     if T:
-        a, b, c = tiles["coefs"], tiles["streams"], tiles["reduce"]
-        programs, mixers, pieces = triton.cdiv(T, a["BT"]), triton.cdiv(T, a["BM"]), triton.cdiv(C.value, b["BC"])
-        partial, mixed = floats(programs, $four_n), floats(mixers, $two_square)
-        dlogits, shared = floats(T, $columns), floats(b["SPLITS"], $shared)
-        $workspace
-        coefs[(mixers + programs,)]($coefs, T, mixers, **a)
-        streams[($roles, pieces, b["SPLITS"])]($streams, T, **b)
-        blocks = 1 + triton.cdiv($shared, c["BC"])$by_token
-        reduce[(blocks,)]($reduce, T, programs, mixers, SPLITS=b["SPLITS"], PIECES=pieces, **c)
+        $launch
     else:
         for total in ($sums):
             total.zero_()
     return [$outputs]
 '''
+
+_THREE = """
+a, b = tiles["coefs"], tiles["streams"]
+splits, pieces = b["SPLITS"], triton.cdiv(C.value, b["BC"])
+programs, mixers = triton.cdiv(T, a["BT"]), triton.cdiv(T, a["BM"])
+$workspace
+coefs[(mixers + programs,)]($coefs, T, mixers, **a)
+streams[($roles, pieces, splits)]($streams, T, **b)
+"""
+
+_ONE = """
+a = tiles["back"]
+splits, pieces = a["SPLITS"], triton.cdiv(C.value, a["BCS"])
+whole = max(a["BT"], a["BM"], a["BS"])
+share = triton.cdiv(triton.cdiv(T, whole), splits) * whole
+programs, mixers = splits * share // a["BT"], splits * share // a["BM"]
+$workspace
+counters = torch.zeros(1 + splits, dtype=torch.int32, device=x.device)
+tasks = (programs + mixers) // splits + pieces * $roles
+back[((splits + a["LAG"]) * tasks,)]($back, counters, T, share, pieces, **a)
+"""
+
+_WORKSPACE = """
+partial, mixed = floats(programs, $four_n), floats(mixers, $two_square)
+dlogits, shared = floats(T, $columns), floats(splits, $shared)
+$by_token
+"""
+
+_REDUCE = """
+c = tiles["reduce"]
+blocks = 1 + triton.cdiv($shared, c["BC"])$more
+reduce[(blocks,)]($reduce, T, programs, mixers, SPLITS=splits, PIECES=pieces, **c)
+"""
+
+_EITHER_BACK = """
+if "back" in tiles:
+    $one
+else:
+    $three
+$reduce
+"""
 
 _LEAVE = '''
 def forward($inputs, tiles=TILES):
@@ -160,23 +194,36 @@ def backward(spec: Spec) -> str:
     """Write the function that runs the backward."""
     if spec.op == "leave":
         return ""
-    n = spec.n
     vectors = streams.vectors(spec)
+    words = back.names(spec) | {"shared": streams.shared(spec), "logits": spec.logits}
     return fill(
         _BACKWARD,
-        **back.names(spec),
+        **words,
         inputs=", ".join(backward_inputs(spec)),
         returns=", ".join(backward_outputs(spec)),
-        shared=streams.shared(spec),
         allocate="df, dpost, dres = (torch.empty_like(t) for t in (f, post, res))" * spec.mixes,
-        workspace=f"by_token = floats(pieces, T, {n + n * n})" * spec.mixes,
-        by_token=f' + triton.cdiv(T * {n + n * n}, c["BC"])' * spec.mixes,
-        coefs=", ".join(back.coefs_arguments(spec)),
-        streams=", ".join(streams.streams_arguments(spec)),
-        reduce=", ".join(sums.reduce_arguments(spec)),
-        rows=n * spec.channels,
-        roles=1 + len(streams.phi_groups(spec)),
+        rows=spec.n * spec.channels,
         vectors=lines(f"{name} = floats(C.value)" for name in vectors),
         sums=", ".join(["dalpha", "dbias", "dphi", *vectors]),
+        launch=_launches(spec, words),
         outputs=", ".join(backward_outputs(spec)),
     )
+
+
+def _launches(spec: Spec, words: dict[str, object]) -> str:
+    """Write the launches of the backward: three, or one and the sums."""
+    coefs = spec.n + spec.n**2
+    by_token = f"by_token = floats(pieces, T, {coefs})" * spec.mixes
+    words = words | {
+        "workspace": fill(_WORKSPACE, **words, by_token=by_token).strip("\n"),
+        "roles": 1 + len(streams.phi_groups(spec)),
+        "coefs": ", ".join(back.coefs_arguments(spec)),
+        "streams": ", ".join(streams.streams_arguments(spec)),
+        "back": ", ".join(single.back_arguments(spec)),
+        "more": f' + triton.cdiv(T * {coefs}, c["BC"])' * spec.mixes,
+    }
+    three = fill(_THREE, **words)
+    reduce = fill(_REDUCE, **words | {"reduce": ", ".join(sums.reduce_arguments(spec))})
+    if not spec.reads:
+        return three + reduce.strip("\n")
+    return fill(_EITHER_BACK, one=fill(_ONE, **words), three=three, reduce=reduce)

@@ -86,7 +86,7 @@ def record(
     """Return the launches of the module's `forward` or `backward` for so many tokens, without running any."""
     function = getattr(module, direction)
     with recording(module) as launches:
-        function(**arguments(function, spec, tokens, device="meta"), tiles=tiles or module.TILES)
+        function(**arguments(function, spec, tokens, device="meta"), **({} if tiles is None else {"tiles": tiles}))
     return launches
 
 

@@ -43,6 +43,8 @@ def candidates(spec: Spec, kernel: str, tokens: int, device: Device | None = Non
 
 def cost(spec: Spec, kernel: str, tile: Tile, tokens: int, device: Device) -> float:
     """Return bytes to move, weighted by how badly a configuration would use the memory: smaller is better."""
+    if kernel == "back":  # the streams' half of it is the larger one
+        return cost(spec, "streams", _slices(tile), tokens, device)
     warps, registers = tile["num_warps"], _registers(spec, kernel, tile)
     resident = max(1, min(device.warps // warps, REGISTERS // (registers * 32 * warps)))
     programs = max(1, _programs(spec, kernel, tile, tokens))
@@ -68,11 +70,21 @@ def _read(spec: Spec) -> Iterator[Tile]:
 
 def _both(spec: Spec) -> Iterator[Tile]:
     reads = power(spec.channels) if spec.norm != "none" else min(power(spec.channels), 1024)
-    for rows, splits, warps, stages in itertools.product((32, 64), (1, 8, 16, 32), (4, 8), (1, 2)):
+    for rows, splits, warps, lag in itertools.product((32, 64), (1, 8, 16, 32), (4, 8), (1, 2, 4)):
         for at_once in (1, 2, 4):
-            if rows // splits >= at_once and (splits == 1 or 32 * splits <= 2 * spec.channels):
-                shape = {"BT": rows, "BC": 32, "BR": at_once, "BCR": reads, "SPLITS": splits}
-                yield {**shape, "num_warps": warps, "num_stages": stages}
+            fits = at_once == 1 or at_once * reads <= 8192
+            if fits and (splits == 1 or 32 * splits <= 2 * spec.channels):
+                shape = {"BT": rows, "BC": 32, "BR": at_once, "BCR": reads, "SPLITS": splits, "LAG": lag}
+                yield {**shape, "num_warps": warps, "num_stages": 2}
+
+
+def _back(spec: Spec) -> Iterator[Tile]:
+    matrices = max(1, 128 // power(spec.n) ** 2)
+    pieces = [c for c in (16, 32, 64, 128) if c <= max(16, power(spec.channels))]
+    sums = {"BT": 4, "BC": min(power(spec.channels), 256), "BM": matrices}
+    for piece, splits, warps, lag in itertools.product(pieces, (8, 16, 32, 64), (4, 8), (1, 2)):
+        slices = {"BS": 16, "BCS": piece, "BP": 32 if spec.n <= 4 else 16}
+        yield {**sums, **slices, "SPLITS": splits, "LAG": lag, "num_warps": warps, "num_stages": 1}
 
 
 def _coefs(spec: Spec) -> Iterator[Tile]:
@@ -100,6 +112,7 @@ _SPACES: dict[str, Callable[[Spec], Iterator[Tile]]] = {
     "project": _project,
     "read": _read,
     "both": _both,
+    "back": _back,
     "coefs": _coefs,
     "streams": _streams,
     "leave": _leave,
@@ -121,8 +134,15 @@ def _live(spec: Spec, kernel: str) -> int:
     return held.get(kernel, old + 3)
 
 
+def _slices(tile: Tile) -> Tile:
+    """Return the part of the backward's one launch that is for the streams."""
+    return {**tile, "BT": tile["BS"], "BC": tile["BCS"]}
+
+
 def _registers(spec: Spec, kernel: str, tile: Tile) -> int:
     """Return an estimate of the registers of a thread."""
+    if kernel == "back":
+        return max(_registers(spec, "coefs", tile), _registers(spec, "streams", _slices(tile)))
     per_thread = max(1, tile["BT"] * tile["BC"] // (32 * tile["num_warps"]))
     gates = parts.MOST_GATES + spec.n
     return 40 + gates + per_thread * _live(spec, kernel)

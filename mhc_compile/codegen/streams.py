@@ -9,29 +9,13 @@ from mhc_compile.codegen.text import fill, lines
 
 MOST_LOGITS = 160  # columns of phi's gradient that a program sums at once
 
-_STREAMS = '''
+_ROLE = '''
 @triton.jit
-def streams_back($back, T, first_token, last_token, c, piece, split, BT: tl.constexpr, BC: tl.constexpr):
-    """Gradients of the streams and of f; sums over tokens of what vectors of features get."""
+def $name($arguments, T, first_token, last_token, c, piece, split, BT: tl.constexpr, BC: tl.constexpr):
+    """$doc"""
     within = (c < C) | (C % BC == 0)
     $zeros
-    for first in tl.range(first_token, last_token, BT, disable_licm=True):
-        token = tl.cast(first, tl.int64) + tl.arange(0, BT)
-        live = token < last_token
-        inside = live[:, None] & within[None, :]
-        $gates
-        $sources
-        $body
-    $store
-'''
-
-_PHI = '''
-@triton.jit
-def phi_back_$number($phi, T, first_token, last_token, c, split, BT: tl.constexpr, BC: tl.constexpr):
-    """Gradient of phi's rows of $which."""
-    within = (c < C) | (C % BC == 0)
-    $zeros
-    for first in tl.range(first_token, last_token, BT, disable_licm=True):
+    for first in tl.range(first_token, last_token, BT, disable_licm=True):  # hoisting would cost registers
         token = tl.cast(first, tl.int64) + tl.arange(0, BT)
         live = token < last_token
         inside = live[:, None] & within[None, :]
@@ -42,19 +26,22 @@ def phi_back_$number($phi, T, first_token, last_token, c, split, BT: tl.constexp
 '''
 
 _ROLES = '''
-@triton.jit(do_not_specialize=["T"])
-def streams($all, T, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, SPLITS: tl.constexpr):
-    """A slice of the features for a share of the tokens, in $count roles: together they would not fit the registers.
-
-    Programs of the same slice and share are neighbours, so that what one reads the other finds in the cache.
-    """
-    role, piece, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+@triton.jit
+def slice_back($all, T, begin, end, role, piece, split, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr):
+    """A slice of the features for a share of the tokens, in $count roles: together they would not fit the registers."""
     c = piece * BC + tl.arange(0, BC)
-    share = tl.cdiv(tl.cdiv(T, BT), SPLITS) * BT
-    begin, end = split * share, tl.minimum(T, (split + 1) * share)
     if role == 0:
         streams_back($back, T, begin, end, c, piece, split, BT, BC)
     $others
+
+
+@triton.jit(do_not_specialize=["T"])
+def streams($all, T, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, SPLITS: tl.constexpr):
+    """Programs of the same slice and share are neighbours, so that what one reads the other finds in the cache."""
+    split = tl.program_id(2)
+    share = tl.cdiv(tl.cdiv(T, BT), SPLITS) * BT
+    begin, end = split * share, tl.minimum(T, (split + 1) * share)
+    slice_back($all, T, begin, end, tl.program_id(0), tl.program_id(1), split, BT, BC, BP)
 '''
 
 
@@ -99,11 +86,14 @@ def streams(spec: Spec) -> str:
     ]
     groups = phi_groups(spec)
     others = [
-        f"elif role == {q + 1}:\n    phi_back_{q}({phi}, T, begin, end, c, split, BP, BC)" for q in range(len(groups))
+        f"elif role == {q + 1}:\n    phi_back_{q}({phi}, T, begin, end, c, piece, split, BP, BC)"
+        for q in range(len(groups))
     ]
     main = fill(
-        _STREAMS,
-        back=back,
+        _ROLE,
+        name="streams_back",
+        doc="Gradients of the streams and of f; sums over tokens of what vectors of features get.",
+        arguments=back,
         zeros=lines(f"{name} = tl.zeros((BC,), tl.float32)" for name in vectors(spec)),
         gates=_gates(spec),
         sources=parts.load_sources(spec),
@@ -128,12 +118,14 @@ def _phi(spec: Spec, number: int, group: range) -> str:
     for i in group:
         body.append(parts.mixed(spec, i))
         body += [f"dphi{i}_{b} = exact_times(tl.trans(y{i}), dy{b}, dphi{i}_{b})" for b in range(len(wide))]
-    which = "the streams, which are all equal" if parts.current(spec) == 1 else f"streams {group[0]} to {last}"
+    which = f"stream {last}" if last == group[0] else f"streams {group[0]} to {last}"
+    if parts.current(spec) == 1:
+        which = "the streams, which are all equal"
     return fill(
-        _PHI,
-        number=number,
-        phi=", ".join(phi_arguments(spec)),
-        which=which if last > group[0] or parts.current(spec) == 1 else f"stream {last}",
+        _ROLE,
+        name=f"phi_back_{number}",
+        arguments=", ".join(phi_arguments(spec)),
+        doc=f"Gradient of phi's rows of {which}.",
         zeros=lines(f"dphi{i}_{b} = tl.zeros((BC, {w}), tl.float32)" for i in group for b, (_, w) in enumerate(wide)),
         gates=lines([parts.all_gates(spec, group), f"row = dlogits + token * {columns(spec)}", _load_dy(spec)]),
         sources=parts.load_sources(spec),

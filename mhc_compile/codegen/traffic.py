@@ -3,7 +3,8 @@
 Three counts, from what the source asks for down to what no cache can save:
 
     requested      every element of every load and store
-    each launch    elements touched at least once by a launch: caches hold everything within a launch, nothing beyond it
+    each launch    elements touched at least once by a launch: caches hold everything within a launch, what it stored
+                   itself included, and nothing beyond it
     whole call     elements touched at least once by forward or backward: nothing is fetched twice, and what a
                    launch wrote and a later one reads is still there
 """
@@ -127,45 +128,52 @@ def _counted(text: str, spec: Spec, direction: str, tokens: int) -> tuple[Traffi
         touched = {}
         for name, tensor in launch.tensors.items():
             size, place = tensor.element_size(), tensor.data_ptr()
+            elements, stores = _within(heard.get(number, []), tensor)
+            seen, first = np.unique(elements, return_index=True)
+            made = seen[stores[first]]  # by this launch, before it read them
             for kind in ("load", "store"):
-                every = _within(heard.get((number, kind), []), tensor)
+                every = elements[stores == (kind == "store")]
                 if not len(every):
                     continue
-                once = np.unique(every)
+                once = np.unique(every) if kind == "store" else np.setdiff1d(every, made)
                 before = [known[at] for at in {(place, kind), (place, "store")} if at in known]
                 fresh = np.setdiff1d(once, np.concatenate(before)) if before else once
                 touched[place, kind] = once
                 wide = tensor.shape[0] == tokens and tensor.numel() in rows
                 bytes_ = (size * len(found) for found in (every, once, fresh))
                 done.append(Traffic(launch.name, name, kind, wide, *bytes_))
-        for at, once in touched.items():  # only now: what a launch stores does not spare its own loads
+        for at, once in touched.items():
             known[at] = np.union1d(known[at], once) if at in known else once
     return tuple(done)
 
 
-def _within(addresses: list[Any], tensor: Tensor) -> Any:
-    """Return which elements of the tensor the addresses are; those of other tensors are left out."""
+Heard = dict[int, list[tuple[str, Any]]]
+
+
+def _within(accesses: list[tuple[str, Any]], tensor: Tensor) -> tuple[Any, Any]:
+    """Return which elements of the tensor are accessed, in order, and which of these are stores."""
     start, size = tensor.data_ptr(), tensor.element_size()
-    every = np.concatenate([np.empty(0, np.uint64), *addresses])
-    here = every[(every >= start) & (every < start + size * tensor.numel())]
-    return (here - np.uint64(start)) // np.uint64(size)
+    every = np.concatenate([np.empty(0, np.uint64), *(addresses for _, addresses in accesses)])
+    stores = np.repeat([kind == "store" for kind, _ in accesses], [len(addresses) for _, addresses in accesses])
+    here = (every >= start) & (every < start + size * tensor.numel())
+    return (every[here] - np.uint64(start)) // np.uint64(size), stores.astype(bool)[here]
 
 
 @contextlib.contextmanager
-def _listening(launches: list[Launch]) -> Iterator[dict[tuple[int, str], list[Any]]]:
-    """Collect the addresses of every access by (number of the launch, "load" or "store")."""
+def _listening(launches: list[Launch]) -> Iterator[Heard]:
+    """Collect ("load" or "store", addresses) of every access, in order, by the number of the launch."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     # where each takes its mask; the rest of their arguments differs between versions of Triton
     masks = {"load": 1, "store": 2}
     methods = {kind: getattr(InterpreterBuilder, f"create_masked_{kind}") for kind in masks}
-    heard: dict[tuple[int, str], list[Any]] = {}
+    heard: Heard = {}
 
     def listener(kind: str, access: Callable[..., Any]) -> Callable[..., Any]:
         def run(self: Any, *args: Any, **named: Any) -> Any:
             pointers, mask = args[0], named["mask"] if "mask" in named else args[masks[kind]]
             chosen = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
-            heard.setdefault((len(launches) - 1, kind), []).append(chosen.astype(np.uint64))
+            heard.setdefault(len(launches) - 1, []).append((kind, chosen.astype(np.uint64)))
             return access(self, *args, **named)
 
         return run

@@ -72,7 +72,7 @@ def read(name: str, default: Tiles) -> Tiles | None:
         sane = {str(k): {str(a): int(b) for a, b in tile.items()} for k, tile in found.items()}
     except (ValueError, AttributeError, TypeError):
         return None
-    return sane if sane.keys() <= {*default, "both"} else None
+    return sane if sane.keys() <= {*default, "both", "back"} else None
 
 
 def of(device: torch.device) -> Device:
@@ -112,7 +112,7 @@ def kernels(spec: Spec, direction: str) -> tuple[str, ...]:
     if spec.op == "leave":
         return ("leave",) if direction == "forward" else ("leave_backward",)
     if direction == "backward":
-        return ("coefs", "streams")
+        return ("coefs", "streams", "back") if spec.reads else ("coefs", "streams")
     return ("project", "read", "both") if spec.reads else ("project", "read")
 
 

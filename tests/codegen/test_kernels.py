@@ -89,11 +89,23 @@ def test_programs_that_share_the_work(op: str, plain: bool) -> None:
     compare(case, op, tiles={**SPLIT, "read": {"BT": 2, "BM": 4}, **SMALL})
 
 
+@plains
 @pytest.mark.parametrize("op", ["enter", "seam"])
-def test_one_launch(op: str) -> None:
-    """The interpreter runs one program after the other, so a group can have but one."""
-    tiles = {"both": {"BT": 16, "BC": 32, "BR": 4, "BCR": 64, "SPLITS": 1}}
-    compare(Fused(4, 40, (37,), dtype=FP32, norm="rms weight"), op, tiles=tiles)
+@pytest.mark.parametrize("lag", [1, 3])
+def test_one_launch(op: str, lag: int, plain: bool) -> None:
+    """The interpreter runs tickets in order, as a GPU draws them: no wait is longer than one look at the counter."""
+    both = {"BT": 16, "BC": 16, "BR": 4, "BCR": 32, "SPLITS": 3, "LAG": lag}
+    back = {"BT": 2, "BC": 32, "BM": 4, "BS": 16, "BCS": 16, "BP": 16, "SPLITS": 3, "LAG": lag}
+    case = Fused(4, 20, (60,), dtype=FP32, norm="layer weight shift", plain=plain)
+    compare(case, op, tiles={"both": both, "back": back}, tolerance=5e-5 if plain else None)
+
+
+@pytest.mark.parametrize("tokens", [1, 17])
+def test_one_launch_for_few_tokens(tokens: int) -> None:
+    """Shares of the tokens that are empty."""
+    both = {"BT": 16, "BC": 16, "BR": 16, "BCR": 32, "SPLITS": 2, "LAG": 1}
+    back = {"BT": 16, "BC": 16, "BM": 8, "BS": 16, "BCS": 32, "BP": 32, "SPLITS": 5, "LAG": 1}
+    compare(Fused(2, 24, (tokens,), dtype=FP32), "seam", tiles={"both": both, "back": back})
 
 
 @ops

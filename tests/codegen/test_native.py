@@ -36,16 +36,25 @@ def test_values_and_every_gradient(op: str, n: int, plain: bool, dtype: torch.dt
         near(actual.cpu(), wanted, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("lag", [1, 2])
 @pytest.mark.parametrize("splits", [4, 8])
-def test_one_launch_of_programs_that_wait(splits: int) -> None:
-    """Also with more groups than fit on the device at once."""
+def test_one_launch_of_programs_that_wait(splits: int, lag: int) -> None:
+    """With more groups than fit on the device at once, and the same as several launches, forward and backward."""
     from mhc_compile.codegen import Spec, build, generate
     from mhc_compile.codegen.record import arguments
 
     spec = Spec("seam", 4, 512, norm="rms", weight=True)
     module = build.load(generate(spec), spec.name)
-    both = {"BT": 64, "BC": 32, "BR": 2, "BCR": 512, "SPLITS": splits, "num_warps": 8, "num_stages": 2}
-    given = list(arguments(module.forward, spec, 64 * 1000 + 5, device="cuda").values())
+    both = {"BT": 64, "BC": 32, "BR": 2, "BCR": 512, "SPLITS": splits, "LAG": lag, "num_warps": 8, "num_stages": 2}
+    slices = {"BS": 16, "BCS": 64, "BP": 32, "SPLITS": 32, "LAG": lag}
+    back = {"BT": 4, "BC": 256, "BM": 8, **slices, "num_warps": 4, "num_stages": 1}
+    given, upstream = (
+        list(arguments(function, spec, 64 * 1000 + 5, device="cuda").values())
+        for function in (module.forward, module.backward)
+    )
     two = {**module.TILES, "project": {**module.TILES["project"], "SPLITS": splits}}
     for a, b in zip(module.forward(*given, tiles=two), module.forward(*given, tiles={"both": both}), strict=True):
+        near(a, b, 1e-2 if a.dtype == torch.bfloat16 else 1e-4)
+    tiles = {**module.TILES, "back": back}
+    for a, b in zip(module.backward(*upstream), module.backward(*upstream, tiles=tiles), strict=True):
         near(a, b, 1e-2 if a.dtype == torch.bfloat16 else 1e-4)

@@ -9,7 +9,7 @@ from mhc_compile.codegen.record import record
 from mhc_compile.codegen.space import Device, candidates, cost
 
 SEAM = Spec("seam", 4, 4096, norm="rms", weight=True)
-KERNELS = ["project", "read", "both", "coefs", "streams"]
+KERNELS = ["project", "read", "both", "coefs", "streams", "back"]
 
 
 @pytest.mark.parametrize("channels", [1, 40, 2560, 4096, 5129])

@@ -91,6 +91,17 @@ def test_generated_kernels_move_what_the_design_says(
         assert (found.least, found.most) == (least, most)
 
 
+def test_one_launch_reads_again_what_it_holds() -> None:
+    """What the launches of a direction read twice is read twice within the one."""
+    spec = Spec("seam", 4, C, norm="rms", weight=True)
+    both = {"BT": 16, "BC": 16, "BR": 4, "BCR": 64, "SPLITS": 2, "LAG": 1}
+    back = {"BT": 2, "BC": 16, "BM": 4, "BS": 16, "BCS": 16, "BP": 16, "SPLITS": 2, "LAG": 1}
+    text = generate(spec).replace("TILES = {", f"TILES = {{'both': {both}, 'back': {back},\n ")
+    for direction, least in (("forward", 20 * C), ("backward", 30 * C)):
+        found = total(count(text, spec, direction, TOKENS), spec, direction, TOKENS)
+        assert (found.call, found.launch) == (least, least)
+
+
 def test_fp32_costs_twice_as_much() -> None:
     spec = Spec("seam", 4, C, "fp32", "bf16")
     found = total(count(generate(spec), spec, "forward", TOKENS), spec, "forward", TOKENS)

@@ -140,6 +140,6 @@ def test_on_a_cpu_and_without_tokens_the_default_is_used() -> None:
 
 def test_kernels_of_each_op() -> None:
     assert tune.kernels(SEAM, "forward") == ("project", "read", "both")
-    assert tune.kernels(SEAM, "backward") == ("coefs", "streams")
+    assert tune.kernels(SEAM, "backward") == ("coefs", "streams", "back")
     assert tune.kernels(Spec("coefficients", 2, 64), "forward") == ("project", "read")
     assert tune.kernels(Spec("leave", 2, 64), "backward") == ("leave_backward",)
