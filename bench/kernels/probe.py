@@ -1,4 +1,4 @@
-"""Other libraries tried in processes of their own first: what crashes or hangs there does not take the run with it.
+"""Contenders tried in processes of their own first: what crashes or hangs there does not take the run with it.
 
 `python -m bench.kernels.probe NAME DEVICE SHAPE...` prints a line of JSON for each shape.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench.kernels.peers import PEERS
+from bench.kernels.peers import TRIED
 from bench.kernels.race import Race
 from bench.kernels.reasons import reason
 from bench.kernels.sites import Shape
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def failing(names: Sequence[str], shapes: Sequence[Shape], device: str, seconds: float) -> dict[str, dict[Shape, str]]:
-    """Return by library the shapes that it does not run on, and why."""
+    """Return by contender the shapes that it does not run on, and why."""
     with ThreadPoolExecutor(len(names)) as pool:
         found = pool.map(partial(_probed, shapes=shapes, device=device, seconds=seconds), names)
         return dict(zip(names, found, strict=True))
@@ -44,7 +44,7 @@ def _probed(name: str, shapes: Sequence[Shape], device: str, seconds: float) -> 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a library's site once forward and backward on each shape."""
+    """Run a contender's site once forward and backward on each shape."""
     name, device, *shapes = argv
     for text in shapes:
         print(json.dumps({"why": tried(name, device, Shape(*json.loads(text)))}), flush=True)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 def tried(name: str, device: str, shape: Shape) -> str:
     """Return why it does not run, or ""."""
-    race = Race(shape, {name: PEERS[name]}, device, {})
+    race = Race(shape, {name: TRIED[name]}, device, {})
     if name in race.out:
         return race.out[name]
     try:

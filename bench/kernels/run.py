@@ -18,7 +18,7 @@ from bench.kernels import budgets, correctness, probe, race, report, times, tune
 from bench.kernels.cases import DRY, REAL
 from bench.kernels.context import Context
 from bench.kernels.deadline import Deadline
-from bench.kernels.peers import CONTENDERS, PEERS
+from bench.kernels.peers import CONTENDERS, TRIED
 from bench.kernels.sites import Shape
 from bench.kernels.timing import clock, copy_ceiling
 from mhc_compile import measure
@@ -32,7 +32,7 @@ def peers(context: Context) -> list[dict[str, Any]]:
     shapes = [Shape(context.sizes.tokens, n, c) for n, c in context.sizes.shapes()]
     ahead = context.part(3)
     problems = work.compile_ahead([(Spec("seam", shape.n, shape.channels), None) for shape in shapes], ahead)
-    failing = {} if context.dry else probe.failing(list(PEERS), shapes, context.device, context.part(2).deadline.left)
+    failing = {} if context.dry else probe.failing(list(TRIED), shapes, context.device, context.part(2).deadline.left)
     rows = []
     for shape, problem in zip(shapes, problems, strict=True):
         if not context.deadline.over:

@@ -166,7 +166,6 @@ def compiled(shape: Shape, device: str) -> Contender:
 Maker = Callable[[Shape, str], Contender]
 OURS: dict[str, Maker] = {
     "mhc_compile": generated,
-    "one launch": one_launch,
     "torch.compile": compiled,
     "eager ops": unfused,
 }

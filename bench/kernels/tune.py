@@ -2,7 +2,7 @@
 
 A space is a function from a spec to tiles, as generated files hold them in TILES: `--space module:function` names one.
 Without, each kernel's most promising configurations by the model of `mhc_compile.codegen.space` are tried in turn, the
-forward's one launch among them.
+one launch each way among them.
 """
 
 from __future__ import annotations
