@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import fx
 
-from mhc_compile.codegen import apart, dispatch, interpreter
+from mhc_compile.codegen import Spec, apart, build, dispatch, generate, interpreter
 from mhc_compile.config import Config
 from mhc_compile.errors import CacheError, KernelError, MHCWarning, MissingDependencyError
 from mhc_compile.passes.base import value
@@ -67,6 +67,18 @@ def why_not(device: torch.device) -> str | None:
     except (MissingDependencyError, CacheError) as error:
         return str(error)
     return None
+
+
+def name_sites(gm: fx.GraphModule) -> None:
+    """Write into the files of generated kernels which sites of a rewritten graph they serve."""
+    served: dict[Spec, list[str]] = {}
+    for op in ("enter", "seam", "leave"):
+        for node in gm.graph.find_nodes(op="call_function", target=getattr(torch.ops.mhc, op).default):
+            spec = dispatch.spec(op, *fx.map_arg(node.args, value))
+            if spec is not None:
+                served.setdefault(spec, []).append(node.meta["mhc_site"])
+    for spec, sites in served.items():
+        build.note(generate(spec), spec.name, sites)
 
 
 def report(config: Config, unfused: dict[str, str]) -> None:

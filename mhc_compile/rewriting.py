@@ -138,6 +138,8 @@ def rewrite_graph(markers: Markers, *, whole: bool, inline: bool = False) -> Rew
     except (SiteNotFoundError, PlanMismatchError) as error:
         raise type(error)(_in_the_model(str(error), markers)) from None
     kernels.report(markers.config, context.unfused)
+    if context.devices:
+        kernels.name_sites(gm)
     gm.recompile()
     inputs = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,7 +14,7 @@ from torch import fx
 
 import mhc_compile as mhc
 from mhc_compile import kernels
-from mhc_compile.codegen import apart, dispatch
+from mhc_compile.codegen import apart, build, dispatch
 from mhc_compile.errors import CacheError, KernelError, MHCWarning, MissingDependencyError
 from tests import nets
 
@@ -135,6 +136,8 @@ def by_kernels(compiler: str) -> nets.Results:
 
     with mock.patch.object(dispatch, "_launch", launch):
         found = trained(compiler, kernels="triton")
+    texts = [Path(str(module.__file__)).read_text() for module in build._LOADED.values()]
+    assert any("# Serves: blocks.1.mlp\n" in text for text in texts if text.startswith('"""seam'))
     assert launched[-10:] == ["forward"] * 5 + ["backward"] * 5  # enter, three seams, leave; before them upgrade's run
     return found[0].detach(), found[1]
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -37,13 +38,22 @@ def load(text: str, name: str) -> ModuleType:
     with _LOCK:
         if text not in _LOADED:
             require_triton()
-            stem = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-            path = cache.keep(f"{stem}.py", text)
+            path = note(text, name)
             _LOG.info("%s", path)
             if os.environ.get(SHOW, "0") not in ("", "0"):
                 print(f"mhc_compile: {path}", file=sys.stderr)
-            _LOADED[text] = _executed(text, f"mhc_kernels.{stem}", path)
+            _LOADED[text] = _executed(text, f"mhc_kernels.{path.stem}", path)
         return _LOADED[text]
+
+
+def note(text: str, name: str, sites: Iterable[str] = ()) -> Path:
+    """Keep a generated text in its file, and name sites that it serves at the end of it; return the file.
+
+    Raises:
+        CacheError: there is no directory to keep it in.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return cache.keep(f"{name}_{digest}.py", text, sites)
 
 
 def require_triton() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from mhc_compile.errors import CacheError
@@ -35,14 +36,26 @@ def directory() -> Path:
     return path
 
 
-def keep(name: str, text: str) -> Path:
-    """Make sure that the file `name` of the directory holds just this text; what differs is replaced, at once.
+NOTES = "# Serves: "
+
+
+def keep(name: str, text: str, sites: Iterable[str] = ()) -> Path:
+    """Make sure that the file `name` of the directory holds this text; what differs is replaced, at once.
+
+    Args:
+        name: of the file.
+        text: what it holds.
+        sites: named in comments behind the text, besides those that stand there.
 
     Raises:
         CacheError: the directory is unfit, or the file cannot be written.
     """
     path = directory() / name
-    if read(path) != text:
+    found, *notes = (read(path) or "").split(f"\n{NOTES}")
+    known = [note.strip() for note in notes] if found == text else []
+    more = [site for site in dict.fromkeys(sites) if site not in known]
+    if found != text or more:
+        text = "".join([text, *(f"\n{NOTES}{site}\n" for site in [*known, *more])])
         try:
             _replace(path, text)
         except OSError as error:

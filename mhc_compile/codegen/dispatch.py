@@ -110,6 +110,21 @@ def _typed(dbias: Tensor, sums: Iterable[Tensor], *like: Tensor | None) -> list[
     return [dbias.new_empty(0) if t is None else next(found).to(t.dtype) for t in like]
 
 
+def spec(op: str, x: Tensor, *rest: Any) -> Spec | None:
+    """Return what is generated for a call of `enter`, `seam` or `leave`; None where nothing is or C is symbolic."""
+    write = op != "enter"
+    if not isinstance(x.shape[-1], int) or x.dtype not in NAMES or (write and rest[0].dtype not in NAMES):
+        return None
+    if op == "leave":
+        fields = _leave_fields(x, rest[0], Tail(*rest[3:6]), *rest[6:])
+    else:
+        site = rest[6:] if write else rest
+        fields = _site(op, x, Options(*site[6:]), *site[4:6])
+    if fields is None:
+        return None
+    return Spec(**fields, **(_write(rest[0], Tail(*rest[3:6])) if op == "seam" else {}))
+
+
 def _enter(x: Tensor, *rest: Any) -> list[Tensor] | None:
     o = Options(*rest[6:])
     fields = _site("enter", x, o, *rest[4:6])

@@ -50,6 +50,17 @@ def test_a_text_is_loaded_once_and_another_text_beside_it(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 2
 
 
+def test_sites_are_named_behind_the_text_each_once(folder: Path) -> None:
+    path = build.note(TEXT, "toy", ["layers.0.mlp", "layers.1.mlp"])
+    build.load(TEXT, "toy")
+    assert build.note(TEXT, "toy", ["layers.1.mlp", "head"]) == path
+    assert path.read_text() == TEXT + "".join(f"\n# Serves: {s}\n" for s in ("layers.0.mlp", "layers.1.mlp", "head"))
+    assert build.load(TEXT, "toy").__file__ == str(path)
+    path.write_text(path.read_text().replace("2 * x", "3 * x"))
+    build.note(TEXT, "toy", ["tail"])
+    assert path.read_text() == TEXT + "\n# Serves: tail\n"
+
+
 def test_threads_get_one_module() -> None:
     text = "import time\ntime.sleep(0.1)\n"
     with ThreadPoolExecutor(4) as pool:
