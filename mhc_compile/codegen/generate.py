@@ -100,7 +100,7 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
             "leave": {"BT": 4, "BC": wide, "num_warps": 4},
             "leave_backward": {"BT": 4, "BC": wide, "num_warps": 4},
         }
-    chunk = max(16, min(power(c), 32))
+    chunk = max(16, min(power(c), 32 if n <= 4 else 16))
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
