@@ -32,4 +32,4 @@ def give_value(node: fx.Node) -> None:
     held = {arg: next((arg.meta[key] for key in _VALUES if key in arg.meta), None) for arg in node.all_input_nodes}
     if all(value is not None for value in held.values()):
         with torch.no_grad():
-            node.meta["example_value"] = node.target(*fx.map_arg(node.args, held.__getitem__))  # type: ignore
+            node.meta["example_value"] = node.target(*fx.map_arg(node.args, held.__getitem__))  # type: ignore[operator]  # an op

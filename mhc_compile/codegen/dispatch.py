@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mhc_compile.codegen import build, cache, tune
 from mhc_compile.codegen.generate import generate
+from mhc_compile.codegen.record import TORCH
 from mhc_compile.codegen.spec import Spec
 from mhc_compile.ops import seams
 from mhc_compile.ops.connections import by_token
 from mhc_compile.ops.fused import Options, Saved, Tail
 from mhc_compile.ops.library import MEANINGS
 
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+NAMES = {dtype: name for name, dtype in TORCH.items()}
 _REGISTERED: dict[str, torch.library.Library] = {}
 
 

@@ -88,7 +88,7 @@ def bytes_per_token(spec: Spec) -> tuple[tuple[int, int], tuple[int, int]]:
         again = (new or k) if spec.reads else 0
         least = (k + f + new + u, new + u + 2 * k + 2 * f)
         most = (least[0] + again, least[1] + (k + f + u if spec.reads else 0))
-    return tuple(tuple(round(v * spec.channels * size) for v in row) for row in (least, most))  # type: ignore[return-value]
+    return tuple(tuple(round(v * spec.channels * size) for v in row) for row in (least, most))  # type: ignore[return-value]  # pairs
 
 
 def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
@@ -104,11 +104,15 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
-    matrices = max(1, 128 // power(n) ** 2)  # of H_res in a program: an entry for each of its threads
     return {
         "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), "num_warps": 8, "num_stages": stages},
-        "read": {"BT": max(1, min(4, 8192 // rows)), "BC": rows, "BM": matrices, "num_warps": 8 if rows > 1024 else 4},
-        "coefs": {"BT": 4, "BC": min(power(c), 256), "BM": matrices, "num_warps": 4},
+        "read": {
+            "BT": max(1, min(4, 8192 // rows)),
+            "BC": rows,
+            "BM": spec.matrices,
+            "num_warps": 8 if rows > 1024 else 4,
+        },
+        "coefs": {"BT": 4, "BC": min(power(c), 256), "BM": spec.matrices, "num_warps": 4},
         "streams": {"BT": 16, "BC": piece, "BP": 32 if n <= 4 else 16, "SPLITS": 8, "num_warps": many, "num_stages": 1},
         "reduce": {"BR": 8, "BC": 1024, "num_warps": 8},
     }

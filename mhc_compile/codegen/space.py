@@ -63,9 +63,8 @@ def _project(spec: Spec) -> Iterator[Tile]:
 def _read(spec: Spec) -> Iterator[Tile]:
     whole = power(spec.channels)
     chunks = [whole] if spec.norm != "none" else [c for c in (256, 512, 1024, 2048) if c <= max(256, whole)]
-    matrices = max(1, 128 // power(spec.n) ** 2)
     for rows, chunk, warps in itertools.product((1, 2, 4, 8), chunks, (4, 8, 16)):
-        yield {"BT": rows, "BC": chunk, "BM": matrices, "num_warps": warps}
+        yield {"BT": rows, "BC": chunk, "BM": spec.matrices, "num_warps": warps}
 
 
 def _both(spec: Spec) -> Iterator[Tile]:
@@ -79,19 +78,17 @@ def _both(spec: Spec) -> Iterator[Tile]:
 
 
 def _back(spec: Spec) -> Iterator[Tile]:
-    matrices = max(1, 128 // power(spec.n) ** 2)
     pieces = [c for c in (16, 32, 64, 128) if c <= max(16, power(spec.channels))]
-    sums = {"BT": 4, "BC": min(power(spec.channels), 256), "BM": matrices}
+    sums = {"BT": 4, "BC": min(power(spec.channels), 256), "BM": spec.matrices}
     for piece, splits, warps, lag in itertools.product(pieces, (8, 16, 32, 64), (4, 8), (1, 2)):
         slices = {"BS": 16, "BCS": piece, "BP": 32 if spec.n <= 4 else 16}
         yield {**sums, **slices, "SPLITS": splits, "LAG": lag, "num_warps": warps, "num_stages": 1}
 
 
 def _coefs(spec: Spec) -> Iterator[Tile]:
-    matrices = max(1, 128 // power(spec.n) ** 2)
     chunks = [c for c in (128, 256, 512, 1024) if c <= max(128, power(spec.channels))]
     for rows, chunk, warps in itertools.product((2, 4, 8), chunks, (4, 8)):
-        yield {"BT": rows, "BC": chunk, "BM": matrices, "num_warps": warps}
+        yield {"BT": rows, "BC": chunk, "BM": spec.matrices, "num_warps": warps}
 
 
 def _streams(spec: Spec) -> Iterator[Tile]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from mhc_compile.errors import ConfigError
+from mhc_compile.ops.norms import NORMS
+from mhc_compile.ops.seams import MOST_STREAMS
 
 OPS = ("enter", "seam", "leave", "coefficients")
-NORMS = ("none", "rms", "rms_cast", "layer")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # name -> bytes
-MAX_STREAMS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Spec:
             if getattr(self, name) not in values:
                 known = ", ".join(map(repr, values))
                 raise ConfigError(f"no kernel can be generated for {name}={getattr(self, name)!r}; there are {known}")
-        if not 1 <= self.n <= MAX_STREAMS or self.channels < 1:
+        if not 1 <= self.n <= MOST_STREAMS or self.channels < 1:
             raise ConfigError(
-                f"no kernel can be generated for {self.n} streams of {self.channels} features: 1 to {MAX_STREAMS}"
+                f"no kernel can be generated for {self.n} streams of {self.channels} features: 1 to {MOST_STREAMS}"
                 " streams and at least one feature; Config(kernels='reference') runs any number"
             )
 
@@ -85,6 +85,11 @@ class Spec:
     def reads(self) -> bool:
         """Return whether the op makes a branch's input."""
         return self.op in ("enter", "seam")
+
+    @property
+    def matrices(self) -> int:
+        """Return how many H_res a program makes: an entry for each of its threads."""
+        return max(1, 128 // power(self.n) ** 2)
 
     @property
     def statistics(self) -> list[str]:

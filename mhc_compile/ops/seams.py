@@ -43,7 +43,7 @@ _LIB.define(f"enter_backward({_GRADS}, Tensor x, {_SAVED}, {_OPTIONS}) -> Tensor
 _LIB.define(f"seam_backward(Tensor g_x, {_GRADS}, {_WRITE}, {_SAVED}, {_OPTIONS}) -> Tensor[]")
 _LIB.define(f"leave_backward(Tensor g, {_WRITE}, int n, bool plain) -> Tensor[]")
 
-_MOST_STREAMS = 16
+MOST_STREAMS = 16
 
 
 def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
@@ -52,8 +52,8 @@ def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str
         return f"there are kernels for the connection 'mhc', not for {connection!r}"
     if projection not in ("sinkhorn", "identity"):
         return f"there are kernels for the projections 'sinkhorn' and 'identity', not for {projection!r}"
-    if n > _MOST_STREAMS:
-        return f"there are kernels for up to {_MOST_STREAMS} streams, not for {n}"
+    if n > MOST_STREAMS:
+        return f"there are kernels for up to {MOST_STREAMS} streams, not for {n}"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"there are kernels for bf16, fp16 and fp32, not for {dtype}"
     return None
