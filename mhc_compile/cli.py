@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     explaining = commands.add_parser("explain", help="what mhc sees in a model; changes nothing")
     explaining.set_defaults(command=explain)
     _model_arguments(explaining)
+    explaining.add_argument("--training", action="store_true", help="tell what a training step keeps of the streams")
     explaining.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
     benching = commands.add_parser("bench", help="a model's step plain, with mhc and with hc")
@@ -72,7 +73,7 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
 def explain(args: argparse.Namespace) -> None:
     """Print the report on the user's model."""
     config = mhc.Config.from_options(parse_options(args.options))
-    report = mhc.explain(*load(args.factory), config=config)
+    report = mhc.explain(*load(args.factory), config=config, training=args.training)
     if args.json:
         print(json.dumps(as_json(report), indent=2))
     else:
@@ -83,8 +84,10 @@ def as_json(report: mhc.Report) -> dict[str, Any]:
     """The report as what JSON can hold."""
     listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions", "cuts")}
     payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
-    plain = ("breaks", "graphs", "parameters", "stream_bytes")
-    return payload | {name: getattr(report, name) for name in plain}
+    memory = {name: getattr(report.memory, name) for name in ("kept", "peak", "without", "plain", "moved")}
+    runs = [dataclasses.asdict(run) for run in report.memory.runs]
+    plain = {name: getattr(report, name) for name in ("breaks", "graphs", "parameters")}
+    return payload | plain | {"memory": memory | {"recompute": report.memory.recompute, "runs": runs}}
 
 
 def bench(args: argparse.Namespace) -> None:

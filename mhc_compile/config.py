@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,10 +16,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "convention": ("paper",),
     "init": ("home",),
     "readout": ("mean",),
-    "recompute": ("off",),
     "kernels": ("auto", "triton", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BUDGET = re.compile(rf"memory: *(\d+(?:\.\d+)?(?:e\d+)?) *({'|'.join(_UNITS)})", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Config:
         include: glob patterns of site names to rewrite.
         exclude: glob patterns of site names to leave alone.
         every: rewrite every k-th site only.
-        recompute: "off".
+        recompute: what a training step keeps of the streams. "auto" (as little as it can), the number of sites of a
+            block (L_r) that keeps the streams of its first site only, "off" (the compiler decides), "memory:2GiB" (or
+            MiB, KiB, GB, MB, kB, B) or a fraction of what blocks of one site keep: the cheapest plan that fits.
         kernels: "auto" (generated Triton kernels on CUDA devices), "triton" (the same, an error where they cannot run)
             or "reference" (plain torch).
         compiler: who compiles the rewritten graph: "inductor", "aot_eager" or "eager" (for debugging).
@@ -60,7 +64,7 @@ class Config:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     every: int = 1
-    recompute: str = "off"
+    recompute: str | int | float = "auto"
     kernels: str = "auto"
     compiler: str = "inductor"
     inductor: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -82,6 +86,7 @@ class Config:
         if not isinstance(self.projection, str):
             raise ConfigError(f"projection must be the name of a registered projection, not {self.projection!r}")
         self._freeze_globs()
+        self.budget()
         if not isinstance(self.inductor, Mapping):
             raise ConfigError(f"inductor must be a mapping of Inductor options, not {self.inductor!r}")
 
@@ -107,6 +112,25 @@ class Config:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(sorted(fields))}"
                 raise ConfigError(f"unknown option {name!r}{hint}")
         return dataclasses.replace(base or cls(), **dict(options or {}))
+
+    def budget(self) -> float | None:
+        """Return the memory that the streams may take: bytes, or up to 1.0 a fraction; None where there is no budget.
+
+        Raises:
+            ConfigError: `recompute` is none of its values.
+        """
+        given = self.recompute
+        if given in ("auto", "off") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+            return None
+        if isinstance(given, float) and 0 < given <= 1:
+            return given
+        found = _BUDGET.fullmatch(given) if isinstance(given, str) else None
+        if found is None or (asked := float(found[1]) * _UNITS[found[2].lower()]) <= 1:
+            raise ConfigError(
+                f"recompute must be 'auto', 'off', a number of sites >= 1, a fraction such as 0.5, or a budget such as"
+                f" 'memory:2GiB', not {given!r}"
+            )
+        return asked
 
     def function(self) -> dict[str, Any]:
         """Return the fields that define the model's parameters and function, as JSON-ready values."""

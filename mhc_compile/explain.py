@@ -19,7 +19,12 @@ from mhc_compile.report import Report, report_of
 
 
 def explain(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, config: Config | None = None
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+    training: bool = False,
 ) -> Report:
     """Run the model once under capture and report its sites, the other adds with reasons, and the cost; change nothing.
 
@@ -28,11 +33,14 @@ def explain(
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what would be built; by default `Config()`.
+        training: print what a training step with these arguments keeps of the streams, too (`Report.memory`).
 
     Raises:
         CaptureError: the model does not run with these arguments.
     """
-    return survey(original(model), tuple(args), dict(kwargs or {}), config or Config())[0]
+    report = survey(original(model), tuple(args), dict(kwargs or {}), config or Config())[0]
+    report.training = training
+    return report
 
 
 def survey(

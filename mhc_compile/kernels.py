@@ -48,6 +48,14 @@ def devices(config: Config, gm: fx.GraphModule) -> frozenset[str]:
     return frozenset(fit)
 
 
+def possible(config: Config, gm: fx.GraphModule) -> frozenset[str]:
+    """Return the same for a report, which refuses nothing."""
+    try:
+        return devices(config, gm)
+    except KernelError:
+        return frozenset()
+
+
 @functools.cache
 def why_not(device: torch.device) -> str | None:
     """Return why generated kernels cannot run on a device, in a few words; None where they can.

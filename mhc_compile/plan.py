@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from mhc_compile import kernels
 from mhc_compile.capture import Captured, CapturedGraph
 from mhc_compile.config import Config
 from mhc_compile.cuts import Cut, Meetings, broken_forwards, torn, unmarkable
 from mhc_compile.errors import PlanMismatchError
+from mhc_compile.memory import Memory, planned
 from mhc_compile.naming import Stack
 from mhc_compile.passes import ANALYSIS, Context, Plan, Rejection
 from mhc_compile.passes.base import PlannedSite, value
@@ -133,6 +135,7 @@ class Draft:
     plan: ModelPlan
     rejections: tuple[Rejection, ...]
     cuts: tuple[Cut, ...]
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
 
 def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
@@ -144,6 +147,8 @@ def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
     ]
     draft = number(plans, config, captured.graphs)
     draft.cuts += (*broken_forwards(captured.graphs, plans), *torn(captured, plans))
+    devices = (kernels.possible(config, graph.gm) for graph in captured.graphs)
+    draft.memory = planned(zip(plans, devices, strict=True), config, (site.name for site in draft.plan.sites))
     return draft
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from mhc_compile import init
 from mhc_compile.capture import Captured
 from mhc_compile.cuts import Cut
+from mhc_compile.memory import Memory
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes import Rejection
@@ -48,6 +49,8 @@ class Report:
         cuts: what that cut: regions that go on or end, and connections that are not found for it.
         graphs: number of graphs of the captured run.
         model: the model.
+        memory: what training keeps of the streams.
+        training: whether the table tells it.
         max_error: largest difference measured by upgrade(verify=True), relative to the largest entry; else None.
     """
 
@@ -57,6 +60,8 @@ class Report:
     cuts: tuple[Cut, ...]
     graphs: int
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
+    memory: Memory = dataclasses.field(default_factory=Memory)
+    training: bool = False
     max_error: float | None = None
 
     @property
@@ -89,11 +94,6 @@ class Report:
             total += rows * columns + kind.gates() + init.bias(init.Place(site.k, site.length), config).numel()
         return total
 
-    @property
-    def stream_bytes(self) -> int:
-        """Bytes of the streams of all sites in fp32: about what backward keeps of them."""
-        return sum(self.plan.config.streams * 4 * _product(site.shape) for site in self.sites)
-
     def __str__(self) -> str:
         """Return the report as text tables."""
         return "\n".join(self._lines())
@@ -119,6 +119,9 @@ class Report:
             own = sum(p.numel() for p in self.model.parameters()) if self.model is not None else 0
             share = f" ({self.parameters / own:.2%} of the model's {own:,})" if own else ""
             yield f"adds {self.parameters:,} parameters{share}, {4 * self.parameters / 2**20:.2f} MiB in fp32"
+        if self.training and self.memory.runs:
+            yield from table(*self.memory.table({site.name: site.region for site in self.sites}))
+            yield from self.memory.lines()
         if self.cuts:
             told = [(c.name, c.kind, "yes" if c.carries else "no", short(c.source), c.reason) for c in self.cuts]
             yield from table(("cut between graphs", "kind", "carries", "broken at", "by"), told)
@@ -143,7 +146,7 @@ class Report:
 def report_of(draft: Draft, captured: Captured, model: nn.Module) -> Report:
     """Return the report of a captured run and its plan."""
     breaks = tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks)
-    return Report(draft.plan, draft.rejections, breaks, draft.cuts, len(captured.graphs), model)
+    return Report(draft.plan, draft.rejections, breaks, draft.cuts, len(captured.graphs), model, draft.memory)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
@@ -160,10 +163,3 @@ def short(source: str) -> str:
 
 def _times(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _product(shape: Sequence[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

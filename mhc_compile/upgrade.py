@@ -69,6 +69,7 @@ def upgrade(
     projections.get(config.projection)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     report, captured = survey(model, args, kwargs, config)
+    report.training = True
     if captured is None or not report.sites or config.connection == "residual" or config.streams == 1:
         return report
     register(model, report.plan)

@@ -10,6 +10,7 @@ from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.find_residuals import FindResiduals
 from mhc_compile.passes.fuse_seams import FuseSeams
 from mhc_compile.passes.lower import Lower
+from mhc_compile.passes.plan_recompute import PlanRecompute
 from mhc_compile.passes.plan_streams import PlanStreams
 from mhc_compile.passes.widen import Widen
 
@@ -22,7 +23,7 @@ PIPELINE: tuple[Pass, ...] = (
     *ANALYSIS,
     Widen(),  # the mhc IR
     FuseSeams(),  # site ops become seam ops, which kernels are generated for
-    # plan_recompute: tags for the partitioner
+    PlanRecompute(),  # what a training step keeps, and what it makes again
     Lower(),  # generated kernels, or the reference
 )
 

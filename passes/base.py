@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from mhc_compile.config import Config
+from mhc_compile.passes.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,8 @@ class Context:
     `carry_out` lets streams leave with the tensors that the graph returns. widen reports what it did to the graph's
     face: `takes` holds the inputs whose streams became new inputs at the end, `gives` the indices of the outputs whose
     streams became new outputs at the end. `devices` are the types of device that kernels are generated for;
-    fuse_seams reports in `unfused`, by the site's name, why a site on one of them has no kernel.
+    fuse_seams reports in `unfused`, by the site's name, why a site on one of them has no kernel. plan_recompute reports
+    in `runs` how sites share blocks.
     """
 
     config: Config
@@ -167,6 +169,7 @@ class Context:
     takes: list[fx.Node] = dataclasses.field(default_factory=list)
     gives: list[int] = dataclasses.field(default_factory=list)
     unfused: dict[str, str] = dataclasses.field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
 
 
 class Pass(Protocol):

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "config",
         "ops",
         "codegen passes",
-        "capture carry init kernels naming owner site",
+        "capture carry init kernels memory naming owner site",
         "cuts optimizers plan register report rewriting sharding",
         "backend explain export lazy lifecycle upgrade",
         "__init__",

@@ -22,7 +22,7 @@ _MAPS = "int n, str connection, str projection, int iters, float eps"
 
 _LIB.define("expand(Tensor x, int n) -> Tensor")
 _LIB.define("read(Tensor x, Tensor h_pre, int n) -> Tensor")
-_LIB.define("write(Tensor x, Tensor f, Tensor h_post, Tensor h_res, int n) -> Tensor")
+_LIB.define("write(Tensor x, Tensor f, Tensor h_post, Tensor h_res, int n, int block=0) -> Tensor")
 _LIB.define("readout(Tensor x, int n) -> Tensor")
 _LIB.define(f"coefficients(Tensor x, Tensor phi, Tensor alpha, Tensor delta, Tensor base, {_MAPS}) -> Tensor[]")
 _LIB.define(
@@ -32,10 +32,16 @@ _LIB.define(
 # the marker: makes a site's parameters inputs of the graph; the backend removes it, so running it is an error
 _LIB.define("site(Tensor[] parameters, str name, str spec, bool entry) -> ()")
 
+
+def _write(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int, block: int = 0) -> Any:
+    """Write; the block, in whose backward the result is made again, is for those to see who read the graph."""
+    return functions.Write.apply(x, f, h_post, h_res, n)
+
+
 _impl: Callable[..., None] = _LIB.impl  # torch leaves it untyped
 _impl("expand", functions.Expand.apply, "CompositeImplicitAutograd")
 _impl("read", functions.Read.apply, "CompositeImplicitAutograd")
-_impl("write", functions.Write.apply, "CompositeImplicitAutograd")
+_impl("write", _write, "CompositeImplicitAutograd")
 _impl("readout", functions.Readout.apply, "CompositeImplicitAutograd")
 
 
