@@ -37,7 +37,8 @@ def _fake_replay(head: Tensor, fs: Sequence[Tensor], *rest: Any) -> Tensor:
 
 def _save_replay(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.set_materialize_grads(False)
-    ctx.writes = len(inputs[1])
+    # torch takes a list for its tensors, but one with a None in it for a single input
+    ctx.lists = [[None] * len(given) if all(t is not None for t in given) else None for given in inputs[1:6]]
 
 
 def _no_gradient(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
@@ -47,7 +48,7 @@ def _no_gradient(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
             "mhc::replay makes streams again for a backward and has no gradient: that goes through the streams which"
             " the forward made"
         )
-    return None, *([None] * ctx.writes for _ in range(5)), None, None, None
+    return None, *ctx.lists, None, None, None
 
 
 seams.register("replay", fused.replay, _fake_replay, _no_gradient, _save_replay)
