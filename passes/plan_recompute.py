@@ -17,9 +17,7 @@ from mhc_compile.passes.runs import Run
 
 _OPS = torch.ops.mhc
 _SEAM, _LEAVE, _WRITE, _READOUT = _OPS.seam.default, _OPS.leave.default, _OPS.write.default, _OPS.readout.default
-_IN_BLOCK: dict[Any, Any] = (
-    {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default} if hasattr(_OPS, "seam_in_block") else {}
-)  # TMP
+_IN_BLOCK = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default}
 _OPAQUE = frozenset((_OPS.coefficients.default, _OPS.enter.default, _SEAM, _LEAVE))  # ops that are never run again
 _SOURCES = frozenset((_OPS.expand.default, _WRITE))
 _FIRST = 1 << 40  # behind the numbers that torch itself gives to checkpoints while it traces
@@ -56,7 +54,8 @@ class PlanRecompute:
         blocks = _blocks(ours)
         tagged = _tag(gm, context, blocks)
         tagged |= _Replay(gm.graph, blocks, ours, context.config.streams).run()
-        _number(gm.graph, tagged)
+        if tagged:
+            _number(gm.graph, tagged)
 
 
 def _blocks(runs: Sequence[Run]) -> dict[str, int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,20 +10,14 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import mhc_compile as mhc
 from tests import nets
 from tests.nets import (
     Net,
     PostBlock,
-    Shared,
-    compile_blocks,
     compiled,
-    gradient_error,
     inputs,
-    made,
-    perturb,
     results,
     same,
     upgraded,

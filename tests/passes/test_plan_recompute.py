@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
+from mhc_compile.ops import seams
 from mhc_compile.passes import PIPELINE, checkpoints, optable
 from mhc_compile.passes.run import run
-from tests.passes.helpers import C, Attention, graph, mlp, rewritten, tokens
+from tests.passes.fusing import Pair, ours, pair
+from tests.passes.helpers import Attention, C, graph, mlp, rewritten, tokens
 
 SAVE, AGAIN = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE
 
@@ -178,3 +181,93 @@ def test_decisions_are_in_the_text(make: Callable[[int], nn.Module]) -> None:
     """What caches go by."""
     texts = {str(planned(make(4), recompute=how).graph) for how in ("off", 1, 2, 3)}
     assert len(texts) == 4
+
+
+# -- replay -----------------------------------------------------------------------------------------------------------
+
+
+def replayed(model: nn.Module, *args: Tensor, limit: int = 8, **options: Any) -> Pair:
+    """Graphs without and with fused ops whose backwards replay."""
+    with mock.patch.object(seams, "replay_limit", return_value=limit, create=True):
+        return pair(model, *(args or (tokens(),)), **options)
+
+
+def block_of(node: fx.Node) -> tuple[str, str, list[str]]:
+    """An op, the head of its block and the branches of the writes since."""
+    head, fs = node.args[-8:-6] if "in_block" in str(node.target) else (node.args[0], [])
+    return optable.name(node), str(head), [str(f) for f in fs]
+
+
+def test_seams_name_the_head_of_their_block_and_the_branches_since() -> None:
+    gm = replayed(Chain(5), recompute=3).after
+    found = [block_of(node) for node in gm.graph.nodes if "mhc" in str(node.target)]
+    seam, leave = (
+        [node for node in gm.graph.nodes if optable.name(node).startswith(name)] for name in ("seam", "leave")
+    )
+    outputs = [str(node.args[1]) for node in (*seam, *leave)]
+    x = [str(next(part for part in node.users if part.args[1] == 0)) for node in seam]
+    start = str(seam[0].args[0])
+    assert (
+        found
+        == [
+            ("enter", start, []),
+            ("seam", start, []),  # writes to the first site's streams
+            ("seam_in_block", start, outputs[:1]),
+            ("seam_in_block", start, outputs[:2]),  # makes the next head
+            ("seam", x[2], []),
+            ("leave_in_block", x[2], outputs[3:4]),
+        ]
+    )
+
+
+def test_beyond_what_a_kernel_replays_streams_are_made_again() -> None:
+    """In the backward, by an op that is tagged."""
+    gm = replayed(Chain(6), limit=1, recompute=6).after
+    found = [block_of(node) for node in gm.graph.nodes if "mhc" in str(node.target)]
+    replays = [str(node) for node in gm.graph.nodes if optable.name(node) == "replay"]
+    assert [(op, len(fs)) for op, _, fs in found if op != "replay"] == [
+        ("enter", 0), ("seam", 0), ("seam_in_block", 1),
+        ("seam_in_block", 0), ("seam_in_block", 1), ("seam_in_block", 0), ("leave_in_block", 1),
+    ]  # fmt: skip
+    assert [head for op, head, _ in found if op.endswith("in_block")][1:] == [r for r in replays for _ in range(2)]
+    assert policy(gm) == ["replay again 1"] * 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, 8])
+@pytest.mark.parametrize("size", [2, 5])
+def test_replayed_is_the_same_function(size: int, limit: int) -> None:
+    """With gradients, of a graph with tails of all kinds."""
+
+    class Tails(Chain):
+        def __init__(self) -> None:
+            super().__init__(5)
+            self.gamma = nn.ParameterList(nn.Parameter(torch.linspace(-1, 2, C)) for _ in range(5))
+
+        def branch(self, layer: nn.Module, u: Tensor) -> Any:
+            i = list(self.layers).index(layer)
+            return layer(u) * self.gamma[i] if i % 2 else 0.5 * layer(u)
+
+    replayed(Tails(), limit=limit, recompute=size).same()
+
+
+def test_two_towers_replay_the_trunk_they_share() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.left, self.right = Chain(3), Chain(2), Chain(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for i in range(3):
+                x = self.trunk.layer(i, x)
+            left = self.left.layer(1, self.left.layer(0, x))
+            return left * self.right.layer(1, self.right.layer(0, x)).tanh()
+
+    found = replayed(Fork(), recompute=4)
+    found.same()
+    assert "seam_in_block" in ours(found.after)
+
+
+def test_in_a_checkpoint_seams_stay_as_they_are() -> None:
+    found = replayed(Middle(5), recompute=5)
+    checkpoints.run_eagerly(found.before)
+    assert not any("block" in op for op in ours(found.after))
