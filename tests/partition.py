@@ -1,4 +1,4 @@
-"""What AOTAutograd's partitioner makes of a model: its forward and backward graphs, and what goes from one to the other."""
+"""What AOTAutograd's partitioner makes of a model: forward, backward, and what goes from one to the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 

@@ -56,7 +56,7 @@ class Middle(Chain):
     def layer(self, i: int, x: Tensor) -> Tensor:
         if i in (0, len(self.layers) - 1):
             return super().layer(i, x)
-        return checkpoint(super().layer, i, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(super().layer, i, x, use_reentrant=False)
 
 
 class Tower(nn.Module):
@@ -194,16 +194,17 @@ def replayed(model: nn.Module, *args: Tensor, limit: int = 8, **options: Any) ->
 
 def block_of(node: fx.Node) -> tuple[str, str, list[str]]:
     """An op, the head of its block and the branches of the writes since."""
-    head, fs = node.args[-8:-6] if "in_block" in str(node.target) else (node.args[0], [])
+    head: Any = node.args[0]
+    fs: Any = []
+    if "in_block" in str(node.target):
+        head, fs = node.args[-8:-6]
     return optable.name(node), str(head), [str(f) for f in fs]
 
 
 def test_seams_name_the_head_of_their_block_and_the_branches_since() -> None:
     gm = replayed(Chain(5), recompute=3).after
     found = [block_of(node) for node in gm.graph.nodes if "mhc" in str(node.target)]
-    seam, leave = (
-        [node for node in gm.graph.nodes if optable.name(node).startswith(name)] for name in ("seam", "leave")
-    )
+    seam, leave = ([n for n in gm.graph.nodes if optable.name(n).startswith(name)] for name in ("seam", "leave"))
     outputs = [str(node.args[1]) for node in (*seam, *leave)]
     x = [str(next(part for part in node.users if part.args[1] == 0)) for node in seam]
     start = str(seam[0].args[0])
