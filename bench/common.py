@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 from mhc_compile import compare, measure
 
 RESULTS = Path(__file__).parent / "results"
+_PATCH = 16  # pixels
 
 
 def llama(hidden: int, layers: int, length: int) -> torch.nn.Module:
@@ -30,6 +32,32 @@ def llama(hidden: int, layers: int, length: int) -> torch.nn.Module:
     )
     model: torch.nn.Module = transformers.LlamaForCausalLM(config)
     return model
+
+
+def vit(hidden: int, layers: int, length: int) -> torch.nn.Module:
+    """A vision transformer on square pictures of about so many patches."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 4,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        image_size=_side(length),
+        patch_size=_PATCH,
+    )
+    model: torch.nn.Module = transformers.ViTForImageClassification(config)
+    return model
+
+
+def images(batch: int, length: int, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Keyword arguments of one training step of `vit`, noise."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, 3, _side(length), _side(length), generator=generator).to(device)
+    return {"pixel_values": pixels, "labels": torch.zeros(batch, dtype=torch.long, device=device)}
+
+
+def _side(length: int) -> int:
+    return _PATCH * max(1, round(math.sqrt(length)))
 
 
 def tokens(batch: int, length: int, device: str = "cpu") -> dict[str, torch.Tensor]:
