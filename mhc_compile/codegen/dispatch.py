@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
@@ -125,8 +126,20 @@ def _typed(dbias: Tensor, sums: Iterable[Tensor], *like: Tensor | None) -> list[
     return [dbias.new_empty(0) if t is None else next(found).to(t.dtype) for t in like]
 
 
-def spec(op: str, x: Tensor, *rest: Any) -> Spec | None:
-    """Return what is generated for a call of `enter`, `seam` or `leave`; None where nothing is or C is symbolic."""
+def specs(op: str, *args: Any) -> list[Spec]:
+    """Return what is generated for a call of `enter`, `seam` or `leave`; nothing where no kernel is or C is symbolic.
+
+    In a block, that is a file for the forward and one for the backward, which replays.
+    """
+    taken = seams.TAKEN.get(op)
+    spec = _spec(op.removesuffix("_in_block"), *args[:taken])
+    if taken is None or spec is None:
+        return [] if spec is None else [spec]
+    since = _replayed(History(*args[taken + 1 :]))
+    return [spec, dataclasses.replace(spec, **since)] if since else [spec]
+
+
+def _spec(op: str, x: Tensor, *rest: Any) -> Spec | None:
     write = op != "enter"
     if not isinstance(x.shape[-1], int) or x.dtype not in NAMES or (write and rest[0].dtype not in NAMES):
         return None

@@ -123,11 +123,13 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     """Return the launch configuration of every kernel where nothing was tuned."""
     n, c = spec.n, spec.channels
     if spec.op in ("leave", "replay"):
+        wide = min(power(c), 256 if spec.history else 512)
         kernels = {"leave": {"forward": "leave", "backward": "leave_backward"}, "replay": {"forward": "replay"}}[spec.op]
-        return {kernels[way]: {"BT": 4, "BC": min(power(c), 512), "num_warps": 4} for way in spec.directions}
+        return {kernels[way]: {"BT": 4, "BC": wide, "num_warps": 4} for way in spec.directions}
     chunk = max(16, min(power(c), 32 if n <= 4 else 16))
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
+    phi = 32 if n <= 4 and not spec.history else 16  # a replay needs registers too
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
     forward = {
         "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), "num_warps": 8, "num_stages": stages},
@@ -140,7 +142,7 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     }
     backward = {
         "coefs": {"BT": 4, "BC": min(power(c), 256), "BM": spec.matrices, "num_warps": 4},
-        "streams": {"BT": 16, "BC": piece, "BP": 32 if n <= 4 else 16, "SPLITS": 8, "num_warps": many, "num_stages": 1},
+        "streams": {"BT": 16, "BC": piece, "BP": phi, "SPLITS": 8, "num_warps": many, "num_stages": 1},
         "reduce": {"BR": 8, "BC": 1024, "num_warps": 8},
     }
     return backward if spec.history else forward | backward

@@ -111,6 +111,11 @@ def _replayed(spec: Spec, k: int, old: int) -> str:
     return lines([*made, each(spec.n, "x{i} = y{i}.to(tl.float32)")])
 
 
+def feature_chunks(spec: Spec) -> str:
+    """Return what the loops over a row go through; hoisted out of one, the gates of a replay would fill registers."""
+    return "tl.range(0, C, BC, disable_licm=True)" if spec.history else "range(0, C, BC)"
+
+
 def _branch(step: Spec | Step, c: int, number: str = "") -> str:
     """Load a branch's output g, with its tail, in fp32."""
     branch = [f"g = {load(f'f{number}', c)}.to(tl.float32)"]

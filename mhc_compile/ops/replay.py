@@ -21,7 +21,7 @@ from torch.autograd import Function
 from mhc_compile.ops import fused, seams
 from mhc_compile.ops.fused import History
 from mhc_compile.ops.library import _LIB, _impl
-from mhc_compile.ops.seams import HISTORY, OPTIONS, SITE, WRITE
+from mhc_compile.ops.seams import HISTORY, OPTIONS, SITE, TAKEN, WRITE
 
 _LIB.define(f"replay(Tensor head, {HISTORY}, int n) -> Tensor")
 _LIB.define(f"seam_in_block({WRITE}, {SITE}, {OPTIONS}, Tensor head, {HISTORY}) -> Tensor[]")
@@ -90,7 +90,7 @@ class _InBlock(Function):
 
 
 class _Seam(_InBlock):
-    taken = 21
+    taken = TAKEN["seam_in_block"]
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -99,7 +99,7 @@ class _Seam(_InBlock):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _Seam.keep(ctx, inputs, (*inputs[1:6], *inputs[7:13], *output[4:]))
-        ctx.multiplier, ctx.options = inputs[6], inputs[13:21]
+        ctx.multiplier, ctx.options = inputs[6], inputs[13 : _Seam.taken]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -109,7 +109,7 @@ class _Seam(_InBlock):
 
 
 class _Leave(_InBlock):
-    taken = 9
+    taken = TAKEN["leave_in_block"]
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
@@ -119,7 +119,7 @@ class _Leave(_InBlock):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _Leave.keep(ctx, inputs, inputs[1:6])
-        ctx.rest = inputs[6:9]
+        ctx.rest = inputs[6 : _Leave.taken]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:

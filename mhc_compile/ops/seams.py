@@ -45,6 +45,8 @@ HISTORY = (
 )
 NO_HISTORY = fused.History([], [], [], [], [], [], False)
 
+TAKEN = {"seam_in_block": 21, "leave_in_block": 9}  # how many arguments stand in front of the head
+
 _LIB.define(f"enter(Tensor x, {SITE}, {OPTIONS}) -> Tensor[]")
 _LIB.define(f"seam({WRITE}, {SITE}, {OPTIONS}) -> Tensor[]")
 _LIB.define(f"leave({WRITE}, int n, bool plain) -> Tensor")
