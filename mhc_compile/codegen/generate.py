@@ -82,7 +82,9 @@ def since(spec: Spec) -> str:
     """Say what is replayed, if anything is."""
     if not spec.history:
         return ""
-    head = f"one tensor, which all {spec.n} streams are copies of" if spec.plain_head else "the streams at a block's head"
+    head = (
+        f"one tensor, which all {spec.n} streams are copies of" if spec.plain_head else "the streams at a block's head"
+    )
     writes = "1 write is" if len(spec.history) == 1 else f"{len(spec.history)} writes are"
     return f"x is {head}; {writes} replayed from there, rounded as the forward rounded them."
 
@@ -91,7 +93,9 @@ def budget(spec: Spec) -> str:
     """Say how many bytes a token moves, at least and as the kernels stand."""
     least, most = bytes_per_token(spec)
     if len(spec.directions) == 2:
-        return f"{least[0]} forward, {least[1]} backward; {most[0]} and {most[1]} where no second read hits the L2 cache"
+        return (
+            f"{least[0]} forward, {least[1]} backward; {most[0]} and {most[1]} where no second read hits the L2 cache"
+        )
     at = spec.directions == ("backward",)
     again = f"; {most[at]} where no second read hits the L2 cache" if most[at] > least[at] else ""
     return f"{least[at]} {spec.directions[0]}{again}"
@@ -106,6 +110,8 @@ def bytes_per_token(spec: Spec) -> tuple[tuple[int, int], tuple[int, int]]:
     f = DTYPES[spec.branch] * spec.mixes / size
     head = spec.heads + sum(DTYPES[step.branch] for step in spec.history) / size  # with what is replayed on it
     new, u = (n if spec.mixes else 0), (1 if spec.reads else 0)
+    least: tuple[float, float]
+    most: tuple[float, float]
     if spec.op == "replay":
         least = most = (head + n, 0)
     elif spec.op == "leave":
@@ -115,7 +121,9 @@ def bytes_per_token(spec: Spec) -> tuple[tuple[int, int], tuple[int, int]]:
         least = (k + f + new + u, new + u + head + k + 2 * f)
         most = (least[0] + again, least[1] + (head + f + u if spec.reads else 0))
     there = [way in spec.directions for way in ("forward", "backward")]
-    found = (tuple(round(v * spec.channels * size) * is_ for v, is_ in zip(row, there, strict=True)) for row in (least, most))
+    found = (
+        tuple(round(v * spec.channels * size) * is_ for v, is_ in zip(row, there, strict=True)) for row in (least, most)
+    )
     return tuple(found)  # type: ignore[return-value]  # pairs
 
 
@@ -124,7 +132,9 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     n, c = spec.n, spec.channels
     if spec.op in ("leave", "replay"):
         wide = min(power(c), 256 if spec.history else 512)
-        kernels = {"leave": {"forward": "leave", "backward": "leave_backward"}, "replay": {"forward": "replay"}}[spec.op]
+        kernels = {"leave": {"forward": "leave", "backward": "leave_backward"}, "replay": {"forward": "replay"}}[
+            spec.op
+        ]
         return {kernels[way]: {"BT": 4, "BC": wide, "num_warps": 4} for way in spec.directions}
     chunk = max(16, min(power(c), 32 if n <= 4 else 16))
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)

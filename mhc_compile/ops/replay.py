@@ -65,7 +65,8 @@ def _flat(head: Tensor, *history: Any) -> list[Any]:
 def _history(flat: Sequence[Any]) -> History:
     """Return the history that `_flat` laid flat behind its head."""
     k = len(flat) // 6
-    return History(*(flat[i * k : (i + 1) * k] for i in range(6)), flat[-1])  # type: ignore[arg-type]  # six lists
+    lists: list[Any] = [flat[i * k : (i + 1) * k] for i in range(6)]
+    return History._make([*lists, flat[-1]])
 
 
 class _InBlock(Function):
@@ -128,11 +129,11 @@ class _Leave(_InBlock):
 
 
 def _seam_in_block(*args: Any) -> list[Tensor]:
-    return list(_Seam.apply(*args[: _Seam.taken], *_flat(*args[_Seam.taken :])))
+    return list(_Seam.apply(*args[: _Seam.taken], *_flat(*args[_Seam.taken :])))  # type: ignore[no-untyped-call]  # torch's
 
 
 def _leave_in_block(*args: Any) -> Tensor:
-    made: Tensor = _Leave.apply(*args[: _Leave.taken], *_flat(*args[_Leave.taken :]))
+    made: Tensor = _Leave.apply(*args[: _Leave.taken], *_flat(*args[_Leave.taken :]))  # type: ignore[no-untyped-call]  # torch's
     return made
 
 

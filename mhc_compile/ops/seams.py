@@ -56,6 +56,22 @@ _LIB.define(f"leave_backward(Tensor g, {WRITE}, int n, bool plain, {HISTORY}) ->
 
 MOST_STREAMS = 16
 MOST_WRITES = 8  # that a kernel replays
+_FMA_PER_SECOND = 67e12 / 2 / 2  # an H200's fp32 units, half of whose slots a kernel fills
+_BYTES_PER_SECOND = 4.3e12  # what copying reaches there
+
+
+def replay_limit(n: int, itemsize: int) -> int:
+    """Return the most writes that a kernel replays: so many that arithmetic stays behind its memory traffic.
+
+    Per feature a replayed write takes n^2 + n multiply-adds wherever a backward needs streams: for the coefficients,
+    for the streams, and for each group of columns of phi's gradient. All else takes about 70 at n = 4. It reads an
+    output once more in each of two launches, which move 4 n + 5 elements per feature without it.
+    """
+    write, wide = n * n + n, -(-(n * n + 2 * n) // 16) * 16
+    groups = -(-n // max(1, 160 // wide))  # as many of phi's columns as registers hold
+    spare = (4 * n + 5) * itemsize / _BYTES_PER_SECOND - 3.5 * write / _FMA_PER_SECOND
+    each = write * (2 + groups) / _FMA_PER_SECOND - 2 * itemsize / _BYTES_PER_SECOND
+    return MOST_WRITES if each <= 0 else min(MOST_WRITES, max(1, int(spare / each)))
 
 
 def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
@@ -108,12 +124,12 @@ def _fake_enter_backward(g_u: Tensor, g_post: Tensor, g_res: Tensor, x: Tensor, 
 
 def _fake_seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest: Any) -> list[Tensor]:
     made = _like(g_post, *rest[:6], *rest[7:12])
-    return [_read(*rest[:2], rest[17], rest[25]), *made[1:]]
+    return [_read(rest[0], rest[1], rest[17], rest[25]), *made[1:]]
 
 
 def _fake_leave_backward(g: Tensor, *rest: Any) -> list[Tensor]:
     made = _like(rest[2], *rest[:6])
-    return [_read(*rest[:2], rest[7], rest[9]), *made[1:]]
+    return [_read(rest[0], rest[1], rest[7], rest[9]), *made[1:]]
 
 
 def _read(x: Tensor, f: Tensor, n: int, fs: Sequence[Tensor]) -> Tensor:
@@ -224,11 +240,12 @@ def _op(meaning: Callable[..., Any]) -> Callable[..., Any]:
 
 def register(name: str, meaning: Callable[..., Any], fake: Callable[..., Any], *gradient: Callable[..., Any]) -> None:
     """Give an op its meaning, which runs where there is no kernel, its fake, its gradient and what is saved for it."""
-    backward, save = (*gradient, None)[:2]
+    backward, *save = gradient
     MEANINGS[name] = _op(meaning)
     _impl(name, MEANINGS[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"mhc::{name}", fake, lib=_LIB)
-    torch.library.register_autograd(f"mhc::{name}", backward, setup_context=save, lib=_LIB)
+    context = save[0] if save else None
+    torch.library.register_autograd(f"mhc::{name}", backward, setup_context=context, lib=_LIB)
 
 
 register("enter", fused.enter, _fake_enter, _autograd_enter, _save_enter)

@@ -188,7 +188,7 @@ def test_decisions_are_in_the_text(make: Callable[[int], nn.Module]) -> None:
 
 def replayed(model: nn.Module, *args: Tensor, limit: int = 8, **options: Any) -> Pair:
     """Graphs without and with fused ops whose backwards replay."""
-    with mock.patch.object(seams, "replay_limit", return_value=limit, create=True):
+    with mock.patch.object(seams, "replay_limit", return_value=limit):
         return pair(model, *(args or (tokens(),)), **options)
 
 
