@@ -33,7 +33,7 @@ def frame_root() -> nn.Module | None:
     The latter is the frame that Dynamo puts around modules of torch's own, such as Sequential.
     """
     tx = InstructionTranslator.current_tx().output.root_tx
-    names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
+    names = *tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"
     modules = [m for m in map(tx.f_locals.get, names) if isinstance(m, nn.Module)]
     if not modules:
         held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
@@ -43,8 +43,8 @@ def frame_root() -> nn.Module | None:
 
 def keep_to(root: nn.Module) -> None:
     """Let the code that is being compiled serve this module only, not others of its class that pass the same guards."""
-    held = InstructionTranslator.current_tx().output.root_tx.f_locals
-    name = next(name for name, module in held.items() if module is root)
+    held = InstructionTranslator.current_tx().output.root_tx.f_locals.items()
+    name = next(name for name, module in held if module is root)
     install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
@@ -113,8 +113,8 @@ def is_in_parts(gm: fx.GraphModule) -> bool:
 
 
 def _break(told: Any) -> Break:
-    source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
-    return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")
+    source = ["", *(f"{frame.filename}:{frame.lineno}" for frame in told.user_stack)][-1]
+    return Break(str(told.reason).strip().splitlines()[0], source)
 
 
 @dataclasses.dataclass
@@ -158,47 +158,48 @@ def run_captured(
     Raises:
         CaptureError: the model does not run with these arguments.
     """
-    graphs: list[CapturedGraph] = []
-    calls: list[tuple[CapturedGraph, Sequence[Any], Sequence[Any]]] = []
+    held = [Captured([], None, [], [])]  # emptied: what Dynamo keeps would hold all activations
 
     def record(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        root = frame_root()
+        root, graphs = frame_root(), held[0].graphs
         if root is not None and root is not model:
             keep_to(root)
-        graph = CapturedGraph(checkpoints.run_eagerly(without_markers(gm)), root, frame_break(gm), is_in_parts(gm))
-        graphs.append(graph)
+        number, flat = len(graphs), checkpoints.run_eagerly(without_markers(gm))
+        graphs.append(CapturedGraph(flat, root, frame_break(gm), is_in_parts(gm)))
 
         def run(*inputs: Any) -> Any:
-            outputs = graph.gm.forward(*inputs)
+            graph, outputs = held[0].graphs[number], flat.forward(*inputs)
             graph.inputs, graph.outputs = graph.inputs or inputs, graph.outputs or outputs
-            calls.append((graph, inputs, outputs))
+            held[0].calls.append((graph, inputs, outputs))
             return outputs
 
         return run
 
-    breaks: list[Break] = []
-    with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks):
+    captured = held[0]
+    with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(captured.breaks):
         compiled = _compile_apart(model, backend or record)
         try:
-            output = compiled(*_copied(args), **_copied(dict(kwargs))) if copied else compiled(*args, **kwargs)
-        except MHCError:
-            raise
+            args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
+            captured.output = compiled(*args, **kwargs)
         except Exception as error:
+            if isinstance(error, MHCError):
+                raise
             raise CaptureError(
                 f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
                 " pass args as a tuple and kwargs as a dict, as you would call the model"
             ) from error
-    return Captured(graphs, output, breaks, calls)
+        finally:
+            held.clear()
+    return captured
 
 
 def without_markers(gm: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of the graph without the markers of sites; nodes keep their metadata."""
     copied = copy_graph(gm)
-    for module in copied.modules():
-        if isinstance(module, fx.GraphModule):
-            for node in module.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default):
-                module.graph.erase_node(node)
-            module.recompile()
+    for module in (each for each in copied.modules() if isinstance(each, fx.GraphModule)):
+        for node in module.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default):
+            module.graph.erase_node(node)
+        module.recompile()
     return copied
 
 
@@ -227,13 +228,12 @@ def describe_streams(streams: fx.Node, plain: fx.Node, n: int, axis: int) -> Ten
     Returns:
         A fake tensor that shares the plain input's symbolic sizes.
     """
-    given = value(plain)
-    if given is None:
+    if (given := value(plain)) is None:
         raise CaptureError(f"graph input {plain.name} has no example value")
-    if hasattr(plain, "_dynamo_source"):
-        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")
-    last = given.movedim(axis, -1)
-    made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
+    if (source := getattr(plain, "_dynamo_source", None)) is not None:
+        streams._dynamo_source = AttrSource(source, "_mhc_streams")
+    last = given.movedim(axis, -1).unsqueeze(-2)
+    made = last.expand(*last.shape[:-2], n, last.shape[-1]).contiguous().detach()
     return made.requires_grad_(given.requires_grad)
 
 

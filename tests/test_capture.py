@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,3 +214,14 @@ def test_without_markers_copies() -> None:
     assert len(found[0].graph.find_nodes(op="call_function", target=marker)) == 4
     assert not without_markers(found[0]).graph.find_nodes(op="call_function", target=marker)
     assert torch.equal(out, made()(inputs()))
+
+
+def test_nothing_of_the_run_lives_on() -> None:
+    """Dynamo keeps what it compiled; were it to keep inputs and outputs too, every activation would stay."""
+    captured = run_captured(made(), (inputs(),), {})
+    kept = [weakref.ref(tensor) for graph in captured.graphs for tensor in graph.outputs]
+    assert kept
+    assert all(each() is not None for each in kept)
+    del captured
+    gc.collect()
+    assert all(each() is None for each in kept)

@@ -92,9 +92,9 @@ def traced(block: Block, replays: bool, dynamic: bool = False) -> list[fx.GraphM
     case, site = block.case, block.case.site()
     fs, posts, ress, offsets, scales, multipliers, _ = block.history()
 
-    def run(head: Tensor, fs: list[Tensor], posts: list[Tensor], ress: list[Tensor]) -> Tensor:
+    def run(head: Tensor, fs: Any, posts: Any, ress: Any) -> Tensor:
         """Write all but the last branch, then the last in a block."""
-        past = fs[:-1], posts[:-1], ress[:-1], offsets[:-1], scales[:-1], multipliers[:-1]
+        past: Any = fs[:-1], posts[:-1], ress[:-1], offsets[:-1], scales[:-1], multipliers[:-1]
         x = head.sin()
         for i in range(len(fs) - 1):
             tail = offsets[i], scales[i], multipliers[i]
@@ -102,7 +102,7 @@ def traced(block: Block, replays: bool, dynamic: bool = False) -> list[fx.GraphM
         start, more = head.sin(), past
         if replays:
             start = torch.ops.mhc.replay(start, *past, False, case.n)
-            more = tuple([] for _ in past)
+            more = [[] for _ in past]
         last = fs[-1], posts[-1], ress[-1], offsets[-1], scales[-1], multipliers[-1]
         made: Tensor = torch.ops.mhc.seam_in_block(x, *last, *site, *case.options[:-1], False, start, *more, False)[0]
         return made.cos()
