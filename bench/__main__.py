@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from bench import compile_time, rewrite_cost, step
+from bench import compile_time, memory, rewrite_cost, step
 
-BENCHMARKS = {"rewrite_cost": rewrite_cost, "step": step, "compile_time": compile_time}
+BENCHMARKS = {"rewrite_cost": rewrite_cost, "step": step, "compile_time": compile_time, "memory": memory}
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))

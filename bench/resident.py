@@ -13,10 +13,10 @@ from typing import Protocol
 
 import torch
 
-# For glibc, where a process measures its resident set: what is freed has to leave the set at once, or the peak is the
-# allocator's. Blocks from this size on are mappings of their own, unmapped when freed; naming a size keeps glibc from
-# raising it by itself, up to 32 MiB, whenever a larger one is freed. One arena, with nothing spare at its top: what one
-# thread frees, another finds. It costs page faults, so nothing is timed in such a process.
+# For glibc, in a process that measures its resident set: what is freed has to leave it at once, or the peak is that of
+# the allocator. Blocks from this size on are mappings of their own, unmapped when freed; naming a size keeps glibc
+# from raising it by itself, up to 32 MiB, whenever a larger one is freed. One arena, with nothing spare at its top:
+# what one thread frees, another finds. It costs page faults, so nothing is timed in such a process.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 16),

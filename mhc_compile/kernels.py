@@ -80,10 +80,9 @@ def why_not(device: torch.device) -> str | None:
 def name_sites(gm: fx.GraphModule) -> None:
     """Write into the files of generated kernels which sites of a rewritten graph they serve."""
     served: dict[Spec, list[str]] = {}
-    for op in ("enter", "seam", "leave"):
+    for op in ("enter", "seam", "leave", "seam_in_block", "leave_in_block"):
         for node in gm.graph.find_nodes(op="call_function", target=getattr(torch.ops.mhc, op).default):
-            spec = dispatch.spec(op, *fx.map_arg(node.args, value))
-            if spec is not None:
+            for spec in dispatch.specs(op, *fx.map_arg(node.args, value)):
                 served.setdefault(spec, []).append(node.meta["mhc_site"])
     for spec, sites in served.items():
         build.note(generate(spec), spec.name, sites)

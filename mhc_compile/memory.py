@@ -76,21 +76,16 @@ class Memory:
         if not tokens:
             return
         yield (
-            f"streams in a training step of {tokens:,} tokens (recompute={self.recompute!r}): {readable(self.kept)} kept,"
-            f" {readable(self.peak)} at the peak; {readable(self.without)} if every site kept its streams,"
-            f" {readable(self.plain)} before the rewrite; {readable(self.moved)} moved again in the backward"
+            f"streams in a training step of {tokens:,} tokens with recompute={self.recompute!r}:"
+            f" {readable(self.kept)} kept, {readable(self.peak)} at the peak; {readable(self.without)} if every site"
+            f" kept its streams, {readable(self.plain)} before the rewrite; {readable(self.moved)} moved again"
         )
 
 
 def readable(size: float) -> str:
     """Return bytes as "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "GiB"
-    return f"{size:.4g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+    power = min(max(int(size).bit_length() - 1, 0) // 10, 3)
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def planned(plans: Iterable[tuple[Plan, frozenset[str]]], config: Config, sites: Iterable[str]) -> Memory:

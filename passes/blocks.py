@@ -74,8 +74,8 @@ def _cheapest(runs: Sequence[Run], budget: float) -> int:
     least = min(peaks, key=peaks.__getitem__)
     if peaks[least] > allowed:
         warnings.warn(
-            f"the streams of this graph do not fit in the {allowed:.4g} bytes that recompute allows: they are planned"
-            f" for {peaks[least]:.4g}, the least there is; fewer tokens or fewer streams need less",
+            f"the streams of this graph do not fit in the {allowed:,.0f} bytes that recompute allows: they are planned"
+            f" for {peaks[least]:,}, the least there is; fewer tokens or fewer streams need less",
             MHCWarning,
             stacklevel=2,
         )

@@ -12,11 +12,12 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from mhc_compile.passes import checkpoints, emit
 from mhc_compile.passes.base import Context
-from mhc_compile.passes.blocks import Run, plan_blocks
+from mhc_compile.passes.blocks import plan_blocks
+from mhc_compile.passes.runs import Run
 
 _OPS = torch.ops.mhc
 _SEAM, _LEAVE, _WRITE, _READOUT = _OPS.seam.default, _OPS.leave.default, _OPS.write.default, _OPS.readout.default
-_IN_BLOCK: dict[Any, Any] = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default} if hasattr(_OPS, "seam_in_block") else {}  # TMP
+_IN_BLOCK = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default}
 _OPAQUE = frozenset((_OPS.coefficients.default, _OPS.enter.default, _SEAM, _LEAVE))  # ops that are never run again
 _SOURCES = frozenset((_OPS.expand.default, _WRITE))
 _FIRST = 1 << 40  # behind the numbers that torch itself gives to checkpoints while it traces
@@ -53,7 +54,8 @@ class PlanRecompute:
         blocks = _blocks(ours)
         tagged = _tag(gm, context, blocks)
         tagged |= _Replay(gm.graph, blocks, ours, context.config.streams).run()
-        _number(gm.graph, tagged)
+        if tagged:
+            _number(gm.graph, tagged)
 
 
 def _blocks(runs: Sequence[Run]) -> dict[str, int]:
@@ -68,16 +70,16 @@ def _tag(gm: fx.GraphModule, context: Context, blocks: dict[str, int]) -> dict[f
     again: dict[fx.Node, int] = {}
     flowing = set(inputs[len(inputs) - len(context.takes) :])
     for node in gm.graph.nodes:
-        block = blocks.get(node.meta.get("mhc_site", ""))
-        if block is None or checkpoints.tags(node) or node.target in _OPAQUE:
+        if "mhc_site" not in node.meta or node.target in _OPAQUE:
             continue
+        block = None if checkpoints.tags(node) else blocks.get(node.meta["mhc_site"])
         if node.target is _READOUT:
-            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+            node.meta |= {} if block is None else {"recompute": CheckpointPolicy.MUST_SAVE}
         elif node.target in _SOURCES or not flowing.isdisjoint(node.all_input_nodes):
             flowing.add(node)
-            again[node] = block
-            if node.target is _WRITE:
-                node.args = (*node.args, block)
+            if block is not None:
+                again[node] = block
+                node.args = (*node.args, block) if node.target is _WRITE else node.args
     return again
 
 

@@ -26,7 +26,18 @@ WRONG: list[tuple[str, Any, str]] = [
     ("convention", "deepseek", r"one of 'paper', not 'deepseek'"),
     ("init", "zero", r"one of 'home', not 'zero'"),
     ("readout", "max", r"one of 'mean', not 'max'"),
-    ("recompute", "on", r"one of 'off', not 'on'"),
+    ("recompute", "on", r"recompute must be 'auto', 'off', a number of sites .*'memory:2GiB', not 'on'"),
+    ("recompute", 0, r"not 0"),
+    ("recompute", -2, r"not -2"),
+    ("recompute", True, r"not True"),
+    ("recompute", None, r"not None"),
+    ("recompute", 0.0, r"not 0\.0"),
+    ("recompute", 1.5, r"not 1\.5"),
+    ("recompute", float("nan"), r"not nan"),
+    ("recompute", "memory:", r"not 'memory:'"),
+    ("recompute", "memory:0.5", r"not 'memory:0\.5'"),
+    ("recompute", "memory:2TB", r"not 'memory:2TB'"),
+    ("recompute", "memory:-2GB", r"not 'memory:-2GB'"),
     ("kernels", "cuda", r"one of 'auto', 'triton', 'reference', not 'cuda'"),
     ("compiler", "tvm", r"one of 'inductor', 'aot_eager', 'eager', not 'tvm'"),
     ("projection", 3, r"projection must be .*, not 3"),
@@ -117,3 +128,15 @@ def test_function_survives_json_and_holds_nothing_else() -> None:
     again = Config.from_options(json.loads(json.dumps(config.function())))
     assert again.function() == config.function()
     assert again == dataclasses.replace(config, include=("*",), compiler="inductor")
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        ("auto", None), ("off", None), (1, None), (7, None), (0.25, 0.25), (1.0, 1.0), ("memory:1000", 1000),
+        ("memory:2e9", 2e9), ("memory:1.5GiB", 1.5 * 2**30), ("memory: 3 MB", 3e6), ("memory:20kib", 20 * 1024),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_budgets(given: str | float, budget: float | None) -> None:
+    assert Config(recompute=given).budget() == budget

@@ -81,7 +81,7 @@ _NO_RES = "tl.store(dlogits + token * $columns + $logits + 1, tl.zeros((BT,), tl
 _SUMS = """
 $gates
 $zeros
-for first in range(0, C, BC):
+for first in $chunks:
     c = first + tl.arange(0, BC)
     within = (c < C) | (C % BC == 0)
     inside = live[:, None] & within[None, :]
@@ -183,6 +183,7 @@ def _sums(spec: Spec) -> str:
         _SUMS,
         gates=lines([parts.all_gates(spec), read_gates(spec) if norm else "", load_norm(spec)]),
         zeros=lines(f"{name} = tl.zeros((BT,), tl.float32)" for name in totals),
+        chunks=parts.feature_chunks(spec),
         sources=parts.load_sources(spec),
         streams=parts.all_mixed(spec),
         norm=after,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
@@ -14,10 +15,10 @@ from torch import Tensor
 from mhc_compile.codegen import build, cache, tune
 from mhc_compile.codegen.generate import generate
 from mhc_compile.codegen.record import TORCH
-from mhc_compile.codegen.spec import Spec
+from mhc_compile.codegen.spec import Spec, Step
 from mhc_compile.ops import seams
 from mhc_compile.ops.connections import by_token
-from mhc_compile.ops.fused import Options, Saved, Tail
+from mhc_compile.ops.fused import History, Options, Saved, Tail
 from mhc_compile.ops.library import MEANINGS
 
 NAMES = {dtype: name for name, dtype in TORCH.items()}
@@ -92,6 +93,20 @@ def _write(f: Tensor, tail: Tail) -> dict[str, Any]:
     return {"branch": NAMES[f.dtype], "multiplier": tail.multiplier, **given}
 
 
+def _replayed(past: History) -> dict[str, Any] | None:
+    """Return the fields of a Spec that a history has; None where no kernel replays it."""
+    if len(past.fs) > seams.MOST_WRITES or any(f.dtype not in NAMES for f in past.fs):
+        return None
+    tails = map(Tail, past.offsets, past.scales, past.multipliers)
+    steps = [Step(**_write(f, tail)) for f, tail in zip(past.fs, tails, strict=True)]
+    return {"history": tuple(steps), "plain_head": past.plain_head} if steps else {}
+
+
+def _steps(past: History) -> list[Tensor | None]:
+    """Return the tensors of a history as a generated function takes them: write by write."""
+    return [t for step in zip(*past[:5], strict=True) for t in step]
+
+
 def _padded(made: list[Tensor], norm: str) -> list[Tensor]:
     """Give the norm's mean and inverse deviation their places, `[0]` where there is none."""
     none = made[-1].new_empty
@@ -111,8 +126,20 @@ def _typed(dbias: Tensor, sums: Iterable[Tensor], *like: Tensor | None) -> list[
     return [dbias.new_empty(0) if t is None else next(found).to(t.dtype) for t in like]
 
 
-def spec(op: str, x: Tensor, *rest: Any) -> Spec | None:
-    """Return what is generated for a call of `enter`, `seam` or `leave`; None where nothing is or C is symbolic."""
+def specs(op: str, *args: Any) -> list[Spec]:
+    """Return what is generated for a call of `enter`, `seam` or `leave`; nothing where no kernel is or C is symbolic.
+
+    In a block, that is a file for the forward and one for the backward, which replays.
+    """
+    taken = seams.TAKEN.get(op)
+    spec = _spec(op.removesuffix("_in_block"), *args[:taken])
+    if taken is None or spec is None:
+        return [] if spec is None else [spec]
+    since = _replayed(History(*args[taken + 1 :]))
+    return [spec, dataclasses.replace(spec, **since)] if since else [spec]
+
+
+def _spec(op: str, x: Tensor, *rest: Any) -> Spec | None:
     write = op != "enter"
     if not isinstance(x.shape[-1], int) or x.dtype not in NAMES or (write and rest[0].dtype not in NAMES):
         return None
@@ -155,14 +182,14 @@ def _enter_backward(g_u: Tensor, g_post: Tensor, g_res: Tensor, x: Tensor, *rest
 
 def _seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest: Any) -> list[Tensor] | None:
     x, f, h_post, h_res, *more = rest[:7]
-    tail, site, o = Tail(*more), Saved(*rest[7:17]), Options(*rest[17:])
-    fields = _site("seam", x, o, site.weight, site.shift)
-    if fields is None or f.dtype not in NAMES:
+    tail, site, o, past = Tail(*more), Saved(*rest[7:17]), Options(*rest[17:25]), History(*rest[25:])
+    fields, since = _site("seam", x, o, site.weight, site.shift), _replayed(past)
+    if fields is None or since is None or f.dtype not in NAMES:
         return None
-    write = [x, f, h_post, h_res, tail.offset, tail.scale]
+    write = [x, f, h_post, h_res, tail.offset, tail.scale, *_steps(past)]
     given = [g_x, g_u, g_post, g_res, *write, *site[:4], site.h_pre, site.y, site.r, *_norm(site, o)]
     dx, df, dpost, dres, dphi, dalpha, dbias, *sums = _launch(
-        "backward", _tokens(x, o), given, fields | _write(f, tail)
+        "backward", f.numel() // f.shape[-1], given, fields | _write(f, tail) | since
     )
     vectors = _typed(dbias, sums, tail.offset, tail.scale, site.weight, site.shift)
     return [dx, df, dpost, dres, *vectors[:2], dphi, dalpha, dbias, *vectors[2:]]
@@ -198,12 +225,12 @@ def _leave(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> T
 
 
 def _leave_backward(g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> list[Tensor] | None:
-    tail, (n, plain) = Tail(*rest[:3]), rest[3:]
-    fields = _leave_fields(x, f, tail, n, plain)
-    if fields is None:
+    tail, (n, plain), past = Tail(*rest[:3]), rest[3:5], History(*rest[5:])
+    fields, since = _leave_fields(x, f, tail, n, plain), _replayed(past)
+    if fields is None or since is None:
         return None
-    given = [g, x, _with_vectors(f, tail), h_post, h_res]
-    dx, df, dpost, dres = _launch("backward", f.numel() // max(f.shape[-1], 1), given, fields)
+    given = [g, x, _with_vectors(f, tail), h_post, h_res, *_steps(past)]
+    dx, df, dpost, dres = _launch("backward", f.numel() // max(f.shape[-1], 1), given, fields | since)
     doffset, dscale = dpost.new_empty(0), dpost.new_empty(0)
     if tail.scale is not None:
         bare = f.float() if tail.offset is None else f.float() + tail.offset
@@ -211,6 +238,16 @@ def _leave_backward(g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tens
     if tail.offset is not None:
         doffset = by_token(df).sum(0).to(tail.offset.dtype)
     return [dx, df.to(f.dtype), dpost, dres, doffset, dscale]
+
+
+def _replay(head: Tensor, *rest: Any) -> Tensor | None:
+    past, n = History(*rest[:7]), rest[7]
+    since = _replayed(past)
+    if since is None or seams.why_not(n, "mhc", "identity", head.dtype) is not None:
+        return None
+    fields = {"op": "replay", "n": n, "channels": head.shape[-1], "dtype": NAMES[head.dtype], **since}
+    f = past.fs[0]
+    return _launch("forward", f.numel() // max(f.shape[-1], 1), [head, *_steps(past)], fields)[0]
 
 
 def _coefficients(x: Tensor, *rest: Any) -> list[Tensor] | None:
@@ -247,4 +284,5 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "seam_backward": _seam_backward,
     "leave_backward": _leave_backward,
     "coefficients_backward": _coefficients_backward,
+    "replay": _replay,
 }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pprint
 
-from mhc_compile.codegen import backward, forward, host, leave, parts, single, sinkhorn, streams, sums
+from mhc_compile.codegen import backward, forward, host, leave, parts, replay, single, sinkhorn, streams, sums
 from mhc_compile.codegen.spec import DTYPES, Spec, power
 from mhc_compile.codegen.text import fill, wrap
 
 _FILE = '''"""$title
 
+$since
 Bytes per token: $budget.
 Made by mhc_compile.codegen; runs alone with torch and triton. Edits are overwritten.
 """
@@ -29,32 +29,38 @@ C = tl.constexpr($channels)
 @functools.cache
 def generate(spec: Spec) -> str:
     """Return the source of the file for a spec."""
-    if spec.op == "leave":
-        body = [leave.forward(spec), leave.backward(spec), host.forward(spec)]
+    fore = "forward" in spec.directions
+    if spec.op == "replay":
+        body = [replay.forward(spec), host.forward(spec)]
+    elif spec.op == "leave":
+        body = [leave.forward(spec) if fore else "", leave.backward(spec), *_calls(spec)]
     else:
         body = [
             parts.products(spec),
             sinkhorn.forward(spec),
-            forward.GATED,
-            forward.project(spec),
-            forward.read(spec),
+            *([forward.GATED, forward.project(spec), forward.read(spec)] if fore else []),
             sinkhorn.backward(spec),
             backward.coefs(spec),
             streams.streams(spec),
             sums.reduce(spec),
-            *([single.counters(spec), single.both(spec), single.back(spec)] if spec.reads else []),
-            host.forward(spec),
-            host.backward(spec),
+            *([single.counters(spec), single.both(spec) if fore else "", single.back(spec)] if spec.reads else []),
+            *_calls(spec),
         ]
-    tables = {"spec": dataclasses.asdict(spec), "tiles": default_tiles(spec)}
+    tables = {"spec": spec.table(), "tiles": default_tiles(spec)}
     head = fill(
         _FILE,
         title=title(spec),
+        since=since(spec),
         budget=budget(spec),
         channels=spec.channels,
         **{name: pprint.pformat(table, sort_dicts=False, width=112, indent=1) for name, table in tables.items()},
     )
     return wrap("\n\n".join([head, *(f"{part.strip()}\n" for part in body if part)]))
+
+
+def _calls(spec: Spec) -> list[str]:
+    """Write the functions that launch the kernels."""
+    return [{"forward": host.forward, "backward": host.backward}[way](spec) for way in spec.directions]
 
 
 def title(spec: Spec) -> str:
@@ -64,47 +70,78 @@ def title(spec: Spec) -> str:
         "seam": "seam: write, coefficients and read",
         "leave": "leave: write and readout",
         "coefficients": "coefficients",
+        "replay": "replay",
     }[spec.op]
     streams = "equal streams" if spec.plain else "streams"
     norm = {"none": "", "layer": ", LayerNorm taken in"}.get(spec.norm, ", RMSNorm taken in")
-    return f"{what}, forward and backward, for {spec.n} {streams} of {spec.channels} features in {spec.dtype}{norm}."
+    ways = " and ".join(spec.directions)
+    return f"{what}, {ways}, for {spec.n} {streams} of {spec.channels} features in {spec.dtype}{norm}."
+
+
+def since(spec: Spec) -> str:
+    """Say what is replayed, if anything is."""
+    if not spec.history:
+        return ""
+    head = (
+        f"one tensor, which all {spec.n} streams are copies of" if spec.plain_head else "the streams at a block's head"
+    )
+    writes = "1 write is" if len(spec.history) == 1 else f"{len(spec.history)} writes are"
+    return f"x is {head}; {writes} replayed from there, rounded as the forward rounded them."
 
 
 def budget(spec: Spec) -> str:
     """Say how many bytes a token moves, at least and as the kernels stand."""
     least, most = bytes_per_token(spec)
-    return f"{least[0]} forward, {least[1]} backward; {most[0]} and {most[1]} where no second read hits the L2 cache"
+    if len(spec.directions) == 2:
+        return (
+            f"{least[0]} forward, {least[1]} backward; {most[0]} and {most[1]} where no second read hits the L2 cache"
+        )
+    at = spec.directions == ("backward",)
+    again = f"; {most[at]} where no second read hits the L2 cache" if most[at] > least[at] else ""
+    return f"{least[at]} {spec.directions[0]}{again}"
 
 
 def bytes_per_token(spec: Spec) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (forward, backward) bytes of streams per token, with second reads from L2 and without."""
+    """Return (forward, backward) bytes of streams per token, with second reads from L2 and without.
+
+    The forward's are 0 where only the backward replays, and the other way round.
+    """
     size, n, k = DTYPES[spec.dtype], spec.n, parts.distinct(spec)
     f = DTYPES[spec.branch] * spec.mixes / size
+    head = spec.heads + sum(DTYPES[step.branch] for step in spec.history) / size  # with what is replayed on it
     new, u = (n if spec.mixes else 0), (1 if spec.reads else 0)
-    if spec.op == "leave":
-        least = (k + f + 1, 2 * k + 2 * f + 1)
-        most = least
+    least: tuple[float, float]
+    most: tuple[float, float]
+    if spec.op == "replay":
+        least = most = (head + n, 0)
+    elif spec.op == "leave":
+        least = most = (k + f + 1, head + k + 2 * f + 1)
     else:
         again = (new or k) if spec.reads else 0
-        least = (k + f + new + u, new + u + 2 * k + 2 * f)
-        most = (least[0] + again, least[1] + (k + f + u if spec.reads else 0))
-    return tuple(tuple(round(v * spec.channels * size) for v in row) for row in (least, most))  # type: ignore[return-value]  # pairs
+        least = (k + f + new + u, new + u + head + k + 2 * f)
+        most = (least[0] + again, least[1] + (head + f + u if spec.reads else 0))
+    there = [way in spec.directions for way in ("forward", "backward")]
+    found = (
+        tuple(round(v * spec.channels * size) * is_ for v, is_ in zip(row, there, strict=True)) for row in (least, most)
+    )
+    return tuple(found)  # type: ignore[return-value]  # pairs
 
 
 def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     """Return the launch configuration of every kernel where nothing was tuned."""
     n, c = spec.n, spec.channels
-    if spec.op == "leave":
-        wide = min(power(c), 512)
-        return {
-            "leave": {"BT": 4, "BC": wide, "num_warps": 4},
-            "leave_backward": {"BT": 4, "BC": wide, "num_warps": 4},
-        }
+    if spec.op in ("leave", "replay"):
+        wide = min(power(c), 256 if spec.history else 512)
+        kernels = {"leave": {"forward": "leave", "backward": "leave_backward"}, "replay": {"forward": "replay"}}[
+            spec.op
+        ]
+        return {kernels[way]: {"BT": 4, "BC": wide, "num_warps": 4} for way in spec.directions}
     chunk = max(16, min(power(c), 32 if n <= 4 else 16))
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
+    phi = 32 if n <= 4 and not spec.history else 16  # a replay needs registers too
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
-    return {
+    forward = {
         "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), "num_warps": 8, "num_stages": stages},
         "read": {
             "BT": max(1, min(4, 8192 // rows)),
@@ -112,7 +149,10 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
             "BM": spec.matrices,
             "num_warps": 8 if rows > 1024 else 4,
         },
+    }
+    backward = {
         "coefs": {"BT": 4, "BC": min(power(c), 256), "BM": spec.matrices, "num_warps": 4},
-        "streams": {"BT": 16, "BC": piece, "BP": 32 if n <= 4 else 16, "SPLITS": 8, "num_warps": many, "num_stages": 1},
+        "streams": {"BT": 16, "BC": piece, "BP": phi, "SPLITS": 8, "num_warps": many, "num_stages": 1},
         "reduce": {"BR": 8, "BC": 1024, "num_warps": 8},
     }
+    return backward if spec.history else forward | backward

@@ -52,7 +52,7 @@ def backward($inputs, tiles=TILES):
     def floats(*shape):
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
-    dx = torch.empty_like(x)
+    $dx
     $allocate
     dalpha, dbias, dphi = floats(3), floats($logits), floats($rows, $logits)
     $vectors
@@ -114,12 +114,24 @@ def forward($inputs, tiles=TILES):
         a = tiles["leave"]
         leave[(triton.cdiv(T, a["BT"]), triton.cdiv(C.value, a["BC"]))]($inputs, out, T, **a)
     return [out]
+'''
 
+_REPLAY = '''
+def forward($inputs, tiles=TILES):
+    """Return the streams that the writes make of the head x."""
+    T = f0.numel() // C.value
+    new = torch.empty((*f0.shape[:-1], $n, C.value), dtype=x.dtype, device=x.device)
+    if T:
+        a = tiles["replay"]
+        replay[(triton.cdiv(T, a["BT"]), triton.cdiv(C.value, a["BC"]))]($inputs, new, T, **a)
+    return [new]
+'''
 
+_LEAVE_BACKWARD = '''
 def backward(g_out, $inputs, tiles=TILES):
     """Return dx, df, dpost, dres."""
     T = f.numel() // C.value
-    dx, df, dpost, dres = (torch.empty_like(t) for t in (x, f, post, res))
+    $allocate
     if T:
         a = tiles["leave_backward"]
         leave_backward[(triton.cdiv(T, a["BT"]),)](g_out, $inputs, dx, df, dpost, dres, T, **a)
@@ -130,7 +142,8 @@ def backward(g_out, $inputs, tiles=TILES):
 def inputs(spec: Spec) -> list[str]:
     """Return what `forward` takes."""
     norm = ["weight"] * spec.weight + ["shift"] * spec.shift
-    return [*parts.sources(spec), *([] if spec.op == "leave" else ["phi", "alpha", "delta", "base", *norm])]
+    site = ["phi", "alpha", "delta", "base", *norm]
+    return [*parts.sources(spec), *([] if spec.op in ("leave", "replay") else site)]
 
 
 def outputs(spec: Spec) -> list[str]:
@@ -177,6 +190,8 @@ def forward(spec: Spec) -> str:
     """Write the function that runs the forward."""
     if spec.op == "leave":
         return fill(_LEAVE, inputs=", ".join(inputs(spec)))
+    if spec.op == "replay":
+        return fill(_REPLAY, inputs=", ".join(inputs(spec)), n=spec.n)
     words = fore.names(spec) | fore.arguments(spec)
     two = fill(_TWO, **words)
     return fill(
@@ -190,10 +205,25 @@ def forward(spec: Spec) -> str:
     )
 
 
+def _dx(spec: Spec) -> str:
+    """Allocate the gradient of the streams that the op's write had: x, or what is replayed from it."""
+    if not spec.plain_head:
+        return "dx = torch.empty_like(x)"
+    return f"dx = torch.empty((*f.shape[:-1], {spec.n}, C.value), dtype=x.dtype, device=x.device)"
+
+
+def _leave_backward(spec: Spec) -> str:
+    """Write the function that runs the backward of leave."""
+    allocate = "dx, df, dpost, dres = (torch.empty_like(t) for t in (x, f, post, res))"
+    if spec.plain_head:
+        allocate = lines([_dx(spec), "df, dpost, dres = (torch.empty_like(t) for t in (f, post, res))"])
+    return fill(_LEAVE_BACKWARD, inputs=", ".join(parts.sources(spec)), allocate=allocate)
+
+
 def backward(spec: Spec) -> str:
     """Write the function that runs the backward."""
     if spec.op == "leave":
-        return ""
+        return _leave_backward(spec)
     vectors = streams.vectors(spec)
     words = back.names(spec) | {"shared": streams.shared(spec), "logits": spec.logits}
     return fill(
@@ -201,6 +231,7 @@ def backward(spec: Spec) -> str:
         **words,
         inputs=", ".join(backward_inputs(spec)),
         returns=", ".join(backward_outputs(spec)),
+        dx=_dx(spec),
         allocate="df, dpost, dres = (torch.empty_like(t) for t in (f, post, res))" * spec.mixes,
         rows=spec.n * spec.channels,
         vectors=lines(f"{name} = floats(C.value)" for name in vectors),

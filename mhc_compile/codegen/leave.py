@@ -31,7 +31,7 @@ def leave_backward(g_out, $arguments, dx, df, dpost, dres, T, BT: tl.constexpr, 
     live = token < T
     $gates
     $zeros
-    for first in range(0, C, BC):
+    for first in $chunks:
         c = first + tl.arange(0, BC)
         within = (c < C) | (C % BC == 0)
         inside = live[:, None] & within[None, :]
@@ -90,6 +90,7 @@ def backward(spec: Spec) -> str:
         arguments=", ".join(parts.sources(spec)),
         gates=_gates(spec),
         zeros=lines(f"{name} = tl.zeros((BT,), tl.float32)" for name in ["with_f", *(f"with_x{j}" for j in range(k))]),
+        chunks=parts.feature_chunks(spec),
         sources=parts.load_sources(spec),
         body=lines(body),
         store=lines(store),

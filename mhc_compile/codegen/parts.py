@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mhc_compile.codegen.spec import Spec, blocks
+from mhc_compile.codegen.spec import Spec, Step, blocks
 from mhc_compile.codegen.text import each, lines
 
 TYPES = {"bf16": "tl.bfloat16", "fp16": "tl.float16", "fp32": "tl.float32"}
@@ -12,7 +12,7 @@ MOST_GATES = (
 
 
 def distinct(spec: Spec) -> int:
-    """Return how many different streams the op reads from: one where all are still equal."""
+    """Return how many different streams the op has before its write: one where all are still equal."""
     return 1 if spec.plain else spec.n
 
 
@@ -23,7 +23,14 @@ def current(spec: Spec) -> int:
 
 def sources(spec: Spec) -> list[str]:
     """Return the arguments that the current streams are made of."""
-    return ["x", "f", "post", "res", *["offset"] * spec.offset, *["scale"] * spec.scale] if spec.mixes else ["x"]
+    steps = [_written(step, str(k)) for k, step in enumerate(spec.history)]
+    return ["x", *(_written(spec) if spec.mixes else []), *(name for step in steps for name in step)]
+
+
+def _written(step: Spec | Step, number: str = "") -> list[str]:
+    """Return the arguments of a write: the op's own, or one of the history."""
+    names = ["f", "post", "res", *["offset"] * step.offset, *["scale"] * step.scale]
+    return [f"{name}{number}" for name in names]
 
 
 def vector(name: str) -> str:
@@ -72,36 +79,63 @@ def some_gates(spec: Spec, i: int) -> str:
 
 
 def _gates(spec: Spec, i: int) -> str:
-    n = spec.n
-    entries = [scalar("res", n * n, i * n + j) for j in range(n)]
-    if spec.plain:  # every column multiplies the same stream
+    return _load_gates(spec.n, i, spec.plain, "p", "r")
+
+
+def _load_gates(n: int, i: int, plain: bool, post: str, res: str, number: str = "") -> str:
+    """Load entry i of a write's H_post and row i of its H_res, under names that start as given."""
+    entries = [scalar(f"res{number}", n * n, i * n + j) for j in range(n)]
+    if plain:  # every column multiplies the same stream
         entries = [" + ".join(entries)]
-    return lines(
-        [f"p{i} = pinned({scalar('post', n, i)})", *(f"r{i}_{j} = {entry}" for j, entry in enumerate(entries))]
-    )
+    first = scalar(f"post{number}", n, i)
+    first = first if number else f"pinned({first})"
+    return lines([f"{post}{i} = {first}", *(f"{res}{i}_{j} = {entry}" for j, entry in enumerate(entries))])
 
 
 def load_sources(spec: Spec) -> str:
-    """Load the old streams x0, x1, ... and the branch's output g, with its tail, in fp32."""
-    k, c = distinct(spec), spec.channels
-    streams = [f"x{i} = {load('x', k * c, i * c)}" for i in range(k)]
-    if not spec.mixes:
-        return lines(streams)
-    wide = each(k, "x{i} = x{i}.to(tl.float32)")
-    branch = [f"g = {load('f', c)}.to(tl.float32)"]
-    branch += [f"g = g + {vector('offset')}"] * spec.offset
-    branch += [f"g = g * {spec.multiplier!r}"] * (spec.multiplier != 1)
-    branch += [f"g = g * {vector('scale')}"] * spec.scale
-    return lines([*streams, wide, *branch])
+    """Load the old streams x0, x1, ... and the branch's output g, with its tail, in fp32; replay what is in between."""
+    heads, c = spec.heads, spec.channels
+    streams = lines(f"x{i} = {load('x', heads * c, i * c)}" for i in range(heads))
+    if not spec.mixes and not spec.history:
+        return streams
+    wide = each(heads, "x{i} = x{i}.to(tl.float32)")
+    steps = [_replayed(spec, k, heads if k == 0 else spec.n) for k in range(len(spec.history))]
+    return lines([streams, wide, *steps, _branch(spec, c) if spec.mixes else ""])
+
+
+def _replayed(spec: Spec, k: int, old: int) -> str:
+    """Make the streams that write k of the history made of x0, x1, ...; its gates stay no longer than they are used."""
+    made = [_branch(spec.history[k], spec.channels, str(k))]
+    for i in range(spec.n):
+        made += [_load_gates(spec.n, i, old < spec.n, "q", "s", str(k)), _mix(spec, i, old, "q", "s")]
+    return lines([*made, each(spec.n, "x{i} = y{i}.to(tl.float32)")])
+
+
+def feature_chunks(spec: Spec) -> str:
+    """Return what the loops over a row go through; hoisted out of one, the gates of a replay would fill registers."""
+    return "tl.range(0, C, BC, disable_licm=True)" if spec.history else "range(0, C, BC)"
+
+
+def _branch(step: Spec | Step, c: int, number: str = "") -> str:
+    """Load a branch's output g, with its tail, in fp32."""
+    branch = [f"g = {load(f'f{number}', c)}.to(tl.float32)"]
+    branch += [f"g = g + {vector(f'offset{number}')}"] * step.offset
+    branch += [f"g = g * {step.multiplier!r}"] * (step.multiplier != 1)
+    branch += [f"g = g * {vector(f'scale{number}')}"] * step.scale
+    return lines(branch)
 
 
 def mixed(spec: Spec, i: int) -> str:
     """Make stream i of the write, rounded as the forward stores it."""
     if not spec.mixes:
         return f"y{i} = x{i}"
-    terms = [f"r{i}_{j}[:, None] * x{j}" for j in range(distinct(spec))]
-    made = f"y{i} = ({' + '.join(terms)} + p{i}[:, None] * g).to({TYPES[spec.dtype]})"
-    return lines([some_gates(spec, i), made])
+    return lines([some_gates(spec, i), _mix(spec, i, distinct(spec), "p", "r")])
+
+
+def _mix(spec: Spec, i: int, old: int, post: str, res: str) -> str:
+    """Write stream i; forward, backward and replay share the expression, so that they round alike."""
+    terms = [f"{res}{i}_{j}[:, None] * x{j}" for j in range(old)]
+    return f"y{i} = ({' + '.join(terms)} + {post}{i}[:, None] * g).to({TYPES[spec.dtype]})"
 
 
 def all_mixed(spec: Spec) -> str:

@@ -108,7 +108,7 @@ def arguments(
             made[name] = torch.empty(shape, dtype=dtype, device=device)
             continue
         value = torch.randn(shape, generator=generator)
-        if name in ("r", "rstd", "scale", "weight"):
+        if name.rstrip("0123456789") in ("r", "rstd", "scale", "weight"):
             value = value * 0.1 + 1
         elif name == "phi":
             value /= shape[0] ** 0.5
@@ -124,8 +124,8 @@ def layouts(spec: Spec, tokens: int) -> dict[str, Layout]:
     n, c, m = spec.n, spec.channels, spec.logits
     dtype, branch, fp32 = TORCH[spec.dtype], TORCH[spec.branch], torch.float32
     wide, narrow = ((tokens, n, c), dtype), ((tokens, c), dtype)
-    return {
-        "x": narrow if spec.plain else wide,
+    known: dict[str, Layout] = {
+        "x": narrow if spec.plain or spec.plain_head else wide,
         **dict.fromkeys(("new", "g_new"), wide),
         **dict.fromkeys(("u", "g_u", "g_out"), narrow),
         "f": ((tokens, c), branch),
@@ -139,3 +139,8 @@ def layouts(spec: Spec, tokens: int) -> dict[str, Layout]:
         "y": ((tokens, m), fp32),
         **dict.fromkeys(("r", "mean", "rstd"), ((tokens, 1), fp32)),
     }
+    for k, step in enumerate(spec.history):
+        known |= {f"{name}{k}": known[name] for name in ("post", "res")}
+        known |= {f"f{k}": ((tokens, c), TORCH[step.branch])}
+        known |= dict.fromkeys((f"offset{k}", f"scale{k}"), ((c,), TORCH[step.branch]))
+    return known

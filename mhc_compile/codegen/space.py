@@ -114,12 +114,13 @@ _SPACES: dict[str, Callable[[Spec], Iterator[Tile]]] = {
     "streams": _streams,
     "leave": _leave,
     "leave_backward": _leave,
+    "replay": _leave,
 }
 
 
 def _tiles(spec: Spec, kernel: str) -> int:
     """Return how many tiles of features a kernel loads at once."""
-    old, new = parts.distinct(spec) + spec.mixes, parts.current(spec)
+    old, new = spec.heads + len(spec.history) + spec.mixes, parts.current(spec)
     loads = {"read": new, "coefs": old + spec.reads, "streams": old + spec.reads + spec.mixes * spec.n}
     return loads.get(kernel, old)
 
@@ -128,7 +129,8 @@ def _live(spec: Spec, kernel: str) -> int:
     """Return about how many tiles are in registers at once, in fp32."""
     old, norm = parts.distinct(spec), spec.norm != "none"
     held = {"read": 2, "coefs": old + 3 + norm * parts.current(spec) // 2, "streams": 2 * old + 5 + norm * old // 2}
-    return held.get(kernel, old + 3)
+    rounded = -(-spec.n // 2) if spec.history else 0  # what a replayed write makes beside what it reads
+    return held.get(kernel, old + 3) + rounded
 
 
 def _slices(tile: Tile) -> Tile:
@@ -147,13 +149,13 @@ def _registers(spec: Spec, kernel: str, tile: Tile) -> int:
 
 def _programs(spec: Spec, kernel: str, tile: Tile, tokens: int) -> int:
     rows, pieces = math.ceil(tokens / tile["BT"]), math.ceil(spec.channels / tile["BC"])
-    grid = {"streams": 2 * pieces * tile.get("SPLITS", 1), "leave": rows * pieces}
+    grid = {"streams": 2 * pieces * tile.get("SPLITS", 1), **dict.fromkeys(("leave", "replay"), rows * pieces)}
     return grid.get(kernel, rows * tile.get("SPLITS", 1))
 
 
 def _rows(spec: Spec, kernel: str) -> float:
     """Return the bytes of streams and features that a kernel moves for a token."""
-    stored = {"project": spec.n * spec.mixes, "both": spec.n * spec.mixes + 1, "read": 1, "leave": 1}
+    stored = {"project": spec.n * spec.mixes, "both": spec.n * spec.mixes + 1, "read": 1, "leave": 1, "replay": spec.n}
     back = {"streams": parts.distinct(spec) + spec.mixes, "leave_backward": parts.distinct(spec) + 1}
     return (_tiles(spec, kernel) + stored.get(kernel, back.get(kernel, 0))) * spec.channels * DTYPES[spec.dtype]
 

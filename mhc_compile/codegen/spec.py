@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops.norms import NORMS
 from mhc_compile.ops.seams import MOST_STREAMS
 
-OPS = ("enter", "seam", "leave", "coefficients")
+OPS = ("enter", "seam", "leave", "coefficients", "replay")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # name -> bytes
+_REPLAYS = {"seam": (False, True), "leave": (False, True), "replay": (True,)}  # whether an op may have a history
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One write that a kernel replays: dtype of its branch's output, and what the branch ends with (see Spec)."""
+
+    branch: str = "bf16"
+    offset: bool = False
+    scale: bool = False
+    multiplier: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +30,8 @@ class Spec:
     """One op for one shape of token.
 
     Attributes:
-        op: "enter" (coefficients and read), "seam" (write, then those), "leave" (write and readout) or "coefficients".
+        op: "enter" (coefficients and read), "seam" (write, then those), "leave" (write and readout), "coefficients" or
+            "replay" (the writes of the history, nothing else).
         n: number of streams.
         channels: C, the features of one stream.
         dtype: of the streams, "bf16", "fp16" or "fp32".
@@ -33,6 +47,9 @@ class Spec:
         scale: whether it is then scaled by one (layer scale).
         multiplier: constant factor of the branch's output.
         plain: the streams are all equal and come as one tensor `[T, C]`: the start of a region.
+        history: the writes between x, then a block's head, and the streams that the op's backward reads. With any,
+            the file is for that backward alone.
+        plain_head: that head is of equal streams, as in `plain`.
     """
 
     op: str
@@ -51,6 +68,8 @@ class Spec:
     scale: bool = False
     multiplier: float = 1.0
     plain: bool = False
+    history: tuple[Step, ...] = ()
+    plain_head: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can be written for."""
@@ -65,6 +84,9 @@ class Spec:
             if getattr(self, name) not in values:
                 known = ", ".join(map(repr, values))
                 raise ConfigError(f"no kernel can be generated for {name}={getattr(self, name)!r}; there are {known}")
+        unfit = self.plain if self.history else self.plain_head
+        if unfit or bool(self.history) not in _REPLAYS.get(self.op, (False,)):
+            raise ConfigError(f"no kernel can be generated that replays {len(self.history)} writes for {self.op!r}")
         if not 1 <= self.n <= MOST_STREAMS or self.channels < 1:
             raise ConfigError(
                 f"no kernel can be generated for {self.n} streams of {self.channels} features: 1 to {MOST_STREAMS}"
@@ -87,6 +109,18 @@ class Spec:
         return self.op in ("enter", "seam")
 
     @property
+    def directions(self) -> tuple[str, ...]:
+        """Return the functions of the file."""
+        if self.op == "replay":
+            return ("forward",)
+        return ("backward",) if self.history else ("forward", "backward")
+
+    @property
+    def heads(self) -> int:
+        """Return how many different streams x holds: one where all are equal."""
+        return 1 if self.plain or self.plain_head else self.n
+
+    @property
     def matrices(self) -> int:
         """Return how many H_res a program makes: an entry for each of its threads."""
         return max(1, 128 // power(self.n) ** 2)
@@ -101,8 +135,20 @@ class Spec:
         """Return a file name's stem, readable."""
         flags = [self.norm] * (self.norm != "none")
         flags += [word for word in ("offset", "scale", "plain") if getattr(self, word)]
+        if self.history:
+            flags += [f"replay{len(self.history)}", *["plain"] * self.plain_head]
         dtype = self.dtype if self.branch == self.dtype or not self.mixes else f"{self.dtype}_{self.branch}"
         return "_".join([self.op, f"n{self.n}", f"c{self.channels}", dtype, *flags])
+
+    def table(self) -> dict[str, Any]:
+        """Return all fields in plain types; those of a history only where there is one."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in fields if self.history or name not in ("history", "plain_head")}
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Spec:
+        """Return the Spec of such a table."""
+        return cls(**{**table, "history": tuple(Step(**step) for step in table.get("history", ()))})
 
 
 def power(x: int) -> int:

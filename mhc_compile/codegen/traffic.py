@@ -91,11 +91,11 @@ def table(rows: Sequence[Traffic], spec: Spec, direction: str, tokens: int) -> l
 
 
 def show(spec: Spec, tokens: int = 32) -> None:
-    """Print the table of both directions, with rich where it is installed.
+    """Print the table of each direction, with rich where it is installed.
 
     Parameters, and sums over tokens, weigh more per token the fewer tokens there are; on a GPU there are thousands.
     """
-    for direction in ("forward", "backward"):
+    for direction in spec.directions:
         rows = table(count(generate(spec), spec, direction, tokens), spec, direction, tokens)
         title = f"{spec.name}, {direction}: bytes per token ({tokens} tokens)"
         try:

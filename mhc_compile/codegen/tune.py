@@ -94,7 +94,7 @@ def tune(
         device: for the model that orders the configurations.
         clock: times a call, in any unit.
     """
-    spec = Spec(**module.SPEC)
+    spec = Spec.of(module.SPEC)
     best: Tiles = {name: dict(tile) for name, tile in module.TILES.items()}
     least = _time(module, direction, tensors, best, clock)
     for kernel in kernels(spec, direction):
@@ -109,6 +109,8 @@ def tune(
 
 def kernels(spec: Spec, direction: str) -> tuple[str, ...]:
     """Return the kernels of a direction in the order in which they are tuned; the one launch comes last, if at all."""
+    if spec.op == "replay":
+        return ("replay",)
     if spec.op == "leave":
         return ("leave",) if direction == "forward" else ("leave_backward",)
     if direction == "backward":

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mhc_compile.ops import library, seams
+from mhc_compile.ops import library, replay, seams
 
-__all__ = ["library", "seams"]
+__all__ = ["library", "replay", "seams"]

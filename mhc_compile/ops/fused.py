@@ -60,6 +60,30 @@ class Tail(NamedTuple):
         return f if self.scale is None else f * self.scale
 
 
+class History(NamedTuple):
+    """The writes between a block's head and the streams that a backward reads; entry i of each list is of write i.
+
+    With `plain_head` the head is one tensor `[..., C]` of which all streams are copies.
+    """
+
+    fs: Sequence[Tensor]
+    posts: Sequence[Tensor]
+    ress: Sequence[Tensor]
+    offsets: Sequence[Tensor | None]
+    scales: Sequence[Tensor | None]
+    multipliers: Sequence[float]
+    plain_head: bool
+
+
+def replay(head: Tensor, *rest: Any) -> Tensor:
+    """Return the streams that a block's writes make of its head, rounded as each write rounded them."""
+    past, n = History(*rest[:7]), rest[7]
+    x = _streams(head, n, past.plain_head)
+    for f, post, res, *tail in zip(*past[:6], strict=True):
+        x = reference.write(x, Tail(*tail).apply(f, post), post, res, n)
+    return x
+
+
 def _arrive(x: Tensor, site: Sequence[Any], o: Options) -> list[Tensor]:
     """Return u, H_post, H_res, and what the backward needs, of a site at streams x."""
     *parameters, weight, shift = site
@@ -136,7 +160,8 @@ def seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest
         The gradients of x, f, h_post, h_res, offset, scale, phi, alpha, bias, weight and shift.
     """
     x, f, h_post, h_res, *more = rest[:7]
-    tail, site, o = Tail(*more), Saved(*rest[7:17]), Options(*rest[17:])
+    tail, site, o, past = Tail(*more), Saved(*rest[7:17]), Options(*rest[17:25]), History(*rest[25:])
+    x = replay(x, *past, o.n) if past.fs else x
     new = reference.write(_streams(x, o.n, o.plain), tail.apply(f, h_post), h_post, h_res, o.n)
     dx, *parameters = _arrive_backward((g_u, g_post, g_res), new, site, o)
     return [*_write_backward(dx.add_(g_x), x, f, h_post, h_res, tail, o.n, o.plain), *parameters]
@@ -144,7 +169,9 @@ def seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest
 
 def leave_backward(g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> list[Tensor]:
     """Return the gradients of x, f, h_post, h_res, offset and scale: each new stream has a share of the readout's."""
-    n, plain = rest[3:]
+    n, plain = rest[3:5]
+    past = History(*rest[5:])
+    x = replay(x, *past, n) if past.fs else x
     share = (g.type_as(h_post) / n).unsqueeze(-2)
     share = share.expand(*share.shape[:-2], n, share.shape[-1])
     return _write_backward(share, x, f, h_post, h_res, Tail(*rest[:3]), n, plain)

@@ -33,9 +33,10 @@ _LIB.define(
 _LIB.define("site(Tensor[] parameters, str name, str spec, bool entry) -> ()")
 
 
-def _write(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int, block: int = 0) -> Any:
+def _write(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int, block: int = 0) -> Tensor:
     """Write; the block, in whose backward the result is made again, is for those to see who read the graph."""
-    return functions.Write.apply(x, f, h_post, h_res, n)
+    made: Tensor = functions.Write.apply(x, f, h_post, h_res, n)  # type: ignore[no-untyped-call]  # torch leaves it so
+    return made
 
 
 _impl: Callable[..., None] = _LIB.impl  # torch leaves it untyped

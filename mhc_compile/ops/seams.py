@@ -13,6 +13,9 @@ With `plain` all streams are the same: x is one of them, `[..., C]`, and its gra
 output f may be of another dtype than x, and neither needs to be contiguous; all results are. `enter` and `seam` return
 last what their backward needs, h_pre, y, r and the norm's mean and rstd; those have no gradients of their own. What is
 not there (a norm's mean, the gradient of a scale that was not given) is of shape `[0]`.
+
+The backward of `seam` and `leave` also takes a history: where it holds writes, x is the head of a block, and the
+streams that `seam` and `leave` had are replayed from it (see `replay`); the first gradient is that of those streams.
 """
 
 from __future__ import annotations
@@ -27,23 +30,48 @@ from mhc_compile.ops import connections, fused
 from mhc_compile.ops.fused import Options
 from mhc_compile.ops.library import _LIB, MEANINGS, _impl, _refuse
 
-_SITE = "Tensor phi, Tensor alpha, Tensor delta, Tensor base, Tensor? weight, Tensor? shift"
+SITE = "Tensor phi, Tensor alpha, Tensor delta, Tensor base, Tensor? weight, Tensor? shift"
 _SAVED = (
     "Tensor phi, Tensor alpha, Tensor bias, Tensor? weight, Tensor? shift,"
     " Tensor h_pre, Tensor y, Tensor r, Tensor mean, Tensor rstd"
 )
-_WRITE = "Tensor x, Tensor f, Tensor h_post, Tensor h_res, Tensor? offset, Tensor? scale, float multiplier"
-_OPTIONS = "int n, str connection, str projection, int iters, float eps, str norm, float norm_eps, bool plain"
+WRITE = "Tensor x, Tensor f, Tensor h_post, Tensor h_res, Tensor? offset, Tensor? scale, float multiplier"
+OPTIONS = "int n, str connection, str projection, int iters, float eps, str norm, float norm_eps, bool plain"
 _GRADS = "Tensor g_u, Tensor g_post, Tensor g_res"
 
-_LIB.define(f"enter(Tensor x, {_SITE}, {_OPTIONS}) -> Tensor[]")
-_LIB.define(f"seam({_WRITE}, {_SITE}, {_OPTIONS}) -> Tensor[]")
-_LIB.define(f"leave({_WRITE}, int n, bool plain) -> Tensor")
-_LIB.define(f"enter_backward({_GRADS}, Tensor x, {_SAVED}, {_OPTIONS}) -> Tensor[]")
-_LIB.define(f"seam_backward(Tensor g_x, {_GRADS}, {_WRITE}, {_SAVED}, {_OPTIONS}) -> Tensor[]")
-_LIB.define(f"leave_backward(Tensor g, {_WRITE}, int n, bool plain) -> Tensor[]")
+HISTORY = (
+    "Tensor[] fs, Tensor[] posts, Tensor[] ress, Tensor?[] offsets, Tensor?[] scales, float[] multipliers,"
+    " bool plain_head"
+)
+NO_HISTORY = fused.History([], [], [], [], [], [], False)
+
+TAKEN = {"seam_in_block": 21, "leave_in_block": 9}  # how many arguments stand in front of the head
+
+_LIB.define(f"enter(Tensor x, {SITE}, {OPTIONS}) -> Tensor[]")
+_LIB.define(f"seam({WRITE}, {SITE}, {OPTIONS}) -> Tensor[]")
+_LIB.define(f"leave({WRITE}, int n, bool plain) -> Tensor")
+_LIB.define(f"enter_backward({_GRADS}, Tensor x, {_SAVED}, {OPTIONS}) -> Tensor[]")
+_LIB.define(f"seam_backward(Tensor g_x, {_GRADS}, {WRITE}, {_SAVED}, {OPTIONS}, {HISTORY}) -> Tensor[]")
+_LIB.define(f"leave_backward(Tensor g, {WRITE}, int n, bool plain, {HISTORY}) -> Tensor[]")
 
 MOST_STREAMS = 16
+MOST_WRITES = 8  # that a kernel replays
+_FMA_PER_SECOND = 67e12 / 2 / 2  # an H200's fp32 units, half of whose slots a kernel fills
+_BYTES_PER_SECOND = 4.3e12  # what copying reaches there
+
+
+def replay_limit(n: int, itemsize: int) -> int:
+    """Return the most writes that a kernel replays: so many that arithmetic stays behind its memory traffic.
+
+    Per feature a replayed write takes n^2 + n multiply-adds wherever a backward needs streams: for the coefficients,
+    for the streams, and for each group of columns of phi's gradient. All else takes about 70 at n = 4. It reads an
+    output once more in each of two launches, which move 4 n + 5 elements per feature without it.
+    """
+    write, wide = n * n + n, -(-(n * n + 2 * n) // 16) * 16
+    groups = -(-n // max(1, 160 // wide))  # as many of phi's columns as registers hold
+    spare = (4 * n + 5) * itemsize / _BYTES_PER_SECOND - 3.5 * write / _FMA_PER_SECOND
+    each = write * (2 + groups) / _FMA_PER_SECOND - 2 * itemsize / _BYTES_PER_SECOND
+    return MOST_WRITES if each <= 0 else min(MOST_WRITES, max(1, int(spare / each)))
 
 
 def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
@@ -95,11 +123,23 @@ def _fake_enter_backward(g_u: Tensor, g_post: Tensor, g_res: Tensor, x: Tensor, 
 
 
 def _fake_seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *rest: Any) -> list[Tensor]:
-    return _like(g_post, *rest[:6], *rest[7:12])
+    made = _like(g_post, *rest[:6], *rest[7:12])
+    return [_read(rest[0], rest[1], rest[17], rest[25]), *made[1:]]
 
 
 def _fake_leave_backward(g: Tensor, *rest: Any) -> list[Tensor]:
-    return _like(rest[2], *rest[:6])
+    made = _like(rest[2], *rest[:6])
+    return [_read(rest[0], rest[1], rest[7], rest[9]), *made[1:]]
+
+
+def _read(x: Tensor, f: Tensor, n: int, fs: Sequence[Tensor]) -> Tensor:
+    """Return a new tensor like the streams of which a backward returns the gradient: x, or those replayed from it."""
+    return written(x, f, n) if fs else x.new_empty(x.shape)
+
+
+def written(x: Tensor, f: Tensor, n: int) -> Tensor:
+    """Return a new tensor like the streams that a write of f makes."""
+    return x.new_empty((*f.shape[:-1], n, f.shape[-1]))
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
@@ -147,11 +187,19 @@ def _save_seam(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _autograd_seam(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    write, site = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+    saved = ctx.saved_tensors
+    return seam_gradients(grads, saved[:6], ctx.multiplier, saved[6:], ctx.options, NO_HISTORY)
+
+
+def seam_gradients(
+    grads: Sequence[Tensor | None], write: Sequence[Any], multiplier: float, site: Sequence[Any],
+    options: Sequence[Any], history: fused.History,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the gradients of what `seam` takes, from what was saved for them."""
     x, h_pre = write[0], site[6]
     upstream = _given(grads[0], x, (*h_pre.shape, x.shape[-1])), *_upstream(grads[1:], x, h_pre)
-    found = torch.ops.mhc.seam_backward(*upstream, *write, ctx.multiplier, *_held(*site), *ctx.options)
-    return *_to_write(found, *write[4:]), *_to_inputs(found[6:], *site[4:6]), *(None for _ in ctx.options)
+    found = torch.ops.mhc.seam_backward(*upstream, *write, multiplier, *_held(*site), *options, *history)
+    return *_to_write(found, *write[4:]), *_to_inputs(found[6:], *site[4:6]), *(None for _ in options)
 
 
 def _to_write(found: Sequence[Tensor], offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -165,8 +213,15 @@ def _save_leave(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd_leave(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-    found = torch.ops.mhc.leave_backward(g, *ctx.saved_tensors, *ctx.rest)
-    return *_to_write(found, *ctx.saved_tensors[4:]), None, None
+    return leave_gradients(g, ctx.saved_tensors, ctx.rest, NO_HISTORY)
+
+
+def leave_gradients(
+    g: Tensor, write: Sequence[Any], rest: Sequence[Any], history: fused.History
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what `leave` takes, from what was saved for them."""
+    found = torch.ops.mhc.leave_backward(g, *write, *rest, *history)
+    return *_to_write(found, *write[4:]), None, None
 
 
 # -- registration -----------------------------------------------------------------------------------------------------
@@ -183,18 +238,19 @@ def _op(meaning: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_OPS: dict[str, tuple[Callable[..., Any], ...]] = {  # meaning, fake, gradient, what is saved for it
-    "enter": (fused.enter, _fake_enter, _autograd_enter, _save_enter),
-    "seam": (fused.seam, _fake_seam, _autograd_seam, _save_seam),
-    "leave": (fused.leave, _fake_leave, _autograd_leave, _save_leave),
-    "enter_backward": (fused.enter_backward, _fake_enter_backward, _refuse),
-    "seam_backward": (fused.seam_backward, _fake_seam_backward, _refuse),
-    "leave_backward": (fused.leave_backward, _fake_leave_backward, _refuse),
-}
-for _name, (_meaning, _fake, _gradient, *_context) in _OPS.items():
-    MEANINGS[_name] = _op(_meaning)
-    _impl(_name, MEANINGS[_name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mhc::{_name}", _fake, lib=_LIB)
-    torch.library.register_autograd(
-        f"mhc::{_name}", _gradient, setup_context=_context[0] if _context else None, lib=_LIB
-    )
+def register(name: str, meaning: Callable[..., Any], fake: Callable[..., Any], *gradient: Callable[..., Any]) -> None:
+    """Give an op its meaning, which runs where there is no kernel, its fake, its gradient and what is saved for it."""
+    backward, *save = gradient
+    MEANINGS[name] = _op(meaning)
+    _impl(name, MEANINGS[name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mhc::{name}", fake, lib=_LIB)
+    context = save[0] if save else None
+    torch.library.register_autograd(f"mhc::{name}", backward, setup_context=context, lib=_LIB)
+
+
+register("enter", fused.enter, _fake_enter, _autograd_enter, _save_enter)
+register("seam", fused.seam, _fake_seam, _autograd_seam, _save_seam)
+register("leave", fused.leave, _fake_leave, _autograd_leave, _save_leave)
+register("enter_backward", fused.enter_backward, _fake_enter_backward, _refuse)
+register("seam_backward", fused.seam_backward, _fake_seam_backward, _refuse)
+register("leave_backward", fused.leave_backward, _fake_leave_backward, _refuse)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mhc_compile.codegen import dispatch, tune
 from tests.ops import helpers, test_seams_compiler
+from tests.ops.block import Block, same
 from tests.ops.fused import Fused, only_given
 from tests.ops.helpers import Function, check, spread_out, values_and_gradients
 
@@ -136,3 +137,12 @@ def opcheck(case: Fused, op: str) -> None:
         back = test_seams_compiler.backward_arguments(case, op)
         torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(back))
     assert {"forward", "backward"} <= set(launched)
+
+
+def replayed(block: Block, op: str) -> None:
+    """Assert that gradients by kernels that replay are, to the bit, those by kernels that read what was written."""
+    dispatch.register("CPU")
+    with poisoned(), launching(None) as launched:
+        assert torch.equal(torch.ops.mhc.replay(block.head(), *block.history(), block.case.n), block.streams())
+        same(block, op)
+    assert launched.count("backward") == 2

@@ -8,6 +8,7 @@ import pytest
 
 from mhc_compile.codegen import Spec, cubin, generate
 from mhc_compile.codegen.cubin import LIMITS, Binary, occupancy
+from mhc_compile.codegen.spec import Step
 
 NVIDIA = [target for target in LIMITS if target.startswith("sm_")]
 STREAMS = {"x", "f", "new", "g_new", "g_u", "g_out", "u_out", "dx", "df", "out"}  # tensors of C features per token
@@ -26,7 +27,7 @@ def spec(op: str, n: int, channels: int = 4096, **options: Any) -> Spec:
 
 def binaries(spec: Spec, target: str) -> list[Binary]:
     text = generate(spec)
-    return [binary for way in ("forward", "backward") for binary in cubin.inspect(text, spec, way, target)]
+    return [binary for way in spec.directions for binary in cubin.inspect(text, spec, way, target)]
 
 
 def check(spec: Spec, target: str, widest: int = 16) -> None:
@@ -57,6 +58,13 @@ def test_other_sizes(op: str, n: int, channels: int) -> None:
 def test_streams_that_are_still_equal() -> None:
     for op in ("enter", "seam"):
         check(spec(op, 4, plain=True), "sm_90")
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(("op", "writes"), [("seam", 2), ("leave", 2), ("replay", 3)])
+def test_replays(op: str, writes: int, target: str) -> None:
+    """As many writes as are replayed at four streams in 16 bits."""
+    check(spec(op, 4, history=(Step(),) * writes), target)
 
 
 @pytest.mark.parametrize("options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}])

@@ -7,6 +7,7 @@ import torch
 
 from mhc_compile.codegen import apart
 from tests.codegen import interpreted
+from tests.ops.block import Block
 from tests.ops.fused import Fused
 
 OPS = ["enter", "seam", "leave", "coefficients"]
@@ -149,3 +150,34 @@ def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
 def test_opcheck(op: str, tokens: tuple[int, ...], plain: bool) -> None:
     case = Fused(3, 20, tokens, dtype=BF16, branch_dtype=FP32, norm="layer weight shift", plain=plain)
     apart.call(True, interpreted.opcheck, case, op)
+
+
+# -- replay -----------------------------------------------------------------------------------------------------------
+
+
+@plains
+@pytest.mark.parametrize("op", ["seam", "leave"])
+@pytest.mark.parametrize(("n", "writes", "dtype"), [(2, 3, BF16), (3, 2, FP32), (4, 1, FP16), (4, 2, BF16)], ids=str)
+def test_replayed_streams_are_those_of_the_forward(
+    op: str, plain: bool, n: int, writes: int, dtype: torch.dtype
+) -> None:
+    """Rounded step by step as they were written: every gradient is the same to the bit."""
+    case = Fused(n, 21, (18,), dtype=dtype, norm="rms_cast weight", plain=plain)
+    apart.call(True, interpreted.replayed, Block(case, writes), op)
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_replays_of_few_and_many_streams(n: int) -> None:
+    apart.call(True, interpreted.replayed, Block(Fused(n, 16, (7,), dtype=FP32, norm="none", iters=3), 1), "seam")
+
+
+SIZES = [
+    Fused(3, 20, (), dtype=FP32),
+    Fused(3, 20, (0,), dtype=FP32),
+    Fused(2, 97, (33,), projection="identity", dtype=BF16, branch_dtype=FP32),
+]
+
+
+@pytest.mark.parametrize("case", SIZES, ids=["no-axis", "no-token", "odd"])
+def test_replays_of_any_size(case: Fused) -> None:
+    apart.call(True, interpreted.replayed, Block(case, 2), "seam")

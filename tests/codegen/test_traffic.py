@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from mhc_compile.codegen import Spec, build, generate, traffic
+from mhc_compile.codegen.spec import Step
 from mhc_compile.codegen.traffic import Traffic, count, total
 
 C, TOKENS = 48, 8
@@ -89,6 +90,20 @@ def test_generated_kernels_move_what_the_design_says(
         asked = most + (2 * groups * size(again) if direction == "backward" else 0)
         assert (found.call, found.launch, found.requested) == (least, most, asked)
         assert (found.least, found.most) == (least, most)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
+@pytest.mark.parametrize(("n", "writes"), [(2, 3), (4, 1), (4, 2)])
+def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, plain: bool) -> None:
+    """In place of x_l: the head, and for each write an output and its maps, once per launch."""
+    history, head = (Step(),) * writes, 1 if plain else n
+    seam = Spec("seam", n, C, history=history, plain_head=plain)
+    found = total(count(generate(seam), seam, "backward", TOKENS), seam, "backward", TOKENS)
+    least = 2 * C * (n + 1 + head + writes + n + 2)
+    assert (found.call, found.launch) == (found.least, found.most) == (least, least + 2 * C * (head + writes + 2))
+    replay = Spec("replay", n, C, history=history, plain_head=plain)
+    found = total(count(generate(replay), replay, "forward", TOKENS), replay, "forward", TOKENS)
+    assert found.call == found.launch == found.requested == found.least == 2 * C * (head + writes + n)
 
 
 def test_one_launch_reads_again_what_it_holds() -> None:

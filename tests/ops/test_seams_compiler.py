@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mhc_compile.ops.seams import NO_HISTORY
 from tests.ops import helpers
 from tests.ops.fused import Fused, only_given
 from tests.ops.helpers import check, normal
@@ -44,10 +45,11 @@ def backward_arguments(case: Fused, op: str) -> list[Any]:
     count = {"enter": 3, "seam": 4, "leave": 1}[op]
     grads = [normal(*t.shape, seed=20 + i).to(t.dtype) for i, t in enumerate(made[:count])]
     if op == "leave":
-        return [*grads, *given]
+        return [*grads, *given, *NO_HISTORY]
     at = 1 if op == "enter" else 7
     phi, alpha, delta, base, weight, shift = given[at : at + 6]
-    return [*grads, *given[:at], phi, alpha, base + delta, weight, shift, *made[count:], *case.options]
+    history = NO_HISTORY if op == "seam" else ()
+    return [*grads, *given[:at], phi, alpha, base + delta, weight, shift, *made[count:], *case.options, *history]
 
 
 @ops

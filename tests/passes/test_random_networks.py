@@ -260,3 +260,20 @@ def test_rewriting_what_was_rewritten_changes_nothing(drawing: Drawing) -> None:
     mhc.upgrade(model, args, config=config, verify=False)
     assert mhc.upgrade(model, args, config=config).rejections == ()
     assert mhc.explain(mhc.export(model, args), args, config=config).sites == ()
+
+
+@networks(1)
+@given(drawings)
+def test_recomputed_is_kept(drawing: Drawing) -> None:
+    """Whatever the partitioner makes again, gradients are those of the graph that keeps all."""
+    torch.manual_seed(0)
+    model = Net(drawing).double()
+    args = [torch.randn(drawing.batch, drawing.length, drawing.width, dtype=torch.float64)]
+    config = mhc.Config(streams=drawing.streams, connection=drawing.kind[0], projection=drawing.kind[1])
+    load(model, perturbed(mhc.upgrade(model, args, config=config, verify=False), config))
+
+    def results(**options: Any) -> dict[str, Tensor]:
+        torch._dynamo.reset()
+        return run(torch.compile(model, backend=backend, options=options), dict(model.named_parameters()), args)
+
+    near(results(compiler="aot_eager", recompute=3), results(compiler="eager"), 1e-9)

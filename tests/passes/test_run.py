@@ -91,12 +91,12 @@ def test_timings(gm: fx.GraphModule) -> None:
     made, bound = rewritten(gm)
     run(PIPELINE, made, bound)
     assert [t.name for t in timings()] == [
-        "canonicalize", "find-residuals", "plan-streams", "widen", "fuse-seams", "lower"
+        "canonicalize", "find-residuals", "plan-streams", "widen", "fuse-seams", "plan-recompute", "lower"
     ]  # fmt: skip
     assert all(t.seconds >= 0 for t in timings())
     assert timings()[-1].nodes == len(made.graph.nodes)
     timings().clear()
-    assert len(timings()) == 6
+    assert len(timings()) == 7
 
 
 def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
@@ -105,7 +105,7 @@ def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
         run(PIPELINE, made, bound)
     lines = [record.getMessage() for record in caplog.records if record.name == "mhc_compile.passes.run"]
     assert [line.split()[0] for line in lines] == [
-        "0.canonicalize", "1.find-residuals", "2.plan-streams", "3.widen", "4.fuse-seams", "5.lower"
+        "0.canonicalize", "1.find-residuals", "2.plan-streams", "3.widen", "4.fuse-seams", "5.plan-recompute", "6.lower"
     ]  # fmt: skip
     assert lines[1].endswith("ms: graph unchanged")
     assert lines[3].endswith("ms: -1 add, +1 coefficients, +1 expand, +3 getitem, +1 read, +1 readout, +1 write")
