@@ -147,6 +147,7 @@ def apart(work: str, setup: Setup, names: list[str], environment: dict[str, str]
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory", "--worker", given],
         cwd=Path(__file__).parents[1],
+        # Level 6: kineto has nothing to say on stderr.
         env={**os.environ, "KINETO_LOG_LEVEL": "6", **(environment or {})},
         stdout=subprocess.PIPE,
         text=True,
@@ -207,15 +208,12 @@ def plan_of(memory: Memory) -> dict[str, Any]:
 def products(one: compare.Contender) -> dict[str, dict[str, int]]:
     """Count the matrix products that a step runs in either direction; recomputed branches would add to backward's."""
     one.model.zero_grad()
-    loss = one.forward()
-    counted = {}
     with torch.profiler.profile() as forward:
         loss = one.forward()
     with torch.profiler.profile() as backward:
         torch.autograd.backward(loss)
-    for direction, profile in (("forward", forward), ("backward", backward)):
-        counted[direction] = dict(Counter(filter(None, map(product, profile.events() or ()))))
-    return counted
+    events = {"forward": forward.events(), "backward": backward.events()}
+    return {direction: dict(Counter(filter(None, map(product, found or ())))) for direction, found in events.items()}
 
 
 def product(event: Any) -> str:

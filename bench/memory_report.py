@@ -23,6 +23,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
 
     The planner counts what streams need, so its predictions are differences to plain: of what is saved, per token and
     site, and of the peak. What a step adds is its peak above what was there before; compilers' leftovers are not in it.
+    Of off it predicts what sites without blocks keep; what is kept there is the compiler's choice.
     """
     made = []
     for row in rows:
@@ -85,20 +86,21 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     plain = next((row for row in rows if row["name"] == compare.PLAIN), None)
+    seconds = [row["time"]["off"]["median"] if row.get("time") else None for row in rows]
     figure = Figure(figsize=(13, 4), layout="constrained")
-    saved, peak, time = figure.subplots(1, 3)
     figure.suptitle(title, fontsize=9)
+    saved, peak, *timed = figure.subplots(1, 3 if any(seconds) else 2)
     _panel(saved, rows, "saved for backward, MB", [row["saved"] / 1e6 for row in rows])
     _panel(peak, rows, "what a step adds at its peak, MB", [row["step_adds"] / 1e6 for row in rows])
-    seconds = [row["time"]["off"]["median"] if row.get("time") else None for row in rows]
-    _panel(time, rows, "a step with AdamW, s", seconds)
+    for axes in timed:
+        _panel(axes, rows, "a step with AdamW, s", seconds)
     blocks = sorted((row for row in rows if "extra" in row and _size(row)), key=_size)
     if plain and blocks:
         sizes = [_size(row) for row in blocks]
         saved.plot(sizes, [row["saved_predicted"] / 1e6 for row in blocks], "-", label="predicted", zorder=1)
         predicted = [(plain["step_adds"] + row["peak_extra_predicted"]) / 1e6 for row in blocks]
         peak.plot(sizes, predicted, "-", label="predicted", zorder=1)
-    for axes in (saved, peak, time):
+    for axes in (saved, peak, *timed):
         axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
