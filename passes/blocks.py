@@ -24,6 +24,8 @@ def plan_blocks(plan: Plan, config: Config, devices: frozenset[str]) -> tuple[Ru
         config: its `recompute` decides.
         devices: the types of device whose sites run generated kernels.
     """
+    if config.connection not in connections.CONNECTIONS:
+        return ()
     runs = tuple(_runs(plan, config, devices))
     if config.recompute == "off":
         return runs
