@@ -238,14 +238,18 @@ def _op(meaning: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def register(name: str, meaning: Callable[..., Any], fake: Callable[..., Any], *gradient: Callable[..., Any]) -> None:
+def register(
+    name: str,
+    meaning: Callable[..., Any],
+    fake: Callable[..., Any],
+    gradient: Callable[..., Any],
+    save: Callable[..., Any] | None = None,
+) -> None:
     """Give an op its meaning, which runs where there is no kernel, its fake, its gradient and what is saved for it."""
-    backward, *save = gradient
     MEANINGS[name] = _op(meaning)
     _impl(name, MEANINGS[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"mhc::{name}", fake, lib=_LIB)
-    context = save[0] if save else None
-    torch.library.register_autograd(f"mhc::{name}", backward, setup_context=context, lib=_LIB)
+    torch.library.register_autograd(f"mhc::{name}", gradient, setup_context=save, lib=_LIB)
 
 
 register("enter", fused.enter, _fake_enter, _autograd_enter, _save_enter)
