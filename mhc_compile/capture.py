@@ -33,7 +33,7 @@ def frame_root() -> nn.Module | None:
     The latter is the frame that Dynamo puts around modules of torch's own, such as Sequential.
     """
     tx = InstructionTranslator.current_tx().output.root_tx
-    names = *tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"
+    names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
     modules = [m for m in map(tx.f_locals.get, names) if isinstance(m, nn.Module)]
     if not modules:
         held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
@@ -43,8 +43,8 @@ def frame_root() -> nn.Module | None:
 
 def keep_to(root: nn.Module) -> None:
     """Let the code that is being compiled serve this module only, not others of its class that pass the same guards."""
-    held = InstructionTranslator.current_tx().output.root_tx.f_locals.items()
-    name = next(name for name, module in held if module is root)
+    held = InstructionTranslator.current_tx().output.root_tx.f_locals
+    name = next(name for name, module in held.items() if module is root)
     install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
 
 
@@ -113,8 +113,8 @@ def is_in_parts(gm: fx.GraphModule) -> bool:
 
 
 def _break(told: Any) -> Break:
-    source = ["", *(f"{frame.filename}:{frame.lineno}" for frame in told.user_stack)][-1]
-    return Break(str(told.reason).strip().splitlines()[0], source)
+    source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
+    return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")
 
 
 @dataclasses.dataclass
@@ -181,9 +181,9 @@ def run_captured(
         try:
             args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
             captured.output = compiled(*args, **kwargs)
+        except MHCError:
+            raise
         except Exception as error:
-            if isinstance(error, MHCError):
-                raise
             raise CaptureError(
                 f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
                 " pass args as a tuple and kwargs as a dict, as you would call the model"
@@ -230,10 +230,10 @@ def describe_streams(streams: fx.Node, plain: fx.Node, n: int, axis: int) -> Ten
     """
     if (given := value(plain)) is None:
         raise CaptureError(f"graph input {plain.name} has no example value")
-    if (source := getattr(plain, "_dynamo_source", None)) is not None:
-        streams._dynamo_source = AttrSource(source, "_mhc_streams")
-    last = given.movedim(axis, -1).unsqueeze(-2)
-    made = last.expand(*last.shape[:-2], n, last.shape[-1]).contiguous().detach()
+    if hasattr(plain, "_dynamo_source"):
+        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")
+    last = given.movedim(axis, -1)
+    made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
     return made.requires_grad_(given.requires_grad)
 
 

@@ -101,11 +101,11 @@ def _runs(plan: Plan, config: Config, devices: frozenset[str]) -> Iterable[Run]:
 def _goes_on(sites: Sequence[PlannedSite], before: int, index: int) -> bool:
     """Tell whether a site continues the run of the one before it in its region."""
     totals = sites[before].residual.total, sites[index].residual.total
-    shapes = [tensor.dtype if (tensor := value(total)) is not None else None for total in totals]
+    dtypes = [tensor.dtype if (tensor := value(total)) is not None else None for total in totals]
     return (
         sites[index].predecessor == before
         and checkpoints.tags(totals[0]) == checkpoints.tags(totals[1])
-        and shapes[0] == shapes[1]
+        and dtypes[0] == dtypes[1]
     )
 
 
@@ -125,7 +125,7 @@ def _run(sites: Sequence[PlannedSite], config: Config, devices: frozenset[str]) 
         n,
         channels,
         itemsize,
-        _tokens(tensor) // max(channels, 1),
+        _elements(tensor) // max(channels, 1),
         2 * n + n**2 + rows * (logits + 1),
         first.predecessor is None and not first.carried,
         bool(checkpoints.tags(first.residual.total)),
@@ -133,7 +133,7 @@ def _run(sites: Sequence[PlannedSite], config: Config, devices: frozenset[str]) 
     )
 
 
-def _tokens(tensor: torch.Tensor) -> int:
+def _elements(tensor: torch.Tensor) -> int:
     """Return the number of elements; of symbolic sizes those that were traced with."""
     number = tensor.numel()
     return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)

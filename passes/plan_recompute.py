@@ -28,9 +28,9 @@ class PlanRecompute:
     """Blocks of sites keep the streams of their first site (see `blocks`), tagged for AOTAutograd's partitioner.
 
     Before:                          After, in blocks of two:
-        X1 = write(X0, f0, ...)          X1 = write(X0, f0, ..., 0)    made again in the backward
-        X2 = write(X1, f1, ...)          X2 = write(X1, f1, ..., 0)    kept: the next block reads it
-        X3 = write(X2, f2, ...)          X3 = write(X2, f2, ..., 1)    made again in the backward
+        X1 = write(X0, f0, ...)          X1 = write(X0, f0, ..., 1)    made again in the backward
+        X2 = write(X1, f1, ...)          X2 = write(X1, f1, ..., 1)    kept: the next block reads it
+        X3 = write(X2, f2, ...)          X3 = write(X2, f2, ..., 2)    made again in the backward
 
     What is made again are streams and what is read of them, never a branch, never coefficients. Tags carry the number
     of their block: the partitioner keeps what a block hands to a later one, as with checkpoints in a row. The number is

@@ -189,10 +189,15 @@ def _seam_backward(g_x: Tensor, g_u: Tensor, g_post: Tensor, g_res: Tensor, *res
     write = [x, f, h_post, h_res, tail.offset, tail.scale, *_steps(past)]
     given = [g_x, g_u, g_post, g_res, *write, *site[:4], site.h_pre, site.y, site.r, *_norm(site, o)]
     dx, df, dpost, dres, dphi, dalpha, dbias, *sums = _launch(
-        "backward", f.numel() // f.shape[-1], given, fields | _write(f, tail) | since
+        "backward", _rows(f), given, fields | _write(f, tail) | since
     )
     vectors = _typed(dbias, sums, tail.offset, tail.scale, site.weight, site.shift)
     return [dx, df, dpost, dres, *vectors[:2], dphi, dalpha, dbias, *vectors[2:]]
+
+
+def _rows(f: Tensor) -> int:
+    """Return the number of tokens of a branch's output."""
+    return f.numel() // max(f.shape[-1], 1)
 
 
 def _tokens(x: Tensor, o: Options) -> int:
@@ -221,7 +226,7 @@ def _leave(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> T
     if fields is None:
         return None
     given = [x, _with_vectors(f, tail), h_post, h_res]
-    return _launch("forward", f.numel() // max(f.shape[-1], 1), given, fields)[0]
+    return _launch("forward", _rows(f), given, fields)[0]
 
 
 def _leave_backward(g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, *rest: Any) -> list[Tensor] | None:
@@ -230,7 +235,7 @@ def _leave_backward(g: Tensor, x: Tensor, f: Tensor, h_post: Tensor, h_res: Tens
     if fields is None or since is None:
         return None
     given = [g, x, _with_vectors(f, tail), h_post, h_res, *_steps(past)]
-    dx, df, dpost, dres = _launch("backward", f.numel() // max(f.shape[-1], 1), given, fields | since)
+    dx, df, dpost, dres = _launch("backward", _rows(f), given, fields | since)
     doffset, dscale = dpost.new_empty(0), dpost.new_empty(0)
     if tail.scale is not None:
         bare = f.float() if tail.offset is None else f.float() + tail.offset
@@ -246,8 +251,7 @@ def _replay(head: Tensor, *rest: Any) -> Tensor | None:
     if since is None or seams.why_not(n, "mhc", "identity", head.dtype) is not None:
         return None
     fields = {"op": "replay", "n": n, "channels": head.shape[-1], "dtype": NAMES[head.dtype], **since}
-    f = past.fs[0]
-    return _launch("forward", f.numel() // max(f.shape[-1], 1), [head, *_steps(past)], fields)[0]
+    return _launch("forward", _rows(past.fs[0]), [head, *_steps(past)], fields)[0]
 
 
 def _coefficients(x: Tensor, *rest: Any) -> list[Tensor] | None:

@@ -110,36 +110,36 @@ def bytes_per_token(spec: Spec) -> tuple[tuple[int, int], tuple[int, int]]:
     f = DTYPES[spec.branch] * spec.mixes / size
     head = spec.heads + sum(DTYPES[step.branch] for step in spec.history) / size  # with what is replayed on it
     new, u = (n if spec.mixes else 0), (1 if spec.reads else 0)
-    least: tuple[float, float]
-    most: tuple[float, float]
     if spec.op == "replay":
-        least = most = (head + n, 0)
-    elif spec.op == "leave":
+        return _bytes(spec, head + n, 0), _bytes(spec, head + n, 0)
+    if spec.op == "leave":
         least = most = (k + f + 1, head + k + 2 * f + 1)
     else:
         again = (new or k) if spec.reads else 0
         least = (k + f + new + u, new + u + head + k + 2 * f)
         most = (least[0] + again, least[1] + (head + f + u if spec.reads else 0))
+    return _bytes(spec, *least), _bytes(spec, *most)
+
+
+def _bytes(spec: Spec, forward: float, backward: float) -> tuple[int, int]:
+    """Turn counts of streams into bytes, 0 for a direction that the file does not have."""
+    one = spec.channels * DTYPES[spec.dtype]
     there = [way in spec.directions for way in ("forward", "backward")]
-    found = (
-        tuple(round(v * spec.channels * size) * is_ for v, is_ in zip(row, there, strict=True)) for row in (least, most)
-    )
-    return tuple(found)  # type: ignore[return-value]  # pairs
+    return round(forward * one) * there[0], round(backward * one) * there[1]
 
 
 def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     """Return the launch configuration of every kernel where nothing was tuned."""
     n, c = spec.n, spec.channels
-    if spec.op in ("leave", "replay"):
-        wide = min(power(c), 256 if spec.history else 512)
-        kernels = {"leave": {"forward": "leave", "backward": "leave_backward"}, "replay": {"forward": "replay"}}[
-            spec.op
-        ]
-        return {kernels[way]: {"BT": 4, "BC": wide, "num_warps": 4} for way in spec.directions}
+    rowwise = {"BT": 4, "BC": min(power(c), 256 if spec.history else 512), "num_warps": 4}
+    if spec.op == "replay":
+        return {"replay": rowwise}
+    if spec.op == "leave":
+        kernels = {"forward": "leave", "backward": "leave_backward"}
+        return {kernels[way]: dict(rowwise) for way in spec.directions}
     chunk = max(16, min(power(c), 32 if n <= 4 else 16))
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
-    phi = 32 if n <= 4 and not spec.history else 16  # a replay needs registers too
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
     forward = {
         "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), "num_warps": 8, "num_stages": stages},
@@ -152,7 +152,14 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     }
     backward = {
         "coefs": {"BT": 4, "BC": min(power(c), 256), "BM": spec.matrices, "num_warps": 4},
-        "streams": {"BT": 16, "BC": piece, "BP": phi, "SPLITS": 8, "num_warps": many, "num_stages": 1},
+        "streams": {
+            "BT": 16,
+            "BC": piece,
+            "BP": streams.phi_tokens(spec),
+            "SPLITS": 8,
+            "num_warps": many,
+            "num_stages": 1,
+        },
         "reduce": {"BR": 8, "BC": 1024, "num_warps": 8},
     }
     return backward if spec.history else forward | backward

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
-from mhc_compile.codegen import parts
+from mhc_compile.codegen import parts, streams
 from mhc_compile.codegen.spec import DTYPES, Spec, power
 
 Tile = dict[str, int]
@@ -81,7 +81,7 @@ def _back(spec: Spec) -> Iterator[Tile]:
     pieces = [c for c in (16, 32, 64, 128) if c <= max(16, power(spec.channels))]
     sums = {"BT": 4, "BC": min(power(spec.channels), 256), "BM": spec.matrices}
     for piece, splits, warps, lag in itertools.product(pieces, (8, 16, 32, 64), (4, 8), (1, 2)):
-        slices = {"BS": 16, "BCS": piece, "BP": 32 if spec.n <= 4 else 16}
+        slices = {"BS": 16, "BCS": piece, "BP": streams.phi_tokens(spec)}
         yield {**sums, **slices, "SPLITS": splits, "LAG": lag, "num_warps": warps, "num_stages": 1}
 
 

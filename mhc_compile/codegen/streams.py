@@ -111,6 +111,11 @@ def phi_groups(spec: Spec) -> list[range]:
     return [range(i, min(k, i + size)) for i in range(0, k, size)]
 
 
+def phi_tokens(spec: Spec) -> int:
+    """Return how many tokens at once a role for phi's gradient multiplies by default: a replay needs registers too."""
+    return 32 if spec.n <= 4 and not spec.history else 16
+
+
 def _phi(spec: Spec, number: int, group: range) -> str:
     """Write the role that sums phi's gradient of some streams."""
     wide, last = blocks(spec.logits), group[-1]

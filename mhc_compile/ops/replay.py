@@ -129,11 +129,11 @@ class _Leave(_InBlock):
 
 
 def _seam_in_block(*args: Any) -> list[Tensor]:
-    return list(_Seam.apply(*args[: _Seam.taken], *_flat(*args[_Seam.taken :])))  # type: ignore[no-untyped-call]  # torch's
+    return list(_Seam.apply(*args[: _Seam.taken], *_flat(*args[_Seam.taken :])))  # type: ignore[no-untyped-call]  # torch leaves it so
 
 
 def _leave_in_block(*args: Any) -> Tensor:
-    made: Tensor = _Leave.apply(*args[: _Leave.taken], *_flat(*args[_Leave.taken :]))  # type: ignore[no-untyped-call]  # torch's
+    made: Tensor = _Leave.apply(*args[: _Leave.taken], *_flat(*args[_Leave.taken :]))  # type: ignore[no-untyped-call]  # torch leaves it so
     return made
 
 
