@@ -12,7 +12,7 @@ import torch
 import transformers
 from rich.table import Table
 
-from mhc_compile import compare, measure
+from mhc_compile.cli import bench, measure
 
 RESULTS = Path(__file__).parent / "results"
 _PATCH = 16  # pixels
@@ -74,7 +74,7 @@ def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], width:
         table.add_column(head, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
-    console = compare.console()
+    console = bench.console()
     if width and not console.is_terminal:
         console.width = width
     console.print(table)

@@ -23,8 +23,8 @@ import torch
 
 import mhc_compile as mhc
 from bench.common import llama, save, show, tokens
-from mhc_compile import measure
 from mhc_compile.backend import mhc as mhc_backend
+from mhc_compile.cli import measure
 
 SHAPES = {"whole": (4, 512), "blocks": (12, 256)}  # layers, hidden
 BACKENDS = ("plain", "mhc")

@@ -26,8 +26,8 @@ import mhc_compile as mhc
 from bench import memory_report, resident
 from bench.common import RESULTS, images, llama, place, save, tokens, vit
 from bench.step import training_step
-from mhc_compile import compare, measure
-from mhc_compile.memory import Memory
+from mhc_compile.cli import bench, measure
+from mhc_compile.plan.memory import Memory
 
 MODELS = {"llama": (llama, tokens), "vit": (vit, images)}
 SITES = 2  # of a layer
@@ -66,12 +66,12 @@ class Setup:
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the backend's options for a contender."""
-        return {} if name == compare.PLAIN else {"streams": self.streams, "recompute": recompute(name)}
+        return {} if name == bench.PLAIN else {"streams": self.streams, "recompute": recompute(name)}
 
-    def contender(self, name: str) -> compare.Contender:
+    def contender(self, name: str) -> bench.Contender:
         """Return a contender, not yet compiled."""
-        kind = compare.PLAIN if name == compare.PLAIN else "mhc"
-        return compare.contender(kind, self.build(), (), self.inputs(), self.options(name))
+        kind = bench.PLAIN if name == bench.PLAIN else "mhc"
+        return bench.contender(kind, self.build(), (), self.inputs(), self.options(name))
 
 
 def recompute(name: str) -> str | int | float:
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup = Setup(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)})
     rows = [apart("memory", setup, [name], resident.ENVIRONMENT) for name in contenders(args.recompute, setup)]
     if setup.rounds:
-        names = list(dict.fromkeys((OFF, compare.PLAIN, *args.time)))
+        names = list(dict.fromkeys((OFF, bench.PLAIN, *args.time)))
         timed = apart("time", setup, names)
         for row in rows:
             row["time"] = timed.get(row["name"])
@@ -130,7 +130,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def contenders(asked: Iterable[str], setup: Setup) -> list[str]:
     """Return plain and those that are asked for, without blocks that are longer than the model."""
-    names = dict.fromkeys((compare.PLAIN, *asked))
+    names = dict.fromkeys((bench.PLAIN, *asked))
     return [name for name in names if not name.isdigit() or int(name) <= SITES * setup.layers]
 
 
@@ -182,11 +182,11 @@ def memory_of(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
         "saved": one.saved(),
         "parameters": sum(p.numel() * p.element_size() for p in one.model.parameters()),
         "products": products(one),
-        "plan": None if name == compare.PLAIN else planned(setup, name, one),
+        "plan": None if name == bench.PLAIN else planned(setup, name, one),
     }
 
 
-def planned(setup: Setup, name: str, one: compare.Contender) -> dict[str, Any]:
+def planned(setup: Setup, name: str, one: bench.Contender) -> dict[str, Any]:
     """Return what the planner predicts."""
     config = mhc.Config.from_options(setup.options(name))
     memory = mhc.explain(one.model, (), one.keywords, config=config, training=True).memory
@@ -205,7 +205,7 @@ def plan_of(memory: Memory) -> dict[str, Any]:
     }
 
 
-def products(one: compare.Contender) -> dict[str, dict[str, int]]:
+def products(one: bench.Contender) -> dict[str, dict[str, int]]:
     """Count the matrix products that a step runs in either direction; recomputed branches would add to backward's."""
     one.model.zero_grad()
     with torch.profiler.profile() as forward:
@@ -241,7 +241,7 @@ def times_of(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
         steps[name]()  # compiles
     to_off = measure.interleave(steps, rounds=setup.rounds, baseline=OFF)
     samples = {name: timing.samples for name, timing in to_off.items()}
-    to_plain = measure.summarize(samples, compare.PLAIN)
+    to_plain = measure.summarize(samples, bench.PLAIN)
     return {name: {"off": asdict(to_off[name]), "plain": asdict(to_plain[name])} for name in names}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
-from mhc_compile import compare
+from mhc_compile.cli import bench
 
 HEADS = (
     "", "L_r", "saved", "+/token site", "predicted", "off by", "peak", "above libraries", "step adds",
@@ -31,7 +31,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
         adds = statistics.median(peak - before for before, peak in zip(row["before"], row["peaks"], strict=True))
         made.append({**row, "peak": peak, "above_baseline": peak - row["baseline"], "step_adds": adds})
         made[-1]["resident_before"] = before
-    plain = next((row for row in made if row["name"] == compare.PLAIN), None)
+    plain = next((row for row in made if row["name"] == bench.PLAIN), None)
     return [row | _against(row, plain) for row in made]
 
 
@@ -85,7 +85,7 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> Path:
     """Draw saved bytes, the step's peak and the step's time against L_r, predictions as lines."""
     from matplotlib.figure import Figure
 
-    plain = next((row for row in rows if row["name"] == compare.PLAIN), None)
+    plain = next((row for row in rows if row["name"] == bench.PLAIN), None)
     seconds = [row["time"]["off"]["median"] if row.get("time") else None for row in rows]
     figure = Figure(figsize=(13, 4), layout="constrained")
     figure.suptitle(title, fontsize=9)

@@ -21,7 +21,7 @@ from torch import fx
 import mhc_compile as mhc
 from bench.common import llama, save, show, tokens
 from mhc_compile.backend import mhc as mhc_backend
-from mhc_compile.passes.run import timings
+from mhc_compile.passes.runner import timings
 
 
 def main(argv: Sequence[str] | None = None) -> None:

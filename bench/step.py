@@ -14,7 +14,7 @@ import torch
 
 import mhc_compile as mhc
 from bench.common import llama, save, show, tokens
-from mhc_compile import compare, measure
+from mhc_compile.cli import bench, measure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = tokens(args.batch, args.length, args.device)
     torch._dynamo.reset()
     contenders = [
-        compare.contender(name, model, (), inputs, {"streams": args.streams})
-        for name in (compare.PLAIN, *args.connections)
+        bench.contender(name, model, (), inputs, {"streams": args.streams}) for name in (bench.PLAIN, *args.connections)
     ]
-    rows = compare.measured(contenders, args.rounds)
+    rows = bench.measured(contenders, args.rounds)
     steps = {one.name: training_step(one) for one in contenders}
     trained = measure.interleave(steps, rounds=args.rounds)
 
@@ -65,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     save("step", args.device, vars(args), results)
 
 
-def training_step(one: compare.Contender) -> Callable[[], None]:
+def training_step(one: bench.Contender) -> Callable[[], None]:
     """Forward, backward and AdamW."""
     parameters = list(one.model.parameters())
-    groups = parameters if one.name == compare.PLAIN else mhc.param_groups(one.model, 1e-4, 0.1)
+    groups = parameters if one.name == bench.PLAIN else mhc.param_groups(one.model, 1e-4, 0.1)
     optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.1, fused=True)
 
     def step() -> None:

@@ -10,17 +10,17 @@ if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links 
         " `git clone -c core.symlinks=true` (on Windows with developer mode on), or install the wheel"
     )
 
+from mhc_compile.api.explain import explain
+from mhc_compile.api.export import export, rewrite
+from mhc_compile.api.lifecycle import plain, remove, restore
+from mhc_compile.api.report import Report
+from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
+from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.errors import MHCError, MHCWarning
-from mhc_compile.explain import explain
-from mhc_compile.export import export, rewrite
-from mhc_compile.lifecycle import plain, remove, restore
-from mhc_compile.optimizers import named_parameters, param_groups
+from mhc_compile.model.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
-from mhc_compile.plan import Site
-from mhc_compile.report import Report
-from mhc_compile.sharding import shard_sites
-from mhc_compile.upgrade import upgrade
+from mhc_compile.plan.model_plan import Site
 
 __all__ = [
     "Config",

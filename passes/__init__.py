@@ -9,7 +9,7 @@ from mhc_compile.passes.base import Context, Findings, Pass, Plan, Rejection, Re
 from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.find_residuals import FindResiduals
 from mhc_compile.passes.fuse_seams import FuseSeams
-from mhc_compile.passes.lower import Lower
+from mhc_compile.passes.inline import Lower
 from mhc_compile.passes.plan_recompute import PlanRecompute
 from mhc_compile.passes.plan_streams import PlanStreams
 from mhc_compile.passes.widen import Widen

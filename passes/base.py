@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
 from torch import fx
 
 from mhc_compile.config import Config
-from mhc_compile.passes.runs import Run
+
+if TYPE_CHECKING:
+    from mhc_compile.passes.plan_recompute.site_run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,19 +181,3 @@ class Pass(Protocol):
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> None:
         """Run on the graph in place."""
-
-
-def value(node: fx.Node) -> torch.Tensor | None:
-    """Return the fake tensor that a node computes, or None where it computes something else."""
-    meta = node.meta.get("example_value", node.meta.get("val"))
-    return meta if isinstance(meta, torch.Tensor) else None
-
-
-def location(node: fx.Node) -> str:
-    """Return "file.py:line" of the user's code that made the node, or ""."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
-    if not frames:
-        return ""
-    file, line = frames[-1].split('"', 2)[1], frames[-1].split(", line ", 1)[1].split(",", 1)[0]
-    return f"{file}:{line}"

@@ -11,9 +11,10 @@ from torch import fx
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes import describe, optable, views
-from mhc_compile.passes.aliases import overwritten
-from mhc_compile.passes.base import Context, Exit, Plan, PlannedSite, Rejection, Residual, value
+from mhc_compile.passes.base import Context, Exit, Plan, PlannedSite, Rejection, Residual
+from mhc_compile.passes.graph import optable, views
+from mhc_compile.passes.graph.aliases import overwritten
+from mhc_compile.passes.graph.walk import between, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _inside_others(chosen: list[Residual], origin: dict[fx.Node, fx.Node], order
     found: set[fx.Node] = set()
     for group in followers.values():
         for outer in group[1:]:
-            inside = describe.between(outer.root, outer.branches, order)
+            inside = between(outer.root, outer.branches, order)
             found |= {inner.total for inner in group if inner.total in inside}
     return found
 
@@ -183,7 +184,7 @@ def _lifts(
 
     From a sum or a graph input these are its token-wise functions; else the carrier is a cast or multiple of source.
     """
-    inside = describe.between(source, (carrier,), order)
+    inside = between(source, (carrier,), order)
     streaming = {node for node in inside if origin.get(node) is source} if origin.get(source) is source else inside
     found: set[fx.Node] = set()
     stack = [carrier]

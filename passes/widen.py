@@ -10,9 +10,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import fx
 
-from mhc_compile.passes import describe, emit, optable, views
-from mhc_compile.passes.base import Context, PlannedSite, value
-from mhc_compile.passes.places import Places
+from mhc_compile.passes.base import Context, PlannedSite
+from mhc_compile.passes.graph import optable, provenance, views
+from mhc_compile.passes.graph.order import Places
+from mhc_compile.passes.graph.walk import between, value
 
 _OPS = torch.ops.mhc
 
@@ -79,8 +80,8 @@ class _Widener:
         What the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout.
         """
         held = dict.fromkeys((site.source, *site.lifts))
-        before = describe.between(site.source, (site.residual.carrier,), self.order)
-        inside = describe.between(site.source, site.residual.branches, self.order) - before - held.keys()
+        before = between(site.source, (site.residual.carrier,), self.order)
+        inside = between(site.source, site.residual.branches, self.order) - before - held.keys()
         return {node: [user for user in node.users if user in inside] for node in held}
 
     def _read(self) -> tuple[fx.Node, fx.Node]:
@@ -239,7 +240,7 @@ class _Widener:
         before = self.tail.get(anchor, anchor)
         with self.graph.inserting_before(before.next):
             node: fx.Node = make()
-        node.meta = emit.origin(self.site.residual.total) | {"mhc_site": self.site.residual.name}
+        node.meta = provenance.origin(self.site.residual.total) | {"mhc_site": self.site.residual.name}
         self.tail[anchor] = node
         return node
 

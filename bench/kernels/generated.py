@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc_compile.codegen import Spec, build, generate, host, record
+from mhc_compile.codegen import Spec, generate
+from mhc_compile.codegen.inspect import record
+from mhc_compile.codegen.runtime import build
+from mhc_compile.codegen.triton import host
 from mhc_compile.ops import reference
 
 Named = dict[str, Tensor]

@@ -14,7 +14,7 @@ from bench.kernels.generated import drawn
 from bench.kernels.reasons import reason
 from bench.kernels.sites import Contender, Maker, Shape, UnavailableError
 from bench.kernels.timing import Timed, interleave, sets_for
-from mhc_compile.codegen.record import TORCH
+from mhc_compile.codegen.runtime.dtypes import TORCH
 
 DIRECTIONS = ("forward", "both")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import common
 from bench.kernels import correctness, race, times, tune
-from mhc_compile import measure
+from mhc_compile.cli import measure
 
 NOTES = "NOTES.md"
 PREFACE = """# Notes on runs of the kernels on GPUs

@@ -21,7 +21,7 @@ from bench.kernels.deadline import Deadline
 from bench.kernels.peers import CONTENDERS, TRIED
 from bench.kernels.sites import Shape
 from bench.kernels.timing import clock, copy_ceiling
-from mhc_compile import measure
+from mhc_compile.cli import measure
 from mhc_compile.codegen import Spec
 
 LIBRARIES = ("liger-kernel", "tile-kernels", "tilelang", "megatron-core", "hyper-connections")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bench.kernels.generated import Generated, Tiles
 from mhc_compile.codegen import Spec
-from mhc_compile.codegen.record import TORCH
-from mhc_compile.codegen.space import candidates
+from mhc_compile.codegen.runtime.dtypes import TORCH
+from mhc_compile.codegen.runtime.space import candidates
 from mhc_compile.ops import reference
 
 EPS = 1e-6

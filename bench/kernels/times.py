@@ -16,8 +16,8 @@ from bench.kernels.reasons import reason
 from bench.kernels.sites import Shape
 from bench.kernels.timing import Timed, interleave, sets_for
 from mhc_compile.codegen import Spec
-from mhc_compile.codegen.generate import bytes_per_token
-from mhc_compile.codegen.record import Launch, recording
+from mhc_compile.codegen.inspect.record import Launch, recording
+from mhc_compile.codegen.triton.generate import bytes_per_token
 
 DIRECTIONS = ("forward", "backward")
 

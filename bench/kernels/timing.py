@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from bench.kernels.reasons import reason
-from mhc_compile import measure
+from mhc_compile.cli import measure
 
 Step = Callable[[int], object]  # of the number of a set of inputs
 SPIN_CYCLES = 2.0e9  # per second, at most; a slower clock spins longer

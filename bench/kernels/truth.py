@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mhc_compile.codegen import Spec
-from mhc_compile.codegen.record import TORCH
+from mhc_compile.codegen.runtime.dtypes import TORCH
 
 Named = dict[str, Tensor]
 OF = {  # what each result of a backward is the gradient of

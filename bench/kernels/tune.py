@@ -19,8 +19,9 @@ from bench.kernels.generated import Generated, Named, Tiles
 from bench.kernels.race import us
 from bench.kernels.reasons import reason
 from bench.kernels.timing import interleave, sets_for
-from mhc_compile.codegen import Spec, tune
-from mhc_compile.codegen.space import candidates
+from mhc_compile.codegen import Spec
+from mhc_compile.codegen.runtime import tune
+from mhc_compile.codegen.runtime.space import candidates
 
 Space = Callable[[Spec], Iterable[Tiles]]
 OPS = ("seam", "enter", "leave")

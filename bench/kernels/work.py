@@ -9,7 +9,8 @@ from typing import TypeVar
 from bench.kernels.context import Context
 from bench.kernels.generated import Generated, Tiles
 from bench.kernels.reasons import reason
-from mhc_compile.codegen import Spec, interpreter
+from mhc_compile.codegen import Spec
+from mhc_compile.codegen.runtime import interpreter
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 import mhc_compile as mhc
 from bench.zoo.family import Call, Family
 from bench.zoo.runs import Run, make, output_error, perturb, silent
+from mhc_compile.api.report import short
 from mhc_compile.backend import mhc as backend  # not its name: without an install none is registered
-from mhc_compile.report import short
 
 OUTPUT_TOLERANCE = 1e-5  # relative to the largest entry, fp32
 GRADIENT_TOLERANCE = 1e-4

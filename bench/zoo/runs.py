@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bench.zoo.family import Call, Family
-from mhc_compile.upgrade import difference
+from mhc_compile.api.upgrade import difference
 
 SPREAD = 0.05  # least of what is added to the weights: gates that start at 0 would hide a wrong rewrite
 

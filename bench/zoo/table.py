@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.zoo.check import Row
 from bench.zoo.registry import DOMAINS, FAMILIES
-from mhc_compile import measure
+from mhc_compile.cli import measure
 
 BENCH = Path(__file__).resolve().parents[1]
 RESULTS, TABLE = BENCH / "results" / "zoo.json", BENCH / "ZOO.md"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mhc_compile.codegen.generate import generate
 from mhc_compile.codegen.spec import Spec
+from mhc_compile.codegen.triton.generate import generate
 
 __all__ = ["Spec", "generate"]

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
-from mhc_compile.capture import run_captured
-from mhc_compile.naming import Stack
+from mhc_compile.api.report import Report
+from mhc_compile.capture.model_run import run_captured
+from mhc_compile.capture.owners import Stack
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps, Start
-from mhc_compile.passes import ANALYSIS, Context, optable
-from mhc_compile.passes.base import Binding, Parameters, value
-from mhc_compile.passes.run import run
-from mhc_compile.report import Report
+from mhc_compile.passes import ANALYSIS, Context
+from mhc_compile.passes.base import Binding, Parameters
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.runner import run
 
 C = 8
 Step = Callable[..., Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
-from mhc_compile.passes.run import run
+from mhc_compile.passes.runner import run
 from tests.passes.helpers import Attention, C, Layer, Net, Step, explain, graph, mlp, names, reasons, rewritten, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")

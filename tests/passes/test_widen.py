@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mhc_compile.passes import PIPELINE
-from mhc_compile.passes.run import run
+from mhc_compile.passes.runner import run
 from mhc_compile.passes.widen import stable_topological_sort
 from tests.passes.helpers import C, Layer, Step, example_inputs, graph, ops, rewritten, tokens
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.kernels.peers import library
 from bench.kernels.sites import EPS, ITERS, Contender, Shape, after_read
-from mhc_compile.codegen.record import TORCH
+from mhc_compile.codegen.runtime.dtypes import TORCH
 
 _FUSED = "megatron.core.fusions.fused_mhc_kernels"
 _MODULE = "megatron.core.transformer.hyper_connection"

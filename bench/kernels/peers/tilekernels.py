@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.kernels.peers import library
 from bench.kernels.sites import EPS, ITERS, Contender, Shape, after_read
-from mhc_compile.codegen.record import TORCH
+from mhc_compile.codegen.runtime.dtypes import TORCH
 
 
 def contender(shape: Shape, device: str) -> Contender:

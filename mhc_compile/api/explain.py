@@ -1,0 +1,90 @@
+"""explain: what the backend would do with a model, and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mhc_compile.api.report import Report, report_of
+from mhc_compile.capture.frames import original
+from mhc_compile.capture.model_run import Captured, run_captured
+from mhc_compile.config import Config
+from mhc_compile.errors import CaptureError, MHCWarning
+from mhc_compile.passes import Rejection
+from mhc_compile.plan.drafting import draw
+from mhc_compile.plan.model_plan import ModelPlan
+
+
+def explain(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+    training: bool = False,
+) -> Report:
+    """Run the model once under capture and report its sites, the other adds with reasons, and the cost; change nothing.
+
+    Args:
+        model: any module, upgraded or not.
+        args: positional arguments of a typical call.
+        kwargs: keyword arguments of that call.
+        config: what would be built; by default `Config()`.
+        training: print what a training step with these arguments keeps of the streams, too (`Report.memory`).
+
+    Raises:
+        CaptureError: the model does not run with these arguments.
+    """
+    report = survey(original(model), tuple(args), dict(kwargs or {}), config or Config())[0]
+    report.training = training
+    return report
+
+
+def survey(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: Config
+) -> tuple[Report, Captured | None]:
+    """Run the model once under capture, plan its sites, and warn where there are none.
+
+    Returns:
+        The report, and the run: None where Dynamo traces the model without gradients only.
+    """
+    captured = None
+    try:
+        captured = run_captured(model, args, kwargs)
+        report = report_of(draw(captured, model, config), captured, model)
+        whole = len(captured.graphs) == 1
+        hidden = [] if whole else _hidden_by_autograd(model, args, kwargs, config)
+    except CaptureError:
+        report = Report(ModelPlan(config, ()), (), (), (), 0, model)
+        hidden = _hidden_by_autograd(model, args, kwargs, config)
+        if not hidden:
+            raise
+    seen = Counter((site.owner, site.source) for site in report.sites)
+    seen += Counter((rejection.owner, rejection.source) for rejection in report.rejections)
+    unseen = Counter(hidden) - Counter({rejection: seen[rejection.owner, rejection.source] for rejection in hidden})
+    report.rejections += tuple(unseen.elements())
+    if not report.sites:
+        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=3)
+    return report, captured
+
+
+def _hidden_by_autograd(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], config: Config
+) -> list[Rejection]:
+    """Return the residual connections of a run without gradients, where Dynamo looks into torch.autograd.Function."""
+    if not torch.is_grad_enabled():
+        return []
+    try:
+        with torch.no_grad():
+            draft = draw(run_captured(model, args, kwargs), model, config)
+    except CaptureError:
+        return []
+    found: list[tuple[str, str]] = [(site.owner, site.source) for site in draft.plan.sites]
+    found += [(rejection.owner, rejection.source) for rejection in draft.rejections if rejection.residual]
+    text = "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
+    return [Rejection("hidden-by-autograd", True, text, owner, source, "") for owner, source in found]

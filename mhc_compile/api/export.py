@@ -1,0 +1,184 @@
+"""An upgraded model, or any FX graph, as one self-contained graph in plain torch with its parameters inside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from mhc_compile.api.upgrade import upgrade
+from mhc_compile.backend.rewriting import read_markers, rewrite_graph
+from mhc_compile.capture.frames import clean_errors
+from mhc_compile.capture.model_run import run_captured
+from mhc_compile.config import Config
+from mhc_compile.errors import CaptureError, NotUpgradedError
+from mhc_compile.model.sites import Sites
+
+
+def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
+    """Return an upgraded model as one GraphModule that runs, trains and exports without this package.
+
+    Its parameters are the model's own, under their names; sizes are those of the arguments. Hand the result to
+    `torch.export.export(graph, args, kwargs)` for AOTInductor or ONNX.
+
+    Args:
+        model: a model that was upgraded.
+        args: positional arguments of a typical call.
+        kwargs: keyword arguments of that call.
+
+    Raises:
+        NotUpgradedError: the model holds no mHC parameters.
+        CaptureError: the model breaks into several graphs, or returns what a graph cannot.
+    """
+    if not any(isinstance(module, Sites) for module in model.modules()):
+        raise NotUpgradedError(
+            "the model holds no mHC parameters; call mhc_compile.upgrade first, or export it with torch"
+        )
+    return _as_graph(model, tuple(args), dict(kwargs or {}))
+
+
+def rewrite(
+    gm: fx.GraphModule,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+) -> fx.GraphModule:
+    """Rewrite any FX graph: one from `torch.fx.symbolic_trace`, `torch.export(...).module()` or Dynamo.
+
+    Args:
+        gm: the graph module, left as it is.
+        args: positional arguments of a typical call.
+        kwargs: keyword arguments of that call.
+        config: what to build; by default `Config()`.
+
+    Returns:
+        A GraphModule in plain torch with parameters of its own; it computes what `gm` computes until it is trained.
+
+    Raises:
+        MHCError: as `upgrade` and `export`.
+    """
+    copied = copy.deepcopy(gm)
+    module = _as_module(copied)
+    upgrade(module, args, kwargs, config=config)
+    if not any(isinstance(child, Sites) for child in module.modules()):
+        return copied  # nothing found, and upgrade said so
+    return _as_graph(module, tuple(args), dict(kwargs or {}))
+
+
+def _as_module(gm: fx.GraphModule) -> nn.Module:
+    """Return a plain module with the graph module's code and state: one whose class stays as it is."""
+    cls = type(type(gm).__name__, (nn.Module,), {"forward": type(gm).forward, "__module__": __name__})
+    module: nn.Module = cls()
+    module.__dict__.update({name: value for name, value in vars(gm).items() if name != "_graph"})
+    return module
+
+
+class _Recorder:
+    """A backend that rewrites the one graph and remembers what went in and out."""
+
+    def __init__(self) -> None:
+        self.gm: fx.GraphModule | None = None
+        self.inputs: Sequence[Any] = ()
+        self.outputs: Sequence[Any] = ()
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        with clean_errors():
+            if self.gm is not None:
+                raise CaptureError("the model breaks into several graphs, and an exported graph must be one;"
+                                   " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
+            markers = read_markers(gm, None)
+            if markers is None:
+                raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
+            rewritten = rewrite_graph(markers, whole=True, inline=True).gm
+        self.gm = rewritten
+
+        def run(*inputs: Any) -> Any:
+            self.inputs, self.outputs = inputs, rewritten.forward(*inputs)
+            return self.outputs
+
+        return run
+
+
+def _as_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
+    recorder = _Recorder()
+    leaves, in_spec = pytree.tree_flatten((args, kwargs))
+    captured = run_captured(model, args, kwargs, recorder, copied=False)
+    gm = recorder.gm
+    if gm is None:
+        raise CaptureError("the model ran without a graph, so there is nothing to export")
+    results, out_spec = pytree.tree_flatten(captured.output)
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    output = gm.graph.find_nodes(op="output")[0]
+    by_id = {id(t): node for t, node in zip(recorder.outputs, output.args[0], strict=True) if isinstance(t, Tensor)}
+    by_id |= {id(t): node for t, node in zip(recorder.inputs, placeholders, strict=True) if id(t) not in by_id}
+    output.args = ([_returned(result, by_id) for result in results],)
+    _bind(gm, model, recorder.inputs, placeholders, leaves)
+    names = [f"arg_{i}" for i in range(len(args))]
+    info = _PyTreeInfo([*names, *kwargs], in_spec, out_spec)
+    gm.graph.set_codegen(_PyTreeCodeGen(info))
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _returned(result: Any, by_id: Mapping[int, fx.Node]) -> Any:
+    if id(result) in by_id:
+        return by_id[id(result)]
+    if result is None or isinstance(result, (bool, int, float, str)):
+        return result
+    raise CaptureError(
+        f"the model returns a {type(result).__name__} that a graph cannot; return tensors only (for Hugging Face models"
+        " pass use_cache=False)"
+    )
+
+
+def _bind(
+    gm: fx.GraphModule, model: nn.Module, inputs: Sequence[Any], placeholders: Sequence[fx.Node], leaves: Sequence[Any]
+) -> None:
+    """Turn inputs that are the model's tensors into attributes, and keep one input per leaf of the arguments."""
+    parameters = {id(p): name for name, p in model.named_parameters()}
+    buffers = {id(b): name for name, b in model.named_buffers()}
+    given = {id(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    arguments: dict[int, fx.Node] = {}
+    for tensor, node in zip(inputs, placeholders, strict=True):
+        name = parameters.get(id(tensor)) or buffers.get(id(tensor))
+        if name is not None:
+            _hold(gm, name, tensor, id(tensor) in parameters)
+            with gm.graph.inserting_before(node):
+                attribute = gm.graph.get_attr(name)
+            attribute.meta = dict(node.meta)
+            node.replace_all_uses_with(attribute)
+            gm.graph.erase_node(node)
+        elif id(tensor) in given:
+            arguments[given[id(tensor)]] = node
+        else:
+            raise CaptureError(
+                f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument"
+            )
+    with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+        fresh = [gm.graph.placeholder(f"leaf_{i}") for i in range(len(leaves))]
+    for i, node in arguments.items():
+        fresh[i].meta = dict(node.meta)
+        node.replace_all_uses_with(fresh[i])
+        gm.graph.erase_node(node)
+
+
+def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> None:
+    """Give the graph module a parameter or buffer under a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    module: nn.Module = gm
+    for step in path.split(".") if path else ():
+        child = module._modules.get(step)
+        if child is None:
+            child = nn.Module()
+            module.add_module(step, child)
+        module = child
+    if parameter:
+        module.register_parameter(leaf, tensor)  # type: ignore[arg-type]  # found among the parameters
+    else:
+        module.register_buffer(leaf, tensor)

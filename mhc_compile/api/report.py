@@ -1,0 +1,170 @@
+"""What was found, what was not and why, what it costs: the report of explain and upgrade, and its table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from mhc_compile.capture.model_run import Captured
+from mhc_compile.model import start_values
+from mhc_compile.ops import connections
+from mhc_compile.ops.connections import Maps
+from mhc_compile.passes import Rejection
+from mhc_compile.plan.drafting import Draft
+from mhc_compile.plan.joints import Cut
+from mhc_compile.plan.memory import Memory
+from mhc_compile.plan.model_plan import ModelPlan, Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A chain of sites through which streams flow.
+
+    Attributes:
+        index: its number.
+        sites: how many sites it has.
+        first: name of the first site, where x is copied into the streams.
+        last: name of the last site; behind it the streams are read out.
+        lifts: ops between sites that are applied to every stream, each once.
+    """
+
+    index: int
+    sites: int
+    first: str
+    last: str
+    lifts: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Report:
+    """The result of explain and upgrade.
+
+    Attributes:
+        plan: the plan.
+        rejections: adds that are no site, each with its reason.
+        breaks: why Dynamo broke the graph, and where.
+        cuts: what that cut: regions that go on or end, and connections that are not found for it.
+        graphs: number of graphs of the captured run.
+        model: the model.
+        memory: what training keeps of the streams.
+        training: whether the table tells it.
+        max_error: largest difference measured by upgrade(verify=True), relative to the largest entry; else None.
+    """
+
+    plan: ModelPlan
+    rejections: tuple[Rejection, ...]
+    breaks: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+    graphs: int
+    model: nn.Module | None = dataclasses.field(default=None, repr=False)
+    memory: Memory = dataclasses.field(default_factory=Memory)
+    training: bool = False
+    max_error: float | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in program order."""
+        return self.plan.sites
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions."""
+        groups: dict[int, list[Site]] = defaultdict(list)
+        for site in self.sites:
+            groups[site.region].append(site)
+        lifts = {
+            index: tuple(dict.fromkeys(op for site in sites for op in site.lifts)) for index, sites in groups.items()
+        }
+        return tuple(Region(i, len(s), s[0].name, s[-1].name, lifts[i]) for i, s in groups.items())
+
+    @property
+    def parameters(self) -> int:
+        """Number of learned values that the sites add."""
+        config = self.plan.config
+        if config.connection not in connections.CONNECTIONS:
+            return 0
+        kind = connections.get(config.connection)
+        maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
+        total = 0
+        for site in self.sites:
+            rows, columns = kind.phi_shape(maps, site.channels)
+            total += (
+                rows * columns
+                + kind.gates()
+                + start_values.bias(start_values.Place(site.k, site.length), config).numel()
+            )
+        return total
+
+    def __str__(self) -> str:
+        """Return the report as text tables."""
+        return "\n".join(self._lines())
+
+    def print(self) -> None:
+        """Print the report."""
+        print(self)
+
+    def _lines(self) -> Iterable[str]:
+        config = self.plan.config
+        yield (
+            f"{len(self.sites)} sites in {len(self.regions)} regions, {len(self.rejections)} other adds, {self.graphs}"
+            f" graph(s); connection={config.connection}, streams={config.streams}"
+        )
+        if self.sites:
+            rows = [(s.name, s.kind, str(s.region), _times(s.shape), str(s.adds), short(s.source)) for s in self.sites]
+            yield from table(("site", "kind", "region", "shape", "adds", "source"), rows)
+        for region in self.regions:
+            lifted = f"; lifted: {', '.join(region.lifts)}" if region.lifts else ""
+            yield f"region {region.index}: {region.sites} sites, {region.first} .. {region.last}{lifted}"
+        yield from self._why_not()
+        if self.sites:
+            own = sum(p.numel() for p in self.model.parameters()) if self.model is not None else 0
+            share = f" ({self.parameters / own:.2%} of the model's {own:,})" if own else ""
+            yield f"adds {self.parameters:,} parameters{share}, {4 * self.parameters / 2**20:.2f} MiB in fp32"
+        if self.training and self.memory.runs:
+            yield from table(*self.memory.table({site.name: site.region for site in self.sites}))
+            yield from self.memory.lines()
+        if self.cuts:
+            told = [(c.name, c.kind, "yes" if c.carries else "no", short(c.source), c.reason) for c in self.cuts]
+            yield from table(("cut between graphs", "kind", "carries", "broken at", "by"), told)
+        for reason in self.breaks:
+            yield f"graph break: {reason}"
+        if self.max_error is not None:
+            yield f"verified: outputs differ by at most {self.max_error:.1e} of the largest entry"
+
+    def _why_not(self) -> Iterable[str]:
+        groups: dict[tuple[bool, str], list[Rejection]] = defaultdict(list)
+        for rejection in self.rejections:
+            groups[rejection.residual, rejection.reason].append(rejection)
+        rows = []
+        for (residual, reason), members in sorted(groups.items(), reverse=True):
+            places = list(dict.fromkeys(short(member.source) for member in members))
+            where = ", ".join(places[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "")
+            rows.append((reason, "yes" if residual else "no", str(len(members)), where, members[0].message))
+        if rows:
+            yield from table(("not rewritten", "residual", "adds", "source", "why"), rows)
+
+
+def report_of(draft: Draft, captured: Captured, model: nn.Module) -> Report:
+    """Return the report of a captured run and its plan."""
+    breaks = tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks)
+    return Report(draft.plan, draft.rejections, breaks, draft.cuts, len(captured.graphs), model, draft.memory)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Format rows under a head, columns padded, for terminals and logs alike."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, ["-" * width for width in widths], *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def short(source: str) -> str:
+    """Return "file.py:line" without the folder."""
+    return os.path.basename(source)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

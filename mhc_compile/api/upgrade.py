@@ -1,0 +1,168 @@
+"""upgrade: run once, plan, register parameters, verify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mhc_compile.api.explain import survey
+from mhc_compile.api.report import Report
+from mhc_compile.backend import mhc
+from mhc_compile.capture.frames import original
+from mhc_compile.capture.model_run import Captured, run_captured
+from mhc_compile.config import Config
+from mhc_compile.errors import (
+    AlreadyUpgradedError,
+    ConfigMismatchError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from mhc_compile.model.attach import register, unregister
+from mhc_compile.model.sites import ATTRIBUTE, RootSites, Sites
+from mhc_compile.ops import projections
+from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
+
+# relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+
+def upgrade(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+    verify: bool | float = True,
+) -> Report:
+    """Give a model the parameters of hyper-connections at its residual adds, once and for all.
+
+    The model is run once with the arguments, under capture. From then on it must be compiled with backend="mhc"; it
+    computes what it computed before until training moves the new parameters. Calling it again changes nothing.
+
+    Args:
+        model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
+        args: positional arguments of a typical call.
+        kwargs: keyword arguments of that call.
+        config: what to build; by default `Config()`.
+        verify: compare outputs before and after; a number is the tolerance (relative to the largest entry).
+
+    Returns:
+        What was found and built; `max_error` is the measured difference.
+
+    Raises:
+        ConfigMismatchError: the model was upgraded with other options.
+        AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
+        UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
+        VerificationError: outputs differ by more than the tolerance; the model is as it was.
+        MHCError: another reason not to upgrade; the model is as it was.
+    """
+    model = original(model)
+    held = getattr(model, ATTRIBUTE, None)
+    if isinstance(held, RootSites):
+        return _again(model, ModelPlan.from_json(held.text), config)
+    _refuse(model)
+    config = config or Config()
+    projections.get(config.projection)
+    args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
+    report, captured = survey(model, args, kwargs, config)
+    report.training = True
+    if captured is None or not report.sites or config.connection == "residual" or config.streams == 1:
+        return report
+    register(model, report.plan)
+    if verify is not False:
+        report.max_error = _verify(model, args, kwargs, captured, verify)
+    return report
+
+
+def _refuse(model: nn.Module) -> None:
+    """Refuse what cannot mark its sites, and parts and wholes of upgraded models, whose sites would be replaced."""
+    if isinstance(model, fx.GraphModule):
+        raise UnsupportedModelError(
+            "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
+            " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
+        )
+    part = next((path for path, module in model.named_modules() if isinstance(module, Sites)), None)
+    if part is not None:
+        raise AlreadyUpgradedError(
+            f"{part!r} holds mHC parameters already, but not by an upgrade of this very model: a part of it, or a model"
+            " around it, was upgraded. mhc_compile.remove them where they were made, then upgrade the whole model once"
+        )
+
+
+def _again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+    differ = options_that_differ(plan.config.function(), config.function()) if config else []
+    if differ:
+        raise ConfigMismatchError(
+            f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave config out"
+        )
+    return Report(plan, (), (), (), 0, model)
+
+
+def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Move tensors to the meta device where the model is there."""
+    if not any(p.is_meta for p in model.parameters()):
+        return args, kwargs
+
+    def move(leaf: Any) -> Any:
+        return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(move, args), tree_map(move, kwargs)
+
+
+def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float) -> float:
+    """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        return mhc(gm, inputs, options={"compiler": "eager"})
+
+    try:
+        after = run_captured(model, args, kwargs, backend)
+        return _compare(before.output, after.output, tolerance)
+    except BaseException:
+        unregister(model)
+        raise
+
+
+def _compare(before: Any, after: Any, tolerance: bool | float) -> float:
+    worst = 0.0
+    for old, new in zip(_floats(before), _floats(after), strict=True):
+        if old.is_meta or old.numel() == 0:
+            continue
+        error = difference(new, old)
+        allowed = TOLERANCE.get(old.dtype, 1e-4) if tolerance is True else float(tolerance)
+        if not error <= allowed:
+            raise VerificationError(
+                f"the rewritten model differs from the original by {error:.2e} of the largest output (allowed"
+                f" {allowed:.0e}); the model is as it was. Report this with the model, or leave sites out with"
+                " Config(exclude=...) to find the one that does it; verify=<number> sets another tolerance"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def difference(new: Tensor, old: Tensor) -> float:
+    """Return max|new - old| / max|old|; 0 where both are equal, infinities and NaNs included."""
+    new, old = new.detach().double(), old.detach().double()
+    if torch.equal(new, old):
+        return 0.0
+    gap = torch.where((new == old) | (new.isnan() & old.isnan()), 0.0, (new - old).abs()).max()
+    size = old[old.isfinite()].abs().max() if old.isfinite().any() else torch.tensor(1.0)
+    error = float(gap / size.clamp_min(1e-30))
+    return math.inf if math.isnan(error) else error
+
+
+def _floats(output: Any) -> list[Tensor]:
+    """Return the float tensors of a model's output, dataclass-like outputs included."""
+    leaves = tree_leaves(output)
+    found: list[Tensor] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            found += [leaf] if leaf.is_floating_point() else []
+        elif isinstance(leaf, Mapping):
+            found += _floats(list(leaf.values()))
+    return found

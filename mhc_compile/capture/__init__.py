@@ -1,0 +1,1 @@
+"""Running a model under Dynamo to see its graphs, frames and owners."""

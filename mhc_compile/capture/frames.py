@@ -1,0 +1,110 @@
+"""The frame that Dynamo compiles: its module, its breaks, errors on their way out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.guards import GuardBuilder, install_guard
+from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
+from torch._dynamo.source import LocalSource
+from torch._dynamo.symbolic_convert import InstructionTranslator
+
+from mhc_compile.errors import MHCError
+
+
+def frame_root() -> nn.Module | None:
+    """Return the module whose forward is being compiled: the frame's first argument, or the one module it holds.
+
+    The latter is the frame that Dynamo puts around modules of torch's own, such as Sequential.
+    """
+    tx = InstructionTranslator.current_tx().output.root_tx
+    names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
+    modules = [m for m in map(tx.f_locals.get, names) if isinstance(m, nn.Module)]
+    if not modules:
+        held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
+        modules = list(held.values()) if len(held) == 1 else []
+    return modules[0] if modules else None
+
+
+def keep_to(root: nn.Module) -> None:
+    """Let the code that is being compiled serve this module only, not others of its class that pass the same guards."""
+    held = InstructionTranslator.current_tx().output.root_tx.f_locals
+    name = next(name for name, module in held.items() if module is root)
+    install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """Let an MHCError reach the user as itself, without Dynamo's frames and BackendCompilerFailed around it."""
+    try:
+        yield
+    except MHCError as error:
+        raise _Raised(error) from None
+
+
+class _Raised(ShortenTraceback):
+    def __init__(self, error: MHCError) -> None:
+        super().__init__(str(error), first_useful_frame=None)
+        self.error = error
+
+    def remove_dynamo_frames(self) -> Exception:  # type: ignore[override]  # ours leaves Dynamo
+        return self.error
+
+
+def given(node: fx.Node) -> Any:
+    """Return what Dynamo traced a graph input with: the very tensor."""
+    return getattr(node.meta.get("grapharg"), "example", None)
+
+
+def is_split(gm: fx.GraphModule) -> bool:
+    """Tell whether the graph is but a part of Dynamo's, as DDPOptimizer hands them over."""
+    if torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None:
+        return False
+    part, whole = (
+        Counter(node.op for node in graph.nodes)
+        for graph in (gm.graph, InstructionTranslator.current_tx().output.graph)
+    )
+    return part["call_function"] < whole["call_function"]
+
+
+def saving_is_hooked() -> bool:
+    """Tell whether someone else than autograd keeps what is saved for backward, as non-reentrant checkpoints do."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def original(model: nn.Module) -> nn.Module:
+    """Return the module itself for what torch.compile made of it."""
+    return model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model
+
+
+@dataclasses.dataclass(frozen=True)
+class Break:
+    """What ended a graph before its frame did, and "file.py:line" of the code that did."""
+
+    reason: str
+    source: str = ""
+
+
+def frame_break(gm: fx.GraphModule) -> Break | None:
+    """Return why Dynamo ended the graph that a backend is given, None where the frame itself ends."""
+    told = getattr(gm, "compile_subgraph_reason", None)
+    return break_of(told) if told is not None and told.graph_break else None
+
+
+def is_in_parts(gm: fx.GraphModule) -> bool:
+    """Tell whether the forward of the frame's module is cut by a graph break, here or before."""
+    name = InstructionTranslator.current_tx().output.root_tx.f_code.co_name
+    return name.startswith(TORCH_DYNAMO_RESUME_IN_PREFIX) or frame_break(gm) is not None
+
+
+def break_of(told: Any) -> Break:
+    """Read what Dynamo tells of a graph break."""
+    source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
+    return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")

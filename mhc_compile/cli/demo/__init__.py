@@ -1,0 +1,221 @@
+"""The demo: one small Llama trained three ways, residual, hc and mhc, side by side on real text.
+
+The text ships with Python: the source of its own standard library, byte by byte. All three start
+from the same weights and see the same batches; each step goes round the three in turn, so their
+times can be compared although the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import math
+import statistics
+import sysconfig
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mhc_compile as mhc
+from mhc_compile.backend import mhc as mhc_backend
+from mhc_compile.cli import bench, measure
+from mhc_compile.cli.demo.summary import Runner, report
+from mhc_compile.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from mhc_compile.api.report import Report
+
+VARIANTS = ("residual", "hc", "mhc")
+NEEDS = ("transformers", "rich", "matplotlib")
+VALIDATE_EVERY = 10  # every tenth file of the text is for validation
+VALIDATIONS = 5  # in the course of the run
+VALIDATION_BATCHES = 8
+FIT_EVERY = 10  # so often the number of steps is fitted to the time left
+
+
+@dataclass
+class Length:
+    """How many steps the run has; the learning rate's schedule looks here, so it can be fitted."""
+
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate: linear warm-up, then a cosine down to a tenth."""
+        warm = max(1, min(20, self.steps // 5))
+        if step < warm:
+            return (step + 1) / warm
+        progress = min(1.0, (step - warm) / max(1, self.steps - warm))
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The demo's options; the defaults fit two cores."""
+    parser.add_argument("--steps", type=_steps, default=250, help="training steps (at most)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="time for the whole run; fewer steps if short")
+    parser.add_argument("--out", type=Path, default=Path("mhc_demo"), help="folder for the results")
+    parser.add_argument("--streams", type=int, default=4, help="number of residual streams")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the model")
+    parser.add_argument("--batch", type=int, default=8, help="sequences per step")
+    parser.add_argument("--length", type=int, default=128, help="bytes per sequence")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+
+
+def _steps(text: str) -> int:
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError("at least 2: the first step compiles, the others are timed")
+    return int(text)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the demo."""
+    require(*NEEDS)
+    started = time.perf_counter()
+    console = bench.console()
+    training, validation = batches(args)
+    length = Length(args.steps)
+    runners = prepare(args, length, training[0], console)
+    train(runners, args, length, training, validation, started + args.seconds)
+    for runner in runners:
+        held = [*runner.model.parameters(), *runner.model.buffers(), training[0]]
+        runner.saved = measure.saved_bytes(partial(runner.loss, training[0]), exclude=held)
+    report(runners, args, time.perf_counter() - started, console)
+
+
+def require(*packages: str) -> None:
+    """Raise one error that names every package that is not installed, and how to get them."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+
+
+def batches(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Batches of bytes, [batch, length] int64: one per training step, and eight for validation."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    parts = [
+        b"".join(f.read_bytes() for i, f in enumerate(files) if (i % VALIDATE_EVERY == 0) is held)
+        for held in (False, True)
+    ]
+    counts = (args.steps, VALIDATION_BATCHES)
+    generator = torch.Generator().manual_seed(args.seed)
+    drawn = []
+    for text, count in zip(parts, counts, strict=True):
+        data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        starts = torch.randint(len(data) - args.length, (count, args.batch), generator=generator)
+        windows = data.unfold(0, args.length, 1)[starts.flatten()].long()
+        drawn.append(list(windows.view(count, args.batch, args.length)))
+    return drawn[0], drawn[1]
+
+
+def build(args: argparse.Namespace) -> torch.nn.Module:
+    """A byte-level LlamaForCausalLM, as Hugging Face ships it."""
+    import transformers
+
+    torch.manual_seed(args.seed)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3 // 32 * 32,
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(1, args.hidden // 64),
+        max_position_embeddings=args.length,
+        use_cache=False,
+    )
+    model: torch.nn.Module = transformers.LlamaForCausalLM(config)
+    return model
+
+
+def prepare(args: argparse.Namespace, length: Length, batch: torch.Tensor, console: Any) -> list[Runner]:
+    """Build the three from the same weights: explain once, upgrade two of them, verified."""
+    original = build(args)
+    size = sum(p.numel() for p in original.parameters())
+    inputs: dict[str, Any] = {"input_ids": batch, "labels": batch}
+    console.print(f"LlamaForCausalLM, {size / 1e6:.1f} M parameters. What mhc sees in it:\n")
+    mhc.explain(original, (), inputs, config=mhc.Config(streams=args.streams)).print()
+    runners = []
+    for name in VARIANTS:
+        model = copy.deepcopy(original)
+        options = {"streams": args.streams, "connection": name}
+        if name == "residual":
+            groups: Any = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+            compiled = torch.compile(model)
+        else:
+            checked = mhc.upgrade(model, (), inputs, config=mhc.Config(**options), verify=True)
+            announce(name, checked, console)
+            groups = mhc.param_groups(model, args.lr, 0.1)
+            compiled = torch.compile(model, backend=mhc_backend, options=options)
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, length.rate)
+        extra = sum(p.numel() for p in model.parameters()) - size
+        runners.append(Runner(name, model, compiled, optimizer, schedule, extra))
+    return runners
+
+
+def announce(name: str, checked: Report, console: Any) -> None:
+    """Say how exactly the upgraded model is the original one."""
+    console.print(f"upgraded to {name}, verified against the original: max error {checked.max_error:.1e}")
+
+
+def train(
+    runners: list[Runner],
+    args: argparse.Namespace,
+    length: Length,
+    training: list[torch.Tensor],
+    validation: list[torch.Tensor],
+    deadline: float,
+) -> None:
+    """Train all three, one step each in turn, until the steps or the time are used up."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shape = "[progress.description]{task.description}"
+    with Progress(TextColumn(shape), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task("compiling three models", total=length.steps)
+        step = 0
+        while step < length.steps and (step < 2 or time.perf_counter() < deadline):
+            turn = step % len(runners)
+            for runner in runners[turn:] + runners[:turn]:
+                if step == 0:
+                    compile_cold(runner, training[step])
+                else:
+                    runner.step(training[step])
+            step += 1
+            if step % FIT_EVERY == 0:
+                length.steps = fit(runners, step, args.steps, deadline - time.perf_counter())
+            if step % max(1, length.steps // VALIDATIONS) == 0 or step == length.steps:
+                validate(runners, step, validation)
+            losses = "  ".join(f"{r.name} {statistics.fmean(r.losses[-10:]):.3f}" for r in runners)
+            bar.update(task, completed=step, total=length.steps, description=f"loss: {losses}")
+    if all(at != step for at, _ in runners[0].validation):  # the time ran out
+        validate(runners, step, validation)
+
+
+def compile_cold(runner: Runner, batch: torch.Tensor) -> None:
+    """Take the first step, which compiles, with caches of its own: no model profits from another's."""
+    with measure.cold_caches(reset=False):
+        measure.start_compiler()
+        runner.step(batch)
+
+
+def fit(runners: list[Runner], step: int, most: int, left: float) -> int:
+    """Steps to run in all: `most`, or what fits into the seconds `left` at the last rounds' pace."""
+    one_round = sum(statistics.fmean(runner.seconds[1:][-FIT_EVERY:]) for runner in runners)
+    # A validation batch is a forward, about a third of a step; some validations are still to come.
+    left -= VALIDATION_BATCHES * one_round
+    return min(most, step + max(0, int(left / one_round)))
+
+
+def validate(runners: list[Runner], step: int, batches: list[torch.Tensor]) -> None:
+    """Note the mean loss on the validation batches.
+
+    In training mode with grad: this model has no dropout, and so the compiled graph is reused
+    instead of compiling a second one for each of the three.
+    """
+    for runner in runners:
+        losses = [runner.loss(batch).item() for batch in batches]
+        runner.validation.append((step, statistics.fmean(losses)))

@@ -1,0 +1,1 @@
+"""What a kernel does, seen without a GPU: interpreter, traffic, machine code."""

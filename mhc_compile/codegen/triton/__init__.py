@@ -1,0 +1,1 @@
+"""Triton: the text of a kernel file."""

@@ -1,0 +1,1 @@
+"""Upgraded models on several devices."""

@@ -1,0 +1,42 @@
+"""Hyper-connections under FSDP2: their parameters form a group of their own, in fp32 whatever the layers around do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mhc_compile.errors import NotUpgradedError, ShardedParametersError
+from mhc_compile.model.sites import Site
+
+
+def shard_sites(model: nn.Module, **kwargs: Any) -> None:
+    """Shard all mHC parameters of a model as one group; call it before `fully_shard` of its layers and of itself.
+
+    Every call of the model gathers them once, and its backward scatters them again: nobody calls the forward of a site,
+    which is where FSDP2 would.
+
+    Args:
+        model: an upgraded model.
+        kwargs: for `fully_shard`, such as mesh; `mp_policy` is fp32 and `reshard_after_forward` is False.
+
+    Raises:
+        NotUpgradedError: the model holds no mHC parameters.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    sites: list[nn.Module] = [module for module in model.modules() if isinstance(module, Site)]
+    if not sites:
+        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    fully_shard(sites, mp_policy=MixedPrecisionPolicy(), **{**kwargs, "reshard_after_forward": False})
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
+    def gather(*_: Any) -> None:
+        first = sites[0]
+        if not isinstance(model, FSDPModule) or not isinstance(first, FSDPModule):
+            raise ShardedParametersError("shard_sites was called, but the model itself is not sharded")
+        first.reshard()  # a call without backward may have left values from before an optimizer's step
+        first.unshard()
+
+    model.register_forward_pre_hook(gather)

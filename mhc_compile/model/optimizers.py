@@ -1,0 +1,85 @@
+"""Optimizer groups for mHC parameters, and a warning where an optimizer leaves them out."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from mhc_compile.errors import MHCWarning, NotUpgradedError
+from mhc_compile.model.sites import Site
+
+_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+_hook: list[Any] = []
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Iterate over the mHC parameters of a model, with the names that state_dict uses."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, Site):
+            yield from module.named_parameters(prefix)
+
+
+def param_groups(
+    model: nn.Module, lr: float, weight_decay: float = 0.0, phi_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return optimizer groups: the model's own parameters, phi, and alphas with biases (never decayed).
+
+    All of mHC belongs to AdamW, not to Muon: alphas and biases are no matrices, and phi is no layer.
+
+    Args:
+        model: an upgraded model.
+        lr: learning rate.
+        weight_decay: decay of the model's own parameters and of phi.
+        phi_lr_scale: factor on phi's learning rate.
+
+    Raises:
+        NotUpgradedError: the model holds no mHC parameters.
+    """
+    mine = dict(named_parameters(model))
+    if not mine:
+        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    phi = [p for name, p in mine.items() if name.endswith(".phi") and p.requires_grad]
+    rest = [p for name, p in mine.items() if not name.endswith(".phi") and p.requires_grad]
+    held = {id(p) for p in mine.values()}
+    own = [p for p in model.parameters() if id(p) not in held and p.requires_grad]
+    return [
+        {"params": own, "lr": lr, "weight_decay": weight_decay},
+        {"params": phi, "lr": lr * phi_lr_scale, "weight_decay": weight_decay},
+        {"params": rest, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def watch(model: nn.Module) -> None:
+    """Warn once if optimizers step while mHC parameters of this model have gradients and no group."""
+    _watched.add(model)
+    if not _hook:
+        _hook.append(register_optimizer_step_pre_hook(_look))
+
+
+def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Look at an optimizer's second step: by then all optimizers of a training loop have stepped once."""
+    if not _watched:
+        return
+    _steps[optimizer] = _steps.get(optimizer, 0) + 1
+    if _steps[optimizer] < 2:
+        return
+    held = {id(p) for known in _steps for group in known.param_groups for p in group["params"]}
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for model in list(_watched):
+        if not any(id(p) in mine for p in model.parameters()):
+            continue
+        _watched.discard(model)
+        missing = [name for name, p in named_parameters(model) if p.grad is not None and id(p) not in held]
+        if missing:
+            warnings.warn(
+                f"{len(missing)} mHC parameters have gradients but are in no optimizer's groups (such as {missing[0]});"
+                " build the optimizer from mhc_compile.param_groups(model, lr, weight_decay) after upgrade",
+                MHCWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,203 @@
+"""The modules that hold a site's parameters, and the markers that bring them into graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mhc_compile.config import Config
+from mhc_compile.errors import NotCompiledError, PlanMismatchError, ShardedParametersError
+from mhc_compile.model import start_values
+from mhc_compile.ops import connections
+from mhc_compile.ops.connections import Maps
+
+ATTRIBUTE = "mhc"  # where an owner keeps its sites
+PLANNED = "_mhc_planned"  # says of every module of an upgraded model that the plan knows it
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """How the plan lets streams flow through a site: what equal layers do not share, so no graph can tell it.
+
+    Attributes:
+        plan: the same object for all sites of a model, and for those of a copy another.
+        successors: number of sites that continue its streams; None where nobody knows.
+        starts: True where streams start here with a tensor that carried none when the model was upgraded.
+    """
+
+    plan: object = None
+    successors: int | None = None
+    starts: bool = False
+
+
+class Site(nn.Module):
+    """The parameters of one hyper-connection, fp32 whatever the model's dtype.
+
+    Attributes:
+        phi: projection of the streams, `[nC, n^2 + 2n]` for mHC (paper Eq. 14).
+        alpha: gates of the dynamic part, `[3]`.
+        bias: learned change of the bias, so that weight decay pulls towards the original function.
+        base: the bias at the start, a buffer.
+    """
+
+    base: Tensor
+    place: start_values.Place
+    flow = Flow()
+
+    def __init__(
+        self, path: str, label: str, place: start_values.Place, channels: int, config: Config, entry: bool
+    ) -> None:
+        """Create the parameters at their starting values, on torch's default device."""
+        super().__init__()
+        self.path, self.label, self.place, self.channels = path, label, place, channels
+        self.config, self.entry = config, entry
+        self.spec = json.dumps(config.function(), sort_keys=True)
+        kind = connections.get(config.connection)
+        start = start_values.bias(place, config)
+        shape = kind.phi_shape(Maps(config.streams, config.projection, config.sinkhorn_iters), channels)
+        self.phi = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.empty(kind.gates(), dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(start.shape, dtype=torch.float32))
+        self.register_buffer("base", torch.empty(start.shape, dtype=torch.float32))
+        self.reset_parameters()
+        _SITES.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be known again after a copy or a load."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        _SITES.add(self)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the values at which the model computes what it computed before the upgrade."""
+        self.phi.zero_()
+        self.bias.zero_()
+        self.alpha.fill_(self._gate())
+        self.base.copy_(start_values.bias(self.place, self.config))
+
+    @torch.no_grad()
+    def has_moved(self) -> bool:
+        """Tell whether training has changed a parameter."""
+        return bool(self.phi.any() or self.bias.any() or (self.alpha != self._gate()).any())
+
+    def _gate(self) -> float:
+        """Return alpha at the start as fp32 holds it, so that it is the same after `.double()`."""
+        return torch.tensor(start_values.alpha(self.config, self.channels), dtype=torch.float32, device="cpu").item()
+
+    def mark(self) -> None:
+        """Make the parameters inputs of the graph that is being captured.
+
+        Raises:
+            NotCompiledError: nothing is being captured.
+            ShardedParametersError: FSDP2 has not gathered the parameters.
+        """
+        if isinstance(getattr(self.phi, "placements", None), tuple):  # a DTensor's
+            raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
+        if not torch.compiler.is_compiling():
+            raise NotCompiledError(self.path)
+        torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def keep(tensor: Tensor) -> Tensor:
+            """Move, but keep 32 bits: coefficients in 16 would not sum to 1."""
+            made = fn(tensor)
+            narrow = made.is_floating_point() and made.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(made.device, torch.float32) if narrow else made
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def extra_repr(self) -> str:
+        """Show the site's place and sizes."""
+        return f"k={self.place.k}, L={self.place.length}, streams={self.config.streams}, channels={self.channels}"
+
+
+_SITES: weakref.WeakSet[Site] = weakref.WeakSet()
+_HOLDERS: Any = WeakIdKeyDictionary()  # what holder() found
+
+
+def holder(phi: Any) -> Site | None:
+    """Return the site with this very phi, which is an input of every graph that the site is in."""
+    if not isinstance(phi, Tensor):
+        return None
+    known = _HOLDERS.get(phi)
+    site = known() if known is not None else None
+    if site is None or site.phi is not phi:
+        site = next((each for each in list(_SITES) if each.phi is phi), None)
+        if site is not None:
+            _HOLDERS[phi] = weakref.ref(site)
+    return site
+
+
+class Sites(nn.Module):
+    """The sites of one owner, `owner.mhc.<label>`."""
+
+    def __init__(self) -> None:
+        """Start without sites."""
+        super().__init__()
+        self.plain = False
+
+    def add(self, site: Site) -> None:
+        """Register a site under its label, with an underscore where this module needs the name itself."""
+        self.add_module(site.label + "_" * hasattr(self, site.label), site)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x: a Sequential that owns sites calls its children, this one included."""
+        return x
+
+    def sites(self) -> Iterator[Site]:
+        """Iterate over the sites in program order."""
+        return iter(child for child in self.children() if isinstance(child, Site))
+
+    def mark(self) -> None:
+        """Mark every site, unless the owner runs plain on purpose."""
+        if not self.plain:
+            for site in self.sites():
+                site.mark()
+
+
+class RootSites(Sites):
+    """The sites of the model itself, and the plan of all sites, which state_dict carries along."""
+
+    def __init__(self, plan: str) -> None:
+        """Hold the plan as its JSON text."""
+        super().__init__()
+        self.text = plan
+        self.open = False  # True while the backend is still collecting the graphs of a first call
+
+    def sites_of_plan(self) -> list[dict[str, Any]]:
+        """Return what identifies each site of the plan."""
+        sites: list[dict[str, Any]] = json.loads(self.text)["sites"]
+        return sites
+
+    def get_extra_state(self) -> Tensor:
+        """Return the plan as bytes in a uint8 tensor, which every checkpoint format can hold."""
+        return torch.tensor(list(self.text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Check that a checkpoint was made for the sites that the model has.
+
+        Raises:
+            PlanMismatchError: it was made for others.
+        """
+        theirs, ours = (json.loads(text) for text in (decode(state), self.text))
+        for key in ("version", "function", "sites"):
+            if theirs.get(key) != ours[key]:
+                raise PlanMismatchError(
+                    f"the checkpoint was made for another plan (its {key} differ). Load it into a model without mHC"
+                    " parameters by mhc_compile.restore(model, state_dict), which rebuilds the checkpoint's own plan."
+                )
+
+
+def decode(state: Any) -> str:
+    """Return the JSON text of a plan from a checkpoint's extra state."""
+    if not isinstance(state, Tensor) or state.dtype != torch.uint8:
+        raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile")
+    return bytes(state.tolist()).decode()

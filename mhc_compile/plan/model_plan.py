@@ -1,0 +1,111 @@
+"""The plan of a whole model: which sites it has, how they share streams. Frozen by upgrade, stored with the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mhc_compile.config import Config
+from mhc_compile.errors import PlanMismatchError
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One hyper-connection of the plan.
+
+    Attributes:
+        name: `owner.label`, where `owner.mhc.label` holds the parameters.
+        owner: path of the module whose forward contains the add.
+        label: name within the owner, from the branch's module.
+        kind: shape of the connection, such as "pre-norm" or "parallel pre-norm".
+        adds: how many add nodes the site stands for.
+        source: "file.py:line" of the add.
+        shape: shape of the residual in the run that was captured.
+        axis: feature axis of that shape, negative.
+        region: index of the region.
+        k: position in the region, from 0.
+        length: number of sites of the region.
+        predecessor: name of the site whose streams continue here, or None at the region's start.
+        lifts: ops applied to every stream on the way here.
+        starts: True where the region starts with a tensor that no site of another graph had made.
+    """
+
+    name: str
+    owner: str
+    label: str
+    kind: str
+    adds: int
+    source: str
+    shape: tuple[int, ...]
+    axis: int
+    region: int
+    k: int
+    length: int
+    predecessor: str | None
+    lifts: tuple[str, ...]
+    starts: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Number C of features."""
+        return self.shape[self.axis]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes the site the same one in another process: not its source line or batch size."""
+        keys = ("name", "region", "k", "length", "predecessor")
+        return {key: getattr(self, key) for key in keys} | {"channels": self.channels}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+    """The sites of a model and the options that define its function."""
+
+    config: Config
+    sites: tuple[Site, ...]
+
+    def joined(self, other: ModelPlan) -> ModelPlan:
+        """Return this plan with the sites of another behind its own, those that it has already left out."""
+        regions = 1 + max((site.region for site in self.sites), default=-1)
+        known = {site.name for site in self.sites}
+        more = [dataclasses.replace(s, region=s.region + regions) for s in other.sites if s.name not in known]
+        return ModelPlan(self.config, (*self.sites, *more))
+
+    def to_json(self) -> str:
+        """Return the plan as text for the model's extra state."""
+        return json.dumps(
+            {
+                "version": VERSION,
+                "function": self.config.function(),
+                "sites": [site.identity() for site in self.sites],
+                "details": [dataclasses.asdict(site) for site in self.sites],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelPlan:
+        """Read a plan.
+
+        Raises:
+            PlanMismatchError: it was written by another version of the format.
+        """
+        data = json.loads(text)
+        if data.get("version") != VERSION:
+            raise PlanMismatchError(
+                f"the plan has format {data.get('version')}, this mhc_compile reads {VERSION}; install the release that"
+                " wrote it, or upgrade the model anew and load its own weights only"
+            )
+        sites = [Site(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
+        return cls(Config.from_options(data["function"]), tuple(sites))
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def options_that_differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options in which two functions differ."""
+    return sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])

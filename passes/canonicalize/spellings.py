@@ -1,0 +1,114 @@
+"""What is spelt as something else: sums with a factor, a zero or a stack, and norms with by-products."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import value
+
+# norms of ATen that also return what their backward needs
+_FUSED: dict[str, Callable[..., torch.Tensor]] = {
+    "native_layer_norm": torch.nn.functional.layer_norm,
+    "_fused_rms_norm": torch.nn.functional.rms_norm,
+}
+
+
+def spell_out(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Respell a node as plain adds, where it is a sum, or as a plain norm; `order` is the program's."""
+    op = optable.name(node)
+    if op in ("add", "sub") and "alpha" in node.kwargs and optable.terms_alike(node) is not None:
+        _take_out_factor(node)
+    elif op == "add" and 0 in node.args[:2]:
+        _drop_zero(node)
+    elif op == "sum":
+        _unstack(node, order)
+    elif op in _FUSED:
+        _keep_the_norm(node)
+
+
+def _take_out_factor(node: fx.Node) -> None:
+    """`torch.add(a, b, alpha=c)` becomes `torch.add(a, b * c)`."""
+    branch, factor = node.args[1], node.kwargs["alpha"]
+    assert isinstance(branch, fx.Node)  # terms_alike saw it
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(operator.mul, (branch, factor))
+    scaled.meta = {**node.meta, **_example(value(branch))}
+    node.args = (node.args[0], scaled)
+    node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "alpha"}
+
+
+def _drop_zero(node: fx.Node) -> None:
+    """`0 + a`, with which Python's sum begins, becomes `a`."""
+    terms = [arg for arg in node.args[:2] if isinstance(arg, fx.Node)]
+    kept, made = (value(terms[0]), value(node)) if len(terms) == 1 else (None, None)
+    if kept is not None and made is not None and kept.dtype == made.dtype and not optable.is_inplace(node):
+        node.replace_all_uses_with(terms[0])
+        node.graph.erase_node(node)
+
+
+def _keep_the_norm(node: fx.Node) -> None:
+    """`native_layer_norm(x, ...)[0]` becomes `layer_norm(x, ...)`, where nobody reads the statistics."""
+    readers = list(node.users)
+    if not all(optable.name(reader) == "getitem" and reader.args[1] == 0 for reader in readers):
+        return
+    for reader in readers:
+        reader.target, reader.args = _FUSED[optable.name(node)], node.args
+    if readers:
+        node.graph.erase_node(node)
+
+
+def _unstack(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """`torch.stack([x, f(x), g(x)]).sum(0)` becomes `x + torch.stack([f(x), g(x)]).sum(0)`."""
+    stack = node.args[0] if node.args else None
+    if not isinstance(stack, fx.Node) or optable.name(stack) != "stack" or len(stack.users) > 1:
+        return
+    terms, dim = stack.args[0], optable.argument(stack, 1, "dim", 0)
+    if (
+        optable.argument(node, 1, "dim") not in (dim, (dim,), [dim])
+        or node.kwargs.keys() - {"dim"}
+        or len(node.args) > 2
+    ):
+        return
+    nodes = [term for term in terms if isinstance(term, fx.Node)] if isinstance(terms, (list, tuple)) else []
+    if len(set(nodes)) < 2 or len(set(nodes)) != len(terms):  # type: ignore[arg-type]  # a list, since it held nodes
+        return
+    first = min(nodes, key=order.__getitem__)
+    others = [term for term in nodes if term is not first]
+    if not all(_reads(other, first, order) for other in others):
+        return
+    like = _example(value(first))
+    with node.graph.inserting_before(node):
+        rest = others[0]
+        if len(others) > 1:
+            stacked = node.graph.call_function(torch.stack, (others, dim))
+            held = [v for v in map(value, others) if v is not None]
+            stacked.meta = {**stack.meta, **_example(torch.stack([v.detach() for v in held], dim))}
+            rest = node.graph.call_function(torch.sum, (stacked, dim))
+            rest.meta = {**node.meta, **like}
+    node.op, node.target = "call_function", operator.add
+    node.args, node.kwargs = (first, rest), {}
+    node.graph.erase_node(stack)
+
+
+def _reads(node: fx.Node, source: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Tell whether the node is computed from the source."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        found = stack.pop()
+        if found is source:
+            return True
+        if found not in seen and order.get(found, -1) > order[source]:
+            seen.add(found)
+            stack += found.all_input_nodes
+    return False
+
+
+def _example(tensor: torch.Tensor | None) -> dict[str, Any]:
+    return {} if tensor is None else {"example_value": tensor}

@@ -1,0 +1,181 @@
+"""Sums: trees of adds, differences, and what each of their terms may be to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from torch import fx
+
+from mhc_compile.passes.find_residuals import describe
+from mhc_compile.passes.find_residuals.ancestry import Ancestry
+from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import between, value
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A tree of adds, or one difference, under a root."""
+
+    root: fx.Node
+    adds: tuple[fx.Node, ...]
+    terms: tuple[fx.Node, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A sum that is a residual connection.
+
+    Attributes:
+        sum: the terms.
+        carrier: the term that is carried on.
+        root: what the branches read: the carrier, or what it is a cast or multiple of.
+        origin: what the carrier is a cast or multiple of in the end.
+        reason: empty, or why it is no connection that can be widened.
+    """
+
+    sum: Sum
+    carrier: fx.Node
+    root: fx.Node
+    origin: fx.Node
+    reason: str = ""
+
+    @property
+    def branches(self) -> tuple[fx.Node, ...]:
+        """Return the terms beside the carrier."""
+        return tuple(term for term in self.sum.terms if term is not self.carrier)
+
+
+class Sums:
+    """The sums of a graph and the relations of their terms."""
+
+    def __init__(self, nodes: list[fx.Node]) -> None:
+        """Look for sums in a graph's nodes."""
+        self.order = {node: i for i, node in enumerate(nodes)}
+        self.adds = {node for node in nodes if optable.is_add(node)}
+        self.differences = {node for node in nodes if optable.is_difference(node)}
+        self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
+        static = static_nodes(nodes)
+        self.skips = Skips(static)
+        self.ancestry = Ancestry(self._interesting(nodes), static)
+        self.halves: dict[fx.Node, fx.Node] = {}  # sums of some features of a tensor and what its others made
+
+    def _interesting(self, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+        """Iterate over the nodes whose descendants matter: whatever a term may pass on."""
+        for node in nodes:
+            if node in self.adds or node in self.differences:
+                yield node
+                for term in operands(node):
+                    yield from self.skips.peel(term)
+                    if node in self.adds:
+                        yield from self.skips.reshaped(term)
+                        yield from self.skips.projected(term)
+                        yield from self.skips.mixed(term)
+            elif optable.name(node) == "add" and all(t is not None for t in optable.operand_values(node)):
+                yield from operands(node)
+
+    def _only_feeds_an_add(self, node: fx.Node) -> bool:
+        (user, *others) = node.users or (None,)
+        return not others and user in self.adds and user.args[0] is not user.args[1]
+
+    def tree(self, root: fx.Node) -> Sum:
+        """Return the tree of adds under a root, in program order of its terms."""
+        adds: list[fx.Node] = []
+        terms: list[fx.Node] = []
+
+        def walk(node: fx.Node) -> None:
+            adds.append(node)
+            for arg in operands(node):
+                if arg in self.inner:
+                    walk(arg)
+                else:
+                    terms.append(arg)
+
+        walk(root)
+        return Sum(root, tuple(adds), tuple(terms))
+
+    def match(self, root: fx.Node) -> Match | None:
+        """Take the tree under the root as one connection, else the root alone; else a connection of another kind."""
+        tree = self.tree(root)
+        alone = Sum(root, (root,), operands(root))
+        for candidate in dict.fromkeys((tree, alone)):
+            for term in candidate.terms:
+                found = self._carried(candidate, term)
+                if found is not None:
+                    return found
+        return self._otherwise(alone)
+
+    def _carried(self, candidate: Sum, carrier: fx.Node) -> Match | None:
+        """Take a term as the carrier if all others are made from it, or from what it is a multiple of, by real work."""
+        peeled = list(self.skips.peel(carrier))
+        bits = self.ancestry.bits(peeled)
+        others = [term for term in candidate.terms if term is not carrier]
+        if not others or not all(self.ancestry.worked[other] & bits for other in others):
+            return None
+        if all(self.skips.is_pooled(term) for term in candidate.terms):  # the trends of a decomposition
+            return None
+        root = next(node for node in peeled if any(self.ancestry.worked[o] & self.ancestry.bit[node] for o in others))
+        return Match(candidate, carrier, root, peeled[-1])
+
+    def _otherwise(self, alone: Sum) -> Match | None:
+        """Recognise connections whose skip is no plain tensor: a slice or view of one, a projection, a mixture."""
+        for carrier, other in (alone.terms, alone.terms[::-1]):
+            for root in self.skips.mixed(carrier):
+                if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
+                    return Match(alone, carrier, carrier, carrier, "multi-stream")
+            for root in self.skips.reshaped(carrier) if not self.skips.is_pooled(other) else ():
+                if self.ancestry.worked[other] & self.ancestry.bit[root]:
+                    if not self._splits(alone.root, carrier, root, other):
+                        return Match(alone, carrier, root, root, "skip-reshaped")
+                    self.halves[alone.root] = root
+            for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
+                if self.ancestry.deep[other] & self.ancestry.bit[root]:
+                    return Match(alone, carrier, root, root, "projection-shortcut")
+        return None
+
+    def _is_spread(self, branch: fx.Node) -> bool:
+        """Tell whether a branch is the product of a tensor with a weight for each stream."""
+        while optable.name(branch) in optable.VIEW | optable.CAST and branch.all_input_nodes:
+            branch = branch.all_input_nodes[0]
+        return optable.name(branch) in optable.CONTRACTION | {"mul"} and len(branch.all_input_nodes) == 2
+
+    def _splits(self, total: fx.Node, part: fx.Node, whole: fx.Node, branch: fx.Node) -> bool:
+        """Tell whether a part holds some of the features only, as in coupling layers and Res2Net's split sums."""
+        axis = describe.feature_axis(whole, (branch,), total, self.order)
+        a, b = value(part), value(whole)
+        if axis is None or a is None or b is None or a.dim() != b.dim():
+            return True
+        return a.shape[axis] != b.shape[axis]
+
+    def difference(self, node: fx.Node) -> Match | None:
+        """Take `x - f(x)` as a connection if f has weights."""
+        carrier, branch = operands(node)
+        found = self._carried(Sum(node, (node,), (carrier, branch)), carrier)
+        if found is None:
+            return None
+        inside = between(found.root, (branch,), self.order)
+        weighty = any(optable.works(n) and not self.skips.static.isdisjoint(n.all_input_nodes) for n in inside)
+        return found if weighty else None
+
+    def is_reversible(self, half: fx.Node, matches: Iterable[Match]) -> bool:
+        """Tell whether the other half of the features gets what this sum makes: `y1 = x1 + f(x2); y2 = x2 + g(y1)`."""
+        whole, bit = self.halves[half], self.ancestry.bit[half]
+        others = (m for m in matches if whole in self.skips.reshaped(m.carrier))
+        return any(
+            bit & (self.ancestry.above[branch] | self.ancestry.bits((branch,))) for m in others for branch in m.branches
+        )
+
+    def is_related(self, root: fx.Node) -> bool:
+        """Tell whether one operand is computed from the other at all."""
+        a, b = operands(root)
+        bits = [self.ancestry.bits(self.skips.peel(x)) for x in (a, b)]
+        return bool(self.ancestry.above[b] & bits[0] or self.ancestry.above[a] & bits[1])
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Return the two tensors that a node adds or subtracts."""
+    a, b = node.args[:2]
+    assert isinstance(a, fx.Node)  # is_add saw two nodes
+    assert isinstance(b, fx.Node)
+    return a, b

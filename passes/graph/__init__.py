@@ -1,0 +1,1 @@
+"""What the passes share: facts of a graph, and what its ops are."""

@@ -1,0 +1,60 @@
+"""Steps through a graph: what a node holds, where it comes from, what lies between two nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def value(node: fx.Node) -> torch.Tensor | None:
+    """Return the fake tensor that a node computes, or None where it computes something else."""
+    meta = node.meta.get("example_value", node.meta.get("val"))
+    return meta if isinstance(meta, torch.Tensor) else None
+
+
+def devices(gm: fx.GraphModule) -> set[torch.device]:
+    """Return the devices of a graph's tensors."""
+    return {tensor.device for node in gm.graph.nodes if (tensor := value(node)) is not None}
+
+
+def location(node: fx.Node) -> str:
+    """Return "file.py:line" of the user's code that made the node, or ""."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
+    if not frames:
+        return ""
+    file, line = frames[-1].split('"', 2)[1], frames[-1].split(", line ", 1)[1].split(",", 1)[0]
+    return f"{file}:{line}"
+
+
+def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Return the nodes on the way from root to the ends, both excluded from nothing but root itself.
+
+    What stands before root in the program cannot depend on it, so the walk stays local.
+    """
+    seen: set[fx.Node] = set()
+    stack = list(ends)
+    while stack:
+        node = stack.pop()
+        if node in seen or node is root or order[node] <= order[root]:
+            continue
+        seen.add(node)
+        stack += node.all_input_nodes
+    return seen
+
+
+def number(arg: Any) -> float | None:
+    """Return an argument that is a Python number."""
+    return float(arg) if isinstance(arg, (int, float)) else None
+
+
+def other(node: fx.Node, operand: fx.Node) -> Any:
+    """Return the second operand of a binary op without options, None if it has others or is of the operand alone."""
+    if len(node.args) != 2 or node.kwargs or operand not in node.args:
+        return None
+    a, b = node.args
+    if a is b:
+        return None
+    return b if a is operand else a

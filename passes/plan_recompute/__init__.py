@@ -1,0 +1,151 @@
+"""What a training step keeps of the streams, and what its backward makes again: a policy, written into the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from mhc_compile.passes.base import Context
+from mhc_compile.passes.graph import checkpoints, provenance
+from mhc_compile.passes.plan_recompute.blocks import plan_blocks
+from mhc_compile.passes.plan_recompute.site_run import Run
+
+_OPS = torch.ops.mhc
+_SEAM, _LEAVE, _WRITE, _READOUT = _OPS.seam.default, _OPS.leave.default, _OPS.write.default, _OPS.readout.default
+_IN_BLOCK = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default}
+_OPAQUE = frozenset((_OPS.coefficients.default, _OPS.enter.default, _SEAM, _LEAVE))  # ops that are never run again
+_SOURCES = frozenset((_OPS.expand.default, _WRITE))
+_FIRST = 1 << 40  # behind the numbers that torch itself gives to checkpoints while it traces
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRecompute:
+    """Blocks of sites keep the streams of their first site (see `blocks`), tagged for AOTAutograd's partitioner.
+
+    Before:                          After, in blocks of two:
+        X1 = write(X0, f0, ...)          X1 = write(X0, f0, ..., 1)    made again in the backward
+        X2 = write(X1, f1, ...)          X2 = write(X1, f1, ..., 1)    kept: the next block reads it
+        X3 = write(X2, f2, ...)          X3 = write(X2, f2, ..., 2)    made again in the backward
+
+    What is made again are streams and what is read of them, never a branch, never coefficients. Tags carry the number
+    of their block: the partitioner keeps what a block hands to a later one, as with checkpoints in a row. The number is
+    an argument of the op as well, since caches go by the text of a graph.
+
+    A seam that kernels run is one op, so nothing of it is tagged: with the head of its block and the writes since as
+    further arguments its backward replays them in registers, and keeps nothing else of the streams.
+
+    Inside a checkpoint of the user's everything stays as it is.
+    """
+
+    name: ClassVar[str] = "plan-recompute"
+    rewrites: ClassVar[bool] = True
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+        """Decide, and write the decision into the graph."""
+        if context.inline or not context.plan.sites:
+            return
+        context.runs = plan_blocks(context.plan, context.config, context.devices)
+        ours = [run for run in context.runs if run.size and not run.aside]
+        blocks = _blocks(ours)
+        tagged = _tag(gm, context, blocks)
+        tagged |= _Replay(gm.graph, blocks, ours, context.config.streams).run()
+        if tagged:
+            _number(gm.graph, tagged)
+
+
+def _blocks(runs: Sequence[Run]) -> dict[str, int]:
+    """Return the number of every site's block, from 1."""
+    starts = [run.sites[at : at + run.size] for run in runs for at in range(0, len(run.sites), run.size)]
+    return {site: number for number, sites in enumerate(starts, 1) for site in sites}
+
+
+def _tag(gm: fx.GraphModule, context: Context, blocks: dict[str, int]) -> dict[fx.Node, int]:
+    """Return what is to be made again, with its block; keep readouts, as the plain model does."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    again: dict[fx.Node, int] = {}
+    flowing = set(inputs[len(inputs) - len(context.takes) :])
+    for node in gm.graph.nodes:
+        if "mhc_site" not in node.meta or node.target in _OPAQUE:
+            continue
+        block = None if checkpoints.tags(node) else blocks.get(node.meta["mhc_site"])
+        if node.target is _READOUT:
+            node.meta |= {} if block is None else {"recompute": CheckpointPolicy.MUST_SAVE}
+        elif node.target in _SOURCES or not flowing.isdisjoint(node.all_input_nodes):
+            flowing.add(node)
+            if block is not None:
+                again[node] = block
+                node.args = (*node.args, block) if node.target is _WRITE else node.args
+    return again
+
+
+def _number(graph: fx.Graph, ours: dict[fx.Node, int]) -> None:
+    """Tag what is ours, and number blocks and the user's checkpoints by where they end.
+
+    The partitioner keeps what is read under a higher number. So a block keeps what checkpointed branches within it
+    return, since these end before it does, and what comes behind it finds the block's streams kept.
+    """
+    last: dict[tuple[bool, int], int] = {}
+    groups: dict[fx.Node, tuple[bool, int]] = {}
+    for place, node in enumerate(graph.nodes):
+        number = ours.get(node, node.meta.get("ac_graph_id"))
+        if number is not None:
+            groups[node] = node in ours, number
+            last[groups[node]] = place
+    numbers = {group: _FIRST + i for i, group in enumerate(sorted(last, key=last.__getitem__))}
+    for node, group in groups.items():
+        if node in ours:
+            node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+        node.meta["ac_graph_id"] = numbers[group]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """How streams are made again: the writes since a head, which is one stream where all are still equal."""
+
+    head: Any
+    plain: bool
+    writes: tuple[fx.Node, ...] = ()
+
+    def history(self) -> tuple[Any, ...]:
+        """Return what the ops take of it behind the head: lists of f, H_post, H_res and tails, and `plain`."""
+        return *([write.args[i] for write in self.writes] for i in range(1, 7)), self.plain
+
+
+class _Replay:
+    """Lets seams and leaves name the head of their block and the writes since, beside the streams they write to."""
+
+    def __init__(self, graph: fx.Graph, blocks: dict[str, int], runs: Sequence[Run], n: int) -> None:
+        self.graph, self.blocks, self.n = graph, blocks, n
+        self.heads = {site for run in runs for site in run.sites[:: run.size]}
+        self.limits = {site: run.replays for run in runs for site in run.sites}
+        self.origins: dict[Any, _Origin] = {}  # by the streams
+        self.again: dict[fx.Node, int] = {}
+
+    def run(self) -> dict[fx.Node, int]:
+        """Rewrite the ops; return streams that are made again as a whole, with their block."""
+        for node in [node for node in self.graph.nodes if node.target in _IN_BLOCK]:
+            origin = self.origins.get(node.args[0]) or _Origin(node.args[0], bool(node.args[-1]))
+            if node.target is _SEAM and node.meta["mhc_site"] in self.blocks.keys() - self.heads:
+                self._follow(node, dataclasses.replace(origin, writes=(*origin.writes, node)))
+            if origin.head is not node.args[0]:
+                node.args = (*node.args, origin.head, *origin.history())
+                node.target = _IN_BLOCK[node.target]
+        return self.again
+
+    def _follow(self, seam: fx.Node, origin: _Origin) -> None:
+        """Remember how the streams that a seam makes are made again; beyond what a kernel replays, as a whole."""
+        site = seam.meta["mhc_site"]
+        for streams in [part for part in seam.users if part.args[1] == 0]:
+            if len(origin.writes) > self.limits[site]:
+                with self.graph.inserting_after(streams):
+                    made = self.graph.call_function(_OPS.replay.default, (origin.head, *origin.history(), self.n))
+                made.meta = provenance.origin(seam)
+                provenance.give_value(made)
+                self.again[made] = self.blocks[site]
+                origin = _Origin(made, plain=False)
+            self.origins[streams] = origin

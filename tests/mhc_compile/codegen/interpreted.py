@@ -1,0 +1,148 @@
+"""What runs in the process where generated kernels are interpreted (see `mhc_compile.codegen.apart`)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from mhc_compile.codegen.runtime import dispatch, tune
+from tests.mhc_compile.ops import helpers, test_seams_compiler
+from tests.mhc_compile.ops.block import Block, same
+from tests.mhc_compile.ops.fused import Fused, only_given
+from tests.mhc_compile.ops.helpers import Function, check, spread_out, values_and_gradients
+
+Tiles = dict[str, dict[str, int]]
+
+
+def prepared(case: Fused, op: str) -> tuple[Function, Function, list[Tensor]]:
+    """The op by kernels and by the equations, and the tensors that it takes."""
+    dispatch.register("CPU")
+    if op == "coefficients":
+        return helpers.coefficients(case), case.reference, [case.streams(), *case.parameters()]
+    by_op, given = only_given(case.by_op(op), case.tensors(op))
+    return by_op, only_given(case.by_equation(op), case.tensors(op))[0], given
+
+
+def compare(
+    case: Fused, op: str, tiles: Tiles | None = None, strided: bool = False, tolerance: float | None = None
+) -> None:
+    """Assert that values and every gradient of an op, run by generated kernels, are those of the equations."""
+    by_op, by_equation, given = prepared(case, op)
+    with poisoned(), launching(tiles) as launched:
+        check(by_op, by_equation, [spread_out(t) for t in given] if strided else given, tolerance)
+    assert launched == ["forward", "backward"]
+
+
+def rounded_once(case: Fused, op: str) -> None:
+    """Assert that narrow results are the equations' to rounding, and coefficients as exact as fp32 allows."""
+    by_op, by_equation, given = prepared(case, op)
+    with poisoned():
+        found = values_and_gradients(by_op, given, wide=False)
+    exact = values_and_gradients(by_equation, given, wide=True)
+    ulp = torch.finfo(case.dtype).eps
+    for actual, wanted in zip(itertools.chain(*found), itertools.chain(*exact), strict=True):
+        if actual.dtype == case.dtype:
+            off = (actual.double() - wanted.to(case.dtype).double()).abs()
+            largest = wanted.abs().amax(-1, keepdim=True)
+            assert (off <= 2 * ulp * largest).all()
+            assert (off > ulp * wanted.abs()).double().mean() <= (1e-3 if actual.dim() > 1 else 0.05)
+            assert (off != 0).double().mean() <= (0.01 if actual.dim() > 1 else 0.1)
+        else:  # a tie of a stream shows in a seam's coefficients, which are made of the rounded streams
+            helpers.near(actual, wanted, ulp / 2 if op == "seam" else 1e-5 if actual.dim() > 2 else 1e-4)
+
+
+def repeatable(case: Fused, op: str) -> None:
+    """Assert that two runs agree to the bit."""
+    by_op, _, given = prepared(case, op)
+    one, two = (values_and_gradients(by_op, given, wide=False) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(itertools.chain(*one), itertools.chain(*two), strict=True))
+
+
+def doubly_stochastic(n: int, scale: float) -> tuple[float, float]:
+    """Return how far rows and columns of H_res are from sums of 1."""
+    case = Fused(n, 16, (64,), dtype=torch.float32, scale=scale)
+    by_op, _, given = prepared(case, "coefficients")
+    mixing = helpers.tensors(by_op(*given))[2].double()
+    return float((mixing.sum(-1) - 1).abs().max()), float((mixing.sum(-2) - 1).abs().max())
+
+
+def reference_runs(case: Fused, op: str) -> None:
+    """Assert that what no kernel is generated for runs as the reference, in silence."""
+    by_op, by_equation, given = prepared(case, op)
+    with launching(None) as launched:
+        check(by_op, by_equation, given)
+    assert not launched
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill whatever is allocated with NaN, so that what is never written shows."""
+
+    def full(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    patches = (mock.patch.object(torch, name, full(getattr(torch, name))) for name in ("empty", "empty_like"))
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+@contextlib.contextmanager
+def launching(tiles: Tiles | None) -> Iterator[list[str]]:
+    """Note the directions that generated modules run in, with these tiles over the default ones."""
+    launched: list[str] = []
+
+    def chosen(module: Any, direction: str, *_: Any) -> Tiles:
+        launched.append(direction)
+        known: Tiles = module.TILES
+        changed = {name: {**known.get(name, {}), **values} for name, values in (tiles or {}).items()}
+        return {**known, **changed}
+
+    with mock.patch.object(tune, "tiles", chosen):
+        yield launched
+
+
+def mixed_types(case: Fused, op: str) -> None:
+    """Assert that every result and gradient is of its tensor's dtype and near the equations."""
+    by_op, by_equation, given = prepared(case, op)
+    with poisoned():
+        outputs, found = values_and_gradients(by_op, given, wide=False)
+    values, exact = values_and_gradients(by_equation, given, wide=True)
+    assert [g.dtype for g in found] == [t.dtype for t in given]
+    for actual, wanted in zip((*outputs, *found), (*values, *exact), strict=True):
+        helpers.near(actual, wanted, torch.finfo(torch.bfloat16).eps * 4)
+
+
+def opcheck(case: Fused, op: str) -> None:
+    """Let torch check schema, fakes and autograd of an op, and of its backward, that kernels run."""
+    dispatch.register("CPU")
+    given = test_seams_compiler.arguments(case, op)
+    base = None if op == "leave" else given[4 if op == "enter" else 10]
+    for t in given:
+        if isinstance(t, Tensor) and t is not base:
+            t.requires_grad_()
+    with launching(None) as launched:
+        torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(given))
+        back = test_seams_compiler.backward_arguments(case, op)
+        torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(back))
+    assert {"forward", "backward"} <= set(launched)
+
+
+def replayed(block: Block, op: str) -> None:
+    """Assert that gradients by kernels that replay are, to the bit, those by kernels that read what was written."""
+    dispatch.register("CPU")
+    with poisoned(), launching(None) as launched:
+        assert torch.equal(torch.ops.mhc.replay(block.head(), *block.history(), block.case.n), block.streams())
+        same(block, op)
+    assert launched.count("backward") == 2

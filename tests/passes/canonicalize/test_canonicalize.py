@@ -1,0 +1,155 @@
+"""One spelling of each add; what is overwritten without being read again is not overwritten."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mhc_compile.passes.canonicalize import Canonicalize
+from mhc_compile.passes.graph import optable
+from tests.passes.helpers import Layer, Step, context, graph, ops, tokens
+
+
+def plus(_: Any, x: Tensor) -> Tensor:
+    return torch.add(x, x.sin()).add(x.cos()) + x  # -> add add add
+
+
+def iadd(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    y += x
+    return y
+
+
+def add_method(_: Any, x: Tensor) -> Tensor:
+    return x.sin().add_(x)
+
+
+def read_under_its_own_name(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    y.add_(x)
+    y.mul_(2.0)
+    return y.cos() * y
+
+
+def aten(_: Any, x: Tensor) -> Tensor:
+    return torch.ops.aten.add_.Tensor(torch.ops.aten.add.Tensor(x, x.sin()), x)
+
+
+def activations(_: Any, x: Tensor) -> Tensor:
+    y = F.relu(x.sin(), inplace=True)
+    y = F.hardtanh(y, -0.1, 0.1, True)
+    return F.dropout(F.elu(y, 1.0, True) * 1.0, 0.5, False, True)
+
+
+def broadcast(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    y += x[:, :1]
+    y /= 2.0
+    return y
+
+
+def view_before(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    half = y[..., :2].cos()
+    y += x
+    return y[..., :2] * half
+
+
+CHANGED: list[Step] = [plus, iadd, add_method, read_under_its_own_name, aten, activations, broadcast, view_before]
+
+
+def of_the_caller(_: Any, x: Tensor) -> Tensor:
+    x += 1.0 * x.sin()
+    return x
+
+
+def of_the_caller_through_a_view(_: Any, x: Tensor) -> Tensor:
+    y = x.view(-1, x.shape[-1])
+    y += y.sin()
+    return y
+
+
+def of_the_model(self: Any, x: Tensor) -> Tensor:
+    weight = self.gamma.detach()
+    weight += x[0, 0]
+    return weight * x
+
+
+def view_read_afterwards(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    half = y[..., :2]
+    y += x
+    return half
+
+
+def base_read_afterwards(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    z = y.transpose(1, 2).transpose(1, 2)
+    z += x
+    return y
+
+
+def other_dtype(_: Any, x: Tensor) -> Tensor:
+    y = x.half()
+    y += x
+    return y
+
+
+def item(_: Any, x: Tensor) -> Tensor:
+    y = x.sin()
+    y[:, 1:] += x[:, 1:]
+    return y
+
+
+def no_other_spelling(_: Any, x: Tensor) -> Tensor:
+    return x.sin().zero_() + x
+
+
+KEPT: list[Step] = [
+    of_the_caller, of_the_caller_through_a_view, of_the_model, view_read_afterwards, base_read_afterwards, other_dtype,
+    item, no_other_spelling,
+]  # fmt: skip
+
+
+def respelt(step: Step) -> tuple[Any, Any]:
+    """The graph before and after."""
+    before = graph(Layer(step), tokens())
+    after = copy.deepcopy(before)
+    Canonicalize()(after, context())
+    after.graph.lint()
+    after.recompile()
+    return before, after
+
+
+def same(before: Any, after: Any) -> None:
+    """Both compute the same and leave their inputs the same."""
+    inputs = [p.meta["example_value"] for p in before.graph.find_nodes(op="placeholder")]
+    values = [torch.randn(t.shape, generator=torch.Generator().manual_seed(i)) for i, t in enumerate(inputs)]
+    ours, theirs = [[v.clone() for v in values] for _ in range(2)]
+    for a, b in zip((*after(*ours), *ours), (*before(*theirs), *theirs), strict=True):
+        assert torch.equal(a, b)
+
+
+def inplace(gm: Any) -> int:
+    return sum(optable.is_inplace(node) for node in gm.graph.nodes)
+
+
+@pytest.mark.parametrize("step", CHANGED, ids=lambda step: step.__name__)
+def test_nothing_is_overwritten(step: Step) -> None:
+    before, after = respelt(step)
+    assert inplace(after) == 0
+    assert ops(before) == ops(after)
+    assert all(str(n.target) == "<built-in function add>" for n in after.graph.nodes if optable.is_add(n))
+    same(before, after)
+
+
+@pytest.mark.parametrize("step", KEPT, ids=lambda step: step.__name__)
+def test_overwriting_that_is_part_of_the_function_stays(step: Step) -> None:
+    before, after = respelt(step)
+    assert inplace(after) == inplace(before) > 0
+    same(before, after)

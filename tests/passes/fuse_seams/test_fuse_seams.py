@@ -1,0 +1,280 @@
+"""What lies between two branches becomes one op: graphs before and after, and the boundaries that keep ops apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
+
+from mhc_compile.passes import PIPELINE
+from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.passes.runner import run
+from tests.passes.fuse_seams.fusing import CPU, Pair, fused, ours, pair, words
+from tests.passes.helpers import C, Layer, example_inputs, graph, rewritten, tokens
+
+FUSED = ("enter", "seam", "leave")
+
+
+def two_sites(self: Any, x: Tensor) -> Tensor:
+    x = x + self.proj(self.norm(x))
+    return x + self.gamma * self.up(self.down(x))
+
+
+def nodes(gm: fx.GraphModule, *ops: str) -> list[fx.Node]:
+    return [node for node in gm.graph.nodes if optable.name(node) in ops]
+
+
+def check(made: Pair, *expected: str) -> None:
+    """The graph is as expected, and the same function."""
+    assert words(made.after) == " ".join(expected).split()
+    made.after.graph.lint()
+    made.same()
+
+
+def test_all_between_two_branches_is_one_op() -> None:
+    made = fused(two_sites)
+    assert words(made.before) == (
+        "expand coefficients read layer_norm linear write coefficients read linear linear mul write readout".split()
+    )
+    check(made, "enter:layer:plain linear seam:plain linear linear leave:scale")
+
+
+def test_operands_of_the_ops() -> None:
+    made = fused(two_sites, projection="identity", sinkhorn_iters=3, eps=1e-5)
+    (enter,), (seam,), (leave,) = (nodes(made.after, op) for op in FUSED)
+    x = next(node for node in nodes(made.before, "expand")).args[0]
+    inputs = {node.name: node for node in made.after.graph.find_nodes(op="placeholder")}
+    site = [tuple(inputs[f"site_{i}_{j}"] for j in range(4)) for i in range(2)]
+    maps = (2, "mhc", "identity", 3, 1e-5)
+    assert [str(arg) for arg in enter.args[:1]] == [str(x)]
+    assert [enter.args[5].name, enter.args[6].name] == [  # type: ignore[union-attr]
+        f"l_self_modules_norm_parameters_{name}_" for name in ("weight", "bias")
+    ]
+    assert enter.args[1:5] + enter.args[7:] == (*site[0], *maps, "layer", 1e-5, True)
+    linear = nodes(made.after, "linear")
+    assert seam.args == (enter.args[0], linear[0], *_parts(enter, 1, 2), None, None, 1.0, *site[1], None, None, *maps,
+                         "none", 0.0, True)  # fmt: skip
+    assert leave.args == (*_parts(seam, 0), linear[2], *_parts(seam, 2, 3), None, leave.args[5], 1.0, 2, False)
+    assert str(leave.args[5]) == "l_self_parameters_gamma_"
+
+
+def _parts(node: fx.Node, *indices: int) -> list[fx.Node]:
+    parts = {user.args[1]: user for user in node.users}
+    return [parts[i] for i in indices]
+
+
+def test_nothing_changes_without_kernels() -> None:
+    for devices in (frozenset[str](), frozenset({"cuda"})):
+        made = fused(two_sites, devices=devices)
+        assert words(made.after) == words(made.before)
+        assert made.context.unfused == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "reason"),
+    [
+        ({"connection": "hc"}, torch.float32, "the connection 'mhc'"),
+        ({"streams": 17}, torch.float32, "up to 16 streams"),
+        ({}, torch.float64, "torch.float64"),
+    ],
+)
+def test_why_a_site_has_no_kernel(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
+    made = fused(two_sites, dtype=dtype, **options)
+    assert words(made.after) == words(made.before)
+    assert list(made.context.unfused) == ["proj", "up"]
+    assert all(reason in text for text in made.context.unfused.values())
+
+
+def test_inline_graphs_hold_no_ops_of_ours() -> None:
+    gm, context = rewritten(graph(Layer(two_sites), tokens()))
+    context.devices, context.inline = CPU, True
+    run(PIPELINE, gm, context)
+    assert not any("mhc" in str(node.target) for node in gm.graph.nodes)
+
+
+def test_other_readers_of_a_sum_read_the_streams_of_the_seam() -> None:
+    def step(self: Any, x: Tensor) -> Any:
+        y = x + self.proj(self.norm(x))
+        z = y + self.attn(self.norm2(y))
+        return z.sin(), y.cos(), z + self.up(self.down(z))
+
+    check(
+        fused(step),
+        "enter:layer:plain linear seam:layer:plain readout linear linear transpose matmul softmax linear matmul",
+        "seam readout sin cos linear linear leave",
+    )
+
+
+def test_a_sum_with_more_readers_than_a_readout_keeps_its_write() -> None:
+    def step(self: Any, x: Tensor) -> Any:
+        y = x + self.proj(x)
+        z = 0.5 * y + self.up(self.down(y))
+        return z, y
+
+    made = fused(step)
+    assert "write" in words(made.after)
+    made.same()
+
+
+def test_two_towers_on_one_trunk() -> None:
+    def step(self: Any, x: Tensor) -> Any:
+        x = x + self.proj(self.norm(x))
+        return x + self.up(self.down(self.norm2(x))), x + self.mlp(self.norm3(x))
+
+    made = fused(step)
+    made.same()
+    assert ours(made.after) == ("enter:layer:plain seam:layer:plain enter:layer leave leave".split())
+
+
+def test_two_towers_from_where_streams_start() -> None:
+    """Both read the tensor itself: no copy of it is left."""
+
+    def step(self: Any, x: Tensor) -> Any:
+        x = x.exp()
+        a, b = x + self.proj(self.norm(x)), x + self.mlp(self.norm2(x))
+        return a + self.up(self.down(a)), b + self.cross(b)
+
+    made = fused(step)
+    made.same()
+    assert [word for word in words(made.after) if "plain" in word] == (
+        "enter:layer:plain enter:layer:plain seam:plain seam:plain".split()
+    )
+    assert "expand" not in words(made.after)
+
+
+def test_an_op_on_the_streams_keeps_write_and_read_apart() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = self.norm(x + self.proj(x))
+        return self.norm2(x + self.up(self.down(x)))
+
+    check(fused(step), "expand enter:plain linear write layer_norm enter linear linear leave layer_norm")
+
+
+def test_a_read_of_other_streams_than_the_coefficients() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = 0.5 * x + self.proj(x)
+        return x + self.up(self.down(x))
+
+    check(fused(step), "expand mul coefficients read linear seam linear linear leave")
+
+
+def test_streams_from_another_graph() -> None:
+    gm, context = rewritten(graph(Layer(two_sites), tokens()), streams=2)
+    assert context.bindings is not None
+    context.carry_out, context.devices = True, CPU
+    context.bindings = {name: type(b)(b.parameters, entry=False) for name, b in context.bindings.items()}
+    run(PIPELINE, gm, context)
+    assert words(gm) == "enter:layer linear seam linear linear mul write readout".split()
+
+
+class Blocks(nn.Module):
+    """Layers, each in a checkpoint of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(two_sites) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+def test_a_checkpoint_boundary_inside_a_seam() -> None:
+    made = pair(Blocks(), tokens())
+    check(
+        made,
+        "enter:layer:plain linear seam:plain linear linear mul write",
+        "enter:layer linear seam linear linear leave:scale",
+    )
+    again = CheckpointPolicy.PREFER_RECOMPUTE
+    regions = [checkpoints.tags(node) for node in nodes(made.after, *FUSED)]
+    assert regions == [{"recompute": again, "ac_graph_id": i} for i in (0, 0, 1, 1, 1)]
+
+
+def test_what_a_checkpoint_holds_of_a_branch_stays_in_it() -> None:
+    """It recomputes the norm and the tail; taken in, they would be saved."""
+
+    def branch(self: Any, x: Tensor) -> Tensor:
+        return self.gamma * self.proj(self.norm(x))
+
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + checkpoint(branch, self, x, use_reentrant=False)
+        return x + self.up(self.down(x))
+
+    check(fused(step), "enter:plain layer_norm linear mul seam:plain linear linear leave")
+
+
+def test_a_change_of_the_gradient_mode() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.proj(x)
+        with torch.no_grad():
+            h = self.norm(x)
+        return x + self.up(self.down(h))
+
+    made = fused(step)
+    made.same()
+    assert [word for word in words(made.after) if word != "_set_grad_enabled"] == (
+        "enter:plain linear seam:plain layer_norm linear linear leave".split()
+    )
+
+
+def test_an_operand_that_is_made_behind_the_write() -> None:
+    """From parameters alone it is made earlier; from the streams it cannot be."""
+
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.proj(x)
+        x = x + self.attn.q(nn.functional.rms_norm(x, (C,), 1 + self.gamma, 1e-6))
+        return x + self.attn.v(nn.functional.rms_norm(x, (C,), self.gamma + x.mean(), 1e-6))
+
+    check(fused(step), "enter:plain linear add seam:rms:plain linear seam mean add rms_norm linear leave")
+
+
+def test_what_is_overwritten_is_read_where_it_was() -> None:
+    """A vector that changes: as a tail it would be read later, as a norm's weight earlier."""
+
+    def step(self: Any, x: Tensor) -> Tensor:
+        vector = 1.0 * self.gamma
+        x = x + (self.proj(x) + vector)
+        vector.view(C).add_(1)
+        x = x + self.attn.q(nn.functional.rms_norm(x, (C,), vector, 1e-6))
+        return x + self.attn.v(x)
+
+    check(fused(step), "enter:plain mul linear add seam:plain view add rms_norm linear seam linear leave")
+
+
+def test_every_node_has_the_value_and_origin_that_its_op_has() -> None:
+    """AOTAutograd bypasses its cache for a graph whose tensors have no example values."""
+    made = pair(Blocks(), tokens())
+    Values(made.after).run(*example_inputs(made.after))
+    for node in nodes(made.after, *FUSED):
+        assert "two_sites" in node.meta["stack_trace"]
+        assert "layers" in str(node.meta["nn_module_stack"])
+        assert all(user.meta["mhc_site"] == node.meta["mhc_site"] for user in node.users if user.target != "output")
+    assert [node.meta["mhc_site"] for node in nodes(made.after, "enter", "seam")] == [
+        f"layers.{i}.{label}" for i in range(2) for label in ("proj", "up")
+    ]
+
+
+def test_values_behind_coefficients_that_stay() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = 0.5 * x + self.proj(x)
+        return x + self.up(self.down(x)) * self.gamma.view(1, 1, C)
+
+    made = fused(step)
+    assert ours(made.after) == "expand coefficients read seam leave:scale".split()
+    Values(made.after).run(*example_inputs(made.after))
+
+
+class Values(fx.Interpreter):
+    """Compares results with the example values of their nodes; widen gives its coefficients none."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result, held = super().run_node(n), n.meta.get("example_value", ())
+        if n.op not in ("placeholder", "output") and "coefficients" not in f"{n.target}{n.args[0]}":
+            pairs = zip(result, held, strict=True) if isinstance(result, list) else [(result, held)]
+            assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs), n
+        return result

@@ -1,0 +1,101 @@
+"""What may stand elsewhere in a program."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch._C import _set_grad_enabled  # what Dynamo makes of no_grad
+
+from mhc_compile.passes.graph.order import Places
+
+
+def module(graph: fx.Graph) -> fx.GraphModule:
+    root = nn.Module()
+    root.register_buffer("held", torch.ones(3))
+    return fx.GraphModule(root, graph)
+
+
+def late(make: Any) -> tuple[Places, fx.Node, fx.Node]:
+    """A node `at`, and an operand that is made behind it from a parameter w and the node."""
+    graph = fx.Graph()
+    w = graph.placeholder("w")
+    at = graph.call_function(torch.sin, (w,))
+    operand = make(graph, w, at)
+    graph.output((at, operand))
+    return Places(module(graph)), at, operand
+
+
+@pytest.mark.parametrize(
+    ("make", "moved"),
+    [
+        (lambda g, w, at: w, []),
+        (lambda g, w, at: g.get_attr("held"), ["held"]),
+        (lambda g, w, at: g.call_function(operator.add, (1.0, g.call_method("float", (w,)))), ["float_1", "add"]),
+        (lambda g, w, at: g.call_method("reshape", (g.get_attr("held"), (3,))), ["held", "reshape"]),
+    ],
+)
+def test_what_parameters_alone_make_moves(make: Any, moved: list[str]) -> None:
+    places, at, operand = late(make)
+    found = places.needed([operand], at)
+    assert found is not None
+    assert [node.name for node in found] == moved
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g, w, at: at,
+        lambda g, w, at: g.call_function(operator.add, (1.0, at)),
+        lambda g, w, at: g.call_function(torch.rand_like, (w,)),
+        lambda g, w, at: g.call_function(torch.matmul, (w, w)),
+        lambda g, w, at: g.call_method("neg", (g.call_method("mul_", (w, 2)),)),
+    ],
+    ids=["itself", "of itself", "random", "work", "overwritten"],
+)
+def test_what_cannot_move(make: Any) -> None:
+    places, at, operand = late(make)
+    assert places.needed([operand], at) is None
+
+
+def test_what_is_overwritten_later_is_read_where_it_is() -> None:
+    places, at, _ = late(lambda g, w, at: g.call_method("mul_", (w, 2)))
+    assert places.needed(at.all_input_nodes, at) is None
+
+
+def test_nodes_fit_in_one_gradient_mode_and_checkpoint() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+
+    def sin() -> fx.Node:
+        return graph.call_function(torch.sin, (x,))
+
+    def switch(on: bool) -> None:
+        graph.call_function(_set_grad_enabled, (on,))
+
+    a = sin()
+    switch(False)
+    b = sin()
+    switch(True)
+    c, d = sin(), sin()
+    d.meta["ac_graph_id"] = 0
+    graph.output((a, b, c, d))
+    places = Places(module(graph))
+    assert places.fit(a, c)
+    assert not places.fit(a, b)
+    assert not places.fit(a, d)
+    assert places.same_mode(a, d)
+    assert places.needed([b], a) is None
+    assert places.needed([c], a) == [c]
+
+
+def test_a_new_node_takes_a_place() -> None:
+    places, at, operand = late(lambda g, w, at: g.call_method("neg", (w,)))
+    with at.graph.inserting_before(at):
+        new = at.graph.call_method("neg", (at.args[0],))
+    places.put(new, at)
+    assert places.sort([operand, new]) == [new, operand]
+    assert places.needed([new], at) == []

@@ -1,0 +1,130 @@
+"""How many sites a block has, and which sites may share one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+import mhc_compile as mhc
+from mhc_compile.errors import MHCWarning
+from mhc_compile.ops import seams
+from mhc_compile.passes import ANALYSIS, runner
+from mhc_compile.passes.base import Plan
+from mhc_compile.passes.plan_recompute import blocks
+from mhc_compile.passes.plan_recompute.blocks import best, peak, plan_blocks
+from mhc_compile.passes.plan_recompute.site_run import Run
+from tests.passes.helpers import graph, rewritten, tokens
+from tests.passes.plan_recompute.test_plan_recompute import Branches, Chain, Middle, Tower
+
+RUN = Run(tuple(map(str, range(24))), 0, 4, 512, 2, 1000, 49, starts=True, aside=False, replays=0)
+
+
+def plan(model: torch.nn.Module, *args: torch.Tensor, **options: Any) -> tuple[Plan, mhc.Config]:
+    """The plan of a graph, and the options."""
+    gm, found = rewritten(graph(model, *(args or (tokens(),))), **{"streams": 2, **options})
+    runner.run(ANALYSIS, gm, found)
+    return found.plan, found.config
+
+
+def sizes(model: torch.nn.Module, *args: torch.Tensor, **options: Any) -> list[tuple[int, int]]:
+    """Length and size of every run."""
+    return [(len(run.sites), run.size) for run in plan_blocks(*plan(model, *args, **options), frozenset())]
+
+
+@given(length=st.integers(1, 300), n=st.integers(1, 16))
+def test_auto_is_the_papers_optimum(length: int, n: int) -> None:
+    """The argmin of Eq. 20 over all sizes, the smaller of two; about sqrt(n L / (n + 2))."""
+    run = dataclasses.replace(RUN, sites=tuple(map(str, range(length))), streams=n)
+    found = best(run)
+    costs = {size: n * math.ceil(length / size) + (n + 2) * size for size in range(1, length + 1)}
+    assert costs[found] == min(costs.values())
+    assert all(costs[size] > costs[found] for size in range(1, found))
+    assert costs[found] <= n * (1 + length / (near := max(1, round(math.sqrt(n * length / (n + 2)))))) + (n + 2) * near
+
+
+@given(length=st.integers(1, 60), n=st.integers(1, 8), limit=st.integers(1, 8))
+def test_auto_in_kernels(length: int, n: int, limit: int) -> None:
+    """The least of what is kept and moved, within what a kernel replays: nothing is made again as a whole."""
+    run = dataclasses.replace(RUN, sites=tuple(map(str, range(length))), streams=n, replays=limit)
+    found = run.of(best(run))
+    assert found.transient == 0
+    costs = [run.of(size).kept + run.of(size).moved for size in range(1, limit + 2)]
+    assert found.kept + found.moved == min(costs)
+
+
+def test_runs_of_a_chain() -> None:
+    assert sizes(Chain(7), recompute=3) == [(7, 3)]
+    assert sizes(Chain(7), recompute=30) == [(7, 7)]
+    assert sizes(Chain(7), recompute="off") == [(7, 0)]
+    assert sizes(Branches(4), recompute=2) == [(4, 2)]
+
+
+def test_runs_end_at_checkpoints_and_where_streams_fork() -> None:
+    assert sizes(Middle(5), recompute=5) == [(1, 1), (1, 0), (1, 0), (1, 0), (1, 1)]
+    assert sizes(Tower(), tokens(), tokens(length=3), recompute=5) == [(2, 2), (4, 4)]
+
+
+def test_facts_of_a_run() -> None:
+    (run,) = plan_blocks(*plan(Chain(3).bfloat16(), tokens(3, 7, dtype=torch.bfloat16), recompute=2), frozenset())
+    facts = (run.streams, run.channels, run.itemsize, run.tokens, run.starts, run.aside, run.replays)
+    assert facts == (2, 8, 2, 21, True, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("connection", "projection", "coefficients"),
+    [
+        ("mhc", "sinkhorn", 4 + 16 + 4 + 24 + 1),
+        ("mhc", "identity", 4 + 16 + 4 + 8 + 1),
+        ("hc", "sinkhorn", 24 + 24 + 4),
+    ],
+)
+def test_coefficients_that_a_site_keeps(connection: str, projection: str, coefficients: int) -> None:
+    """H_pre, H_post, H_res, the logits, and an inverse norm a row."""
+    chosen = plan(Chain(3), streams=4, connection=connection, projection=projection)
+    assert plan_blocks(*chosen, frozenset())[0].coefficients == coefficients
+
+
+def test_kernels_replay() -> None:
+    for dtype in (torch.float32, torch.float64):  # there are no kernels for the latter
+        model = Chain(3).to(dtype)
+        (run,) = plan_blocks(*plan(model, tokens(dtype=dtype), recompute=2), frozenset({"cpu"}))
+        assert run.replays == (seams.replay_limit(2, 4) if dtype is torch.float32 else 0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.6, 0.5])
+def test_a_share_of_what_is_kept_without(share: float) -> None:
+    runs = [RUN, dataclasses.replace(RUN, channels=256)]
+    found = [run.of(blocks._cheapest(runs, share)) for run in runs]
+    without = peak(run.of(1) for run in runs)
+    assert peak(found) <= share * without
+    if found[0].size > 1:
+        assert peak(run.of(found[0].size - 1) for run in runs) > share * without
+
+
+def test_a_budget_in_bytes() -> None:
+    (run,) = plan_blocks(*plan(Chain(12), recompute="off"), frozenset())
+    needed = peak([run.of(2)])
+    assert sizes(Chain(12), recompute=f"memory:{needed}") == [(12, 2)]
+    assert sizes(Chain(12), recompute=f"memory:{needed - 1}") == [(12, 3)]
+
+
+def test_a_budget_that_is_too_small() -> None:
+    """The least there is, and a warning that says how much that is."""
+    (run,) = plan_blocks(*plan(Chain(12), recompute="off"), frozenset())
+    least = min(peak([run.of(size)]) for size in range(1, 13))
+    with pytest.warns(MHCWarning, match=f"do not fit in the 1,000 bytes .* planned for {least:,}, the least there is"):
+        found = sizes(Chain(12), recompute="memory:1000")
+    assert peak([run.of(found[0][1])]) == least
+
+
+def test_a_budget_that_suffices_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MHCWarning)
+        assert sizes(Chain(12), recompute="memory:1GiB") == [(12, 1)]
