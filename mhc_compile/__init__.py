@@ -20,7 +20,7 @@ from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.errors import MHCError, MHCWarning
 from mhc_compile.model.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
-from mhc_compile.plan.model_plan import Site
+from mhc_compile.plan.model_plan import SitePlan as Site
 
 __all__ = [
     "Config",

@@ -16,6 +16,7 @@ from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, MHCWarning
 from mhc_compile.passes import Rejection
+from mhc_compile.passes.reasons import reject
 from mhc_compile.plan.drafting import draw
 from mhc_compile.plan.model_plan import ModelPlan
 
@@ -86,5 +87,4 @@ def _hidden_by_autograd(
         return []
     found: list[tuple[str, str]] = [(site.owner, site.source) for site in draft.plan.sites]
     found += [(rejection.owner, rejection.source) for rejection in draft.rejections if rejection.residual]
-    text = "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
-    return [Rejection("hidden-by-autograd", True, text, owner, source, "") for owner, source in found]
+    return [reject("hidden-by-autograd", owner=owner, source=source) for owner, source in found]

@@ -11,7 +11,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from mhc_compile.api.upgrade import upgrade
-from mhc_compile.backend.rewriting import read_markers, rewrite_graph
+from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
 from mhc_compile.capture.frames import clean_errors
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.config import Config
@@ -91,10 +91,10 @@ class _Recorder:
             if self.gm is not None:
                 raise CaptureError("the model breaks into several graphs, and an exported graph must be one;"
                                    " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
-            markers = read_markers(gm, None)
-            if markers is None:
+            config = config_of_markers(gm, None)
+            if config is None:
                 raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
-            rewritten = rewrite_graph(markers, whole=True, inline=True).gm
+            rewritten = rewrite_graph(gm, config, inline=True).gm
         self.gm = rewritten
 
         def run(*inputs: Any) -> Any:

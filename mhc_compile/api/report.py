@@ -17,7 +17,7 @@ from mhc_compile.passes import Rejection
 from mhc_compile.plan.drafting import Draft
 from mhc_compile.plan.joints import Cut
 from mhc_compile.plan.memory import Memory
-from mhc_compile.plan.model_plan import ModelPlan, Site
+from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Report:
     max_error: float | None = None
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> tuple[SitePlan, ...]:
         """The sites, in program order."""
         return self.plan.sites
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """The regions."""
-        groups: dict[int, list[Site]] = defaultdict(list)
+        groups: dict[int, list[SitePlan]] = defaultdict(list)
         for site in self.sites:
             groups[site.region].append(site)
         lifts = {

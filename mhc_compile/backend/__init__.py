@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from mhc_compile.backend import carry, first_call
 from mhc_compile.backend.compilers import Compiled, compile_with
-from mhc_compile.backend.rewriting import read_markers, rewrite_graph
+from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
 from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
@@ -40,13 +40,13 @@ def mhc(
     with clean_errors():
         config = Config.from_options(options)
         projections.get(config.projection)
-        markers = read_markers(gm, options)
+        made_with = config_of_markers(gm, options)
         root = frame_root()
-        if markers is not None:
+        if made_with is not None:
             first_call.settle(root)
-            rewritten = rewrite_graph(markers, whole=_is_whole(root, len(markers.bindings)))
-            inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], markers.config, mode)
-            return carry.connect(inner, rewritten.takes, rewritten.gives, rewritten.starts, markers.config.streams)
+            rewritten = rewrite_graph(gm, made_with, sites_of_model=_sites_of_plan(root))
+            inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], made_with, mode)
+            return carry.connect(inner, rewritten.takes, rewritten.gives, rewritten.starts, made_with.streams)
         if config.connection != "residual" and config.streams > 1 and not first_call.is_settled(root):
             draft = first_call.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
@@ -56,10 +56,10 @@ def mhc(
         return compile_with(without_markers(gm), example_inputs, config, mode)
 
 
-def _is_whole(root: nn.Module | None, sites: int) -> bool:
-    """Tell whether the frame is the model that holds the plan, with all of its sites in this graph."""
+def _sites_of_plan(root: nn.Module | None) -> int | None:
+    """Return the number of sites of the plan that the frame's module holds, None where it holds none."""
     held = getattr(root, ATTRIBUTE, None)
-    return isinstance(held, RootSites) and len(held.sites_of_plan()) == sites
+    return len(held.sites_of_plan()) if isinstance(held, RootSites) else None
 
 
 def _warn_nothing(root: nn.Module | None, rejections: int) -> None:

@@ -84,7 +84,7 @@ def as_json(report: mhc.Report) -> dict[str, Any]:
     """The report as what JSON can hold."""
     listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions", "cuts")}
     payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
-    memory = {name: getattr(report.memory, name) for name in ("kept", "peak", "without", "plain", "moved")}
+    memory = {name: getattr(report.memory, name) for name in ("kept", "peak", "without", "before_rewrite", "moved")}
     runs = [dataclasses.asdict(run) for run in report.memory.runs]
     plain = {name: getattr(report, name) for name in ("breaks", "graphs", "parameters")}
     return payload | plain | {"memory": memory | {"recompute": report.memory.recompute, "runs": runs}}

@@ -12,8 +12,7 @@ from mhc_compile.model import owners
 from mhc_compile.model.optimizers import watch
 from mhc_compile.model.sites import ATTRIBUTE, PLANNED, Flow, RootSites, Site, Sites
 from mhc_compile.model.start_values import Place
-from mhc_compile.plan.model_plan import ModelPlan
-from mhc_compile.plan.model_plan import Site as PlannedSite
+from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 
 def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
@@ -50,7 +49,7 @@ def register(model: nn.Module, plan: ModelPlan, extend: bool = False) -> None:
     watch(model)
 
 
-def _create(module: nn.Module, site: PlannedSite, config: Config) -> Site:
+def _create(module: nn.Module, site: SitePlan, config: Config) -> Site:
     """Create one site on its owner: on its device, in fp64 if it is."""
     if not isinstance(getattr(module, ATTRIBUTE, None), Sites):
         module.add_module(ATTRIBUTE, Sites())

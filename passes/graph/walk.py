@@ -19,7 +19,7 @@ def devices(gm: fx.GraphModule) -> set[torch.device]:
     return {tensor.device for node in gm.graph.nodes if (tensor := value(node)) is not None}
 
 
-def location(node: fx.Node) -> str:
+def source_of(node: fx.Node) -> str:
     """Return "file.py:line" of the user's code that made the node, or ""."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]

@@ -16,7 +16,7 @@ import torch
 
 from bench import common, memory, memory_report, resident
 from bench.memory import Setup
-from mhc_compile.passes.plan_recompute.site_run import Run
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.plan.memory import Memory
 
 LINUX = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
@@ -145,8 +145,11 @@ def test_a_plot_is_drawn(rows: list[dict[str, Any]], timed: bool, tmp_path: Path
 
 
 def test_a_plan_becomes_plain_numbers() -> None:
-    run = Run(("a", "b", "c"), 0, 4, 8, 4, 10, 49, True, False, 0, 2)
-    aside = dataclasses.replace(run, sites=("d",), aside=True)
+    run = SiteRun(
+        sites=("a", "b", "c"), region=0, streams=4, channels=8, itemsize=4, tokens=10, coefficients=49, starts=True,
+        under_checkpoint=False, replays=0, size=2,
+    )  # fmt: skip
+    aside = dataclasses.replace(run, sites=("d",), under_checkpoint=True)
     plan = memory.plan_of(Memory((run, aside)))
     assert json.loads(json.dumps(plan)) == plan
     assert (plan["sites"], plan["token_sites"], plan["sizes"], plan["kept"]) == (3, 30, [2], run.kept * 10)
