@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from mhc_compile.backend import kernels
 from mhc_compile.backend.carry import Port
-from mhc_compile.capture.frames import frame_break, frame_root, given, is_split
+from mhc_compile.capture.frames import frame_break, frame_root, is_split, traced_with
 from mhc_compile.capture.graphs import copy_graph, describe_streams
 from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config
@@ -168,7 +168,7 @@ def rewrite_graph(markers: Markers, *, whole: bool, inline: bool = False) -> Rew
 def _in_the_model(text: str, markers: Markers) -> str:
     """Call sites as the model does, not as the frame does that is compiled, and say what broke its graph."""
     for name, binding in markers.bindings.items():
-        site = holder(given(binding.parameters.phi))
+        site = holder(traced_with(binding.parameters.phi))
         if site is not None:
             text = text.replace(f"site {name!r}", f"site {site.path!r}")
     broken = frame_break(markers.gm)
