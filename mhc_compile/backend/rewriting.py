@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from mhc_compile.backend import kernels
 from mhc_compile.backend.carry import Port
-from mhc_compile.capture.frames import frame_break, frame_root, given, is_split
+from mhc_compile.capture.frames import frame_break, frame_root, is_split, traced_with
 from mhc_compile.capture.graphs import copy_graph, describe_streams
 from mhc_compile.capture.owners import Stack
-from mhc_compile.config import Config
+from mhc_compile.config import Config, current_function
 from mhc_compile.errors import CarryError, ConfigMismatchError, PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import holder
 from mhc_compile.passes import PIPELINE, Request
@@ -65,7 +65,7 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
         )
     if len(specs) > 1:
         raise PlanMismatchError("one graph holds sites made with different options; compile these models apart")
-    function = json.loads(specs.pop())
+    function = current_function(json.loads(specs.pop()))
     asked = Config.from_options(options)
     told = {name: value for name, value in asked.function().items() if name in (options or {})}
     differ = options_that_differ(told, function)
@@ -122,7 +122,7 @@ def rewrite_graph(
 
 
 def _name_in_model(phi: fx.Node) -> str | None:
-    site = holder(given(phi))
+    site = holder(traced_with(phi))
     return site.path if site is not None else None
 
 

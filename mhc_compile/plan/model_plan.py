@@ -90,7 +90,7 @@ class ModelPlan:
         """Read a plan.
 
         Raises:
-            PlanMismatchError: it was written by another version of the format.
+            PlanMismatchError: it was written in another format, or with options that are gone.
         """
         data = json.loads(text)
         if data.get("version") != VERSION:
@@ -99,7 +99,7 @@ class ModelPlan:
                 " wrote it, or upgrade the model anew and load its own weights only"
             )
         sites = [SitePlan(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
-        return cls(Config.from_options(data["function"]), tuple(sites))
+        return cls(Config.from_function(data["function"]), tuple(sites))
 
 
 def _tupled(value: Any) -> Any:
