@@ -67,6 +67,24 @@ CUTS = {
     "apart": "these parts are compiled apart, since the code around them is not compiled",
 }
 
+# what a generated kernel could do and does not: the norm that a branch begins with, the pointwise ops that it ends with
+LEFT_OUT = {
+    "norm-axes": "it normalises other axes than the features alone",
+    "norm-dtype": "it computes, or returns, in another dtype than a kernel would",
+    "norm-inside": "something else reads what is inside of it",
+    "norm-kind": "there are kernels for LayerNorm and RMSNorm only",
+    "norm-place": "a checkpoint, a change of the gradient mode or an operand that is made later stands in between",
+    "norm-shared": "its input is read by others, too",
+    "norm-spelling": "it is written out in a way that is not known; F.rms_norm and F.layer_norm are",
+    "norm-weight": "its weight or bias is not a vector of the features in the norm's dtype",
+    "tail-dropout": "its random numbers are the plain graph's",
+    "tail-op": "a kernel takes in products, sums, changes of sign and casts only",
+    "tail-operand": "it takes a tensor that is not one number for each feature",
+    "tail-order": "a kernel adds first, then scales, each once",
+    "tail-place": "a checkpoint, a change of the gradient mode or an overwritten tensor stands in between",
+    "tail-shared": "its result is read by others, too",
+}
+
 
 def reject(reason: str, *, owner: str, source: str, node: str = "", **words: str) -> Rejection:
     """Return the rejection of an add.

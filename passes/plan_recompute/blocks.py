@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
-from mhc_compile.ops import connections, seams
+from mhc_compile.ops import connections, limits
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes.base import SiteFacts
 from mhc_compile.passes.plan_recompute.site_run import SiteRun
@@ -101,7 +101,7 @@ def _goes_on(sites: Sequence[SiteFacts], before: int, index: int) -> bool:
 
 def _run(sites: Sequence[SiteFacts], config: Config) -> SiteRun:
     first, n = sites[0], config.streams
-    kind, maps = connections.get(config.connection), Maps(n, config.projection, config.sinkhorn_iters)
+    kind, maps = connections.get(config.connection), Maps.of(config)
     width, logits = kind.phi_shape(maps, first.channels)
     rows = n * first.channels // width
     return SiteRun(
@@ -114,5 +114,5 @@ def _run(sites: Sequence[SiteFacts], config: Config) -> SiteRun:
         coefficients=2 * n + n**2 + rows * (logits + 1),
         starts=first.starts,
         under_checkpoint=bool(first.checkpoint),
-        replays=seams.replay_limit(n, first.dtype.itemsize) if first.generated else 0,
+        replays=limits.replay_limit(n, first.dtype.itemsize) if first.generated else 0,
     )

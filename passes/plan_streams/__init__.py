@@ -12,7 +12,7 @@ from torch import fx
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from mhc_compile.passes.base import (
     Binding,
     Exit,
@@ -152,7 +152,7 @@ def _facts(residual: Residual, region: int, predecessor: int | None, carried: bo
     config, channels = request.config, int(tensor.shape[residual.axis])
     unfit = None
     if tensor.device.type in request.devices:
-        unfit = seams.why_not(config.streams, config.connection, config.projection, tensor.dtype)
+        unfit = limits.why_not(config.streams, config.connection, config.projection, tensor.dtype)
     return SiteFacts(
         name=residual.name,
         region=region,

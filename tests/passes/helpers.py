@@ -179,12 +179,15 @@ def marked(gm: fx.GraphModule, *, entry: bool | None = None, **options: Any) -> 
     maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
     kind = connections.get(config.connection)
     width = kind.start_bias(Start(torch.ones(config.streams), torch.ones(config.streams), 0.1, 0), maps).numel()
+    inputs: list[list[fx.Node]] = []
     for number, site in enumerate(sites):
         tensor = value(site.residual.total)
         assert tensor is not None
         shapes = kind.phi_shape(maps, tensor.shape[site.residual.axis]), (kind.gates(),), (width,), (width,)
-        inputs = [_parameter(made.graph, f"site_{number}_{i}", shape) for i, shape in enumerate(shapes)]
-        mark(made, site.residual.label, inputs, site.residual.total, entry if entry is not None else site.facts.starts)
+        inputs.append([_parameter(made.graph, f"site_{number}_{i}", shape) for i, shape in enumerate(shapes)])
+    for site, parameters in zip(reversed(sites), reversed(inputs), strict=True):  # each goes in front of the others
+        starts = entry if entry is not None else site.facts.starts
+        mark(made, site.residual.label, parameters, site.residual.total, starts)
     return made
 
 
