@@ -1,4 +1,11 @@
-"""torch.compile(model, backend="mhc"): capture -> pipeline -> AOTAutograd and Inductor."""
+"""torch.compile(model, backend="mhc"): a graph of Dynamo's in, compiled code out.
+
+`first_call`: a model without a plan gets one from its first compiled call.
+`rewriting`: one graph of a model with a plan goes through the passes.
+`kernels`: generated kernels for its sites, where they can run.
+`compilers`: who compiles the rewritten graph.
+`carry`: streams go from one compiled graph to the next.
+"""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from torch import fx
 
 from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results
 from mhc_compile.passes.find_residuals import describe
-from mhc_compile.passes.find_residuals.sums import Match, Sums, operands
+from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import source_of
+from mhc_compile.passes.graph.walk import operands, source_of
 from mhc_compile.passes.reasons import reject
 
 

@@ -12,7 +12,7 @@ from mhc_compile.passes.find_residuals.ancestry import Ancestry
 from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.graph.walk import between, operands, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +172,3 @@ class Sums:
         a, b = operands(total)
         bits = [self.ancestry.bits(self.skips.peel(x)) for x in (a, b)]
         return bool(self.ancestry.above[b] & bits[0] or self.ancestry.above[a] & bits[1])
-
-
-def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Return the two tensors that a node adds or subtracts."""
-    a, b = node.args[:2]
-    assert isinstance(a, fx.Node)  # is_add saw two nodes
-    assert isinstance(b, fx.Node)
-    return a, b

@@ -45,6 +45,14 @@ def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int])
     return seen
 
 
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Return the two tensors that a node adds or subtracts."""
+    a, b = node.args[:2]
+    assert isinstance(a, fx.Node)  # the table of ops saw two nodes
+    assert isinstance(b, fx.Node)
+    return a, b
+
+
 def number(arg: Any) -> float | None:
     """Return an argument that is a Python number."""
     return float(arg) if isinstance(arg, (int, float)) else None

@@ -15,7 +15,7 @@ from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import optable, provenance, views
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.order import Order, stable_topological_sort
-from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.graph.walk import between, operands, value
 from mhc_compile.passes.widen.widened import Crossing, Widened
 
 _OPS = torch.ops.mhc
@@ -253,7 +253,5 @@ def _bound(site: PlacedSite) -> Binding:
 
 def _other(add: fx.Node, carrier: fx.Node, chain: tuple[fx.Node, ...]) -> fx.Node:
     """Return the operand of an add that does not hold the carrier."""
-    a, b = add.args[:2]
-    other = b if a is carrier or a in chain else a
-    assert isinstance(other, fx.Node)  # is_add saw two nodes
-    return other
+    a, b = operands(add)
+    return b if a is carrier or a in chain else a
