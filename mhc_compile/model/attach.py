@@ -43,7 +43,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         same, successors = object(), Counter(site.predecessor for site in new)
         for site in new:
             made = _create(found[site.owner], site, plan.config)
-            made.flow = Flow(same, successors[site.name], site.starts)
+            made.flow = Flow(plan=same, successors=successors[site.name], starts=site.starts)
     except BaseException:
         detach_sites(model)
         raise
@@ -58,8 +58,14 @@ def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
     owners.adopt(module)
     reference = next((p for p in module.parameters() if p.is_floating_point()), None)
     with reference.device if reference is not None else torch.get_default_device():
-        place = Place(site.k, site.length)
-        made = SiteModule(site.name, site.label, place, site.channels, config, entry=site.predecessor is None)
+        made = SiteModule(
+            path=site.name,
+            label=site.label,
+            place=Place(site.k, site.length),
+            channels=site.channels,
+            config=config,
+            entry=site.predecessor is None,
+        )
     if reference is not None and reference.dtype == torch.float64:
         made.double()
     getattr(module, ATTRIBUTE).add(made)
