@@ -53,13 +53,13 @@ def plot(results: Mapping[str, Any], path: Path) -> Path:
     """Draw each op's share of the copy ceiling, and sites against each other."""
     from matplotlib.figure import Figure
 
-    ops = [row for row in results.get("time", {}).get("rows", {}).get("ops", []) if row.get("share")]
+    shares = [row for row in results.get("time", {}).get("rows", {}).get("ops", []) if row.get("share")]
     sites = [row for row in results.get("peers", {}).get("rows", []) if row["both"]["seconds"]]
-    heights = [max(8, len(ops)), max(8, len(sites))]
+    heights = [max(8, len(shares)), max(8, len(sites))]
     figure = Figure(figsize=(12, 2 + 0.22 * sum(heights)), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=heights)
     _bars(
-        upper, [(f"{row['name']} {row['direction']}", row["share"], row["share_most"]) for row in ops],
+        upper, [(f"{row['name']} {row['direction']}", row["share"], row["share_most"]) for row in shares],
         ("design bytes, second reads from L2", "design bytes, no read hits L2"), "share of the copy's bandwidth",
     )  # fmt: skip
     _bars(
@@ -93,8 +93,8 @@ def summary(results: Mapping[str, Any]) -> str:
         rows = results["correctness"]["rows"]
         right = sum(row["verdict"] == "right" for row in rows)
         parts.append(f"{right} of {len(rows)} cases right")
-    ops = results.get("time", {}).get("rows", {}).get("ops", [])
-    seams = [row for row in ops if row.get("op") == "seam" and row.get("seconds")][:2]
+    timed = results.get("time", {}).get("rows", {}).get("ops", [])
+    seams = [row for row in timed if row.get("op") == "seam" and row.get("seconds")][:2]
     parts += [f"{r['name']} {r['direction']} {r['seconds'] * 1e6:.0f} us, {r['share']:.0%} of copy" for r in seams]
     peers = results.get("peers", {}).get("rows", [])
     if first := [row for row in peers if (row["n"], row["channels"]) == (peers[0]["n"], peers[0]["channels"])]:

@@ -246,6 +246,3 @@ def times_of(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
 
 
 WORK: dict[str, Callable[[Setup, Sequence[str]], dict[str, Any]]] = {"memory": memory_of, "time": times_of}
-
-if __name__ == "__main__":
-    main()

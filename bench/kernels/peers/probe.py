@@ -32,14 +32,8 @@ def failing(names: Sequence[str], shapes: Sequence[Shape], device: str, seconds:
 
 
 def _probed(name: str, shapes: Sequence[Shape], device: str, seconds: float) -> dict[Shape, str]:
-    command = [
-        sys.executable,
-        "-m",
-        "bench.kernels.peers.probe",
-        name,
-        device,
-        *(json.dumps(astuple(s)) for s in shapes),
-    ]
+    module = "bench.kernels.peers.probe"
+    command = [sys.executable, "-m", module, name, device, *(json.dumps(astuple(shape)) for shape in shapes)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
         said, end = done.stdout, f"its process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
