@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from bench import compile_time, memory, rewrite_cost, step
+from bench import compile_time, rewrite_cost, step
+from bench.memory import run as memory
 
 BENCHMARKS = {"rewrite_cost": rewrite_cost, "step": step, "compile_time": compile_time, "memory": memory}
 

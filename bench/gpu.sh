@@ -29,7 +29,7 @@ fetch() {
         platforms+=(--platform "manylinux$glibc")
     done
     "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-        "${platforms[@]}" -d "$PEERS" -r bench/kernels/peers.txt
+        "${platforms[@]}" -d "$PEERS" -r bench/kernels/peers/peers.txt
     "$PYTHON" -m bench.kernels.wheels "$PEERS"
 }
 
@@ -41,7 +41,7 @@ install_peers() {
         [[ -z $requirement || $requirement == \#* ]] && continue
         "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --find-links "$PEERS" \
             --upgrade --target "$SITE" "$requirement" || echo "not installed: $requirement"
-    done <bench/kernels/peers.txt
+    done <bench/kernels/peers/peers.txt
     export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}"
 }
 

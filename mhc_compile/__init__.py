@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links holds a text file there
@@ -20,7 +21,12 @@ from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.errors import MHCError, MHCWarning
 from mhc_compile.model.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
-from mhc_compile.plan.model_plan import Site
+from mhc_compile.plan.model_plan import SitePlan as Site
+
+try:
+    __version__ = version("mhc_compile")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "Config",
@@ -29,6 +35,7 @@ __all__ = [
     "Rejection",
     "Report",
     "Site",
+    "__version__",
     "explain",
     "export",
     "named_parameters",

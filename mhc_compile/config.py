@@ -8,17 +8,16 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mhc_compile.errors import ConfigError
+from mhc_compile.errors import ConfigError, PlanMismatchError
 
-# field -> values that work today; DESIGN names more, which get a place here when they exist
 CHOICES: dict[str, tuple[str, ...]] = {
     "connection": ("mhc", "hc", "residual"),
-    "convention": ("paper",),
-    "init": ("home",),
-    "readout": ("mean",),
     "kernels": ("auto", "triton", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
+# fields of earlier versions, which had one value each; plans in checkpoints still name them
+RETIRED = {"convention": "paper", "init": "home", "readout": "mean"}
+_FUNCTION = ("streams", "connection", "projection", "sinkhorn_iters", "eps", "alpha")
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(rf"memory: *(\d+(?:\.\d+)?(?:e\d+)?) *({'|'.join(_UNITS)})", re.IGNORECASE)
 
@@ -31,18 +30,16 @@ class Config:
         streams: number n of residual streams, any integer >= 1 (1 leaves the model as it is).
         connection: "mhc" (arXiv 2512.24880), "hc" (unconstrained, arXiv 2409.19606) or "residual" (no rewrite).
         projection: registered map from logits to H_res, "sinkhorn" or "identity" (mhc only).
-        convention: order and placement of the projection's normalisations; "paper" is columns, then rows.
-        sinkhorn_iters: iterations of the Sinkhorn projection, each columns then rows (paper Eq. 9).
+        sinkhorn_iters: iterations of the Sinkhorn projection; each scales columns, then rows (paper Eq. 9).
         eps: added to the mean square inside the norm of the streams (paper Eq. 15).
-        init: "home", exact and symmetry-breaking.
         alpha: gate of the dynamic part at the start; "auto" is 0.01 * 8192 / (n C), at most 1.
-        readout: how streams become one tensor again; "mean".
         include: glob patterns of site names to rewrite.
         exclude: glob patterns of site names to leave alone.
         every: rewrite every k-th site only.
-        recompute: what a training step keeps of the streams. "auto" (as little as it can), the number of sites of a
-            block (L_r) that keeps the streams of its first site only, "off" (the compiler decides), "memory:2GiB" (or
-            MiB, KiB, GB, MB, kB, B) or a fraction of what blocks of one site keep: the cheapest plan that fits.
+        recompute: what a training step keeps of the streams. "auto": as little as possible. A number L_r >= 1: blocks
+            of L_r sites, each of which keeps the streams of its first site only. "off": the compiler decides. A budget,
+            "memory:2GiB" (or MiB, KiB, GB, MB, kB, B) or a fraction up to 1.0 of what blocks of one site keep: the
+            cheapest plan that fits.
         kernels: "auto" (generated Triton kernels on CUDA devices), "triton" (the same, an error where they cannot run)
             or "reference" (plain torch).
         compiler: who compiles the rewritten graph: "inductor", "aot_eager" or "eager" (for debugging).
@@ -55,12 +52,9 @@ class Config:
     streams: int = 4
     connection: str = "mhc"
     projection: str = "sinkhorn"
-    convention: str = "paper"
     sinkhorn_iters: int = 20
     eps: float = 1e-6
-    init: str = "home"
     alpha: float | str = 0.01
-    readout: str = "mean"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     every: int = 1
@@ -107,35 +101,65 @@ class Config:
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         for name in options or {}:
+            if name in RETIRED:
+                raise ConfigError(f"option {name!r} is gone, since {RETIRED[name]!r} was its one value; leave it out")
             if name not in fields:
                 near = difflib.get_close_matches(str(name), sorted(fields), 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(sorted(fields))}"
                 raise ConfigError(f"unknown option {name!r}{hint}")
         return dataclasses.replace(base or cls(), **dict(options or {}))
 
+    @classmethod
+    def from_function(cls, function: Mapping[str, Any]) -> Config:
+        """Build a Config from what `function` returned, here or in an earlier version.
+
+        Raises:
+            PlanMismatchError: it asks for something that this version cannot build.
+        """
+        return cls.from_options(current_function(function))
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a model gets hyper-connections at all: of more than one stream, and not "residual"."""
+        return self.connection != "residual" and self.streams > 1
+
     def budget(self) -> float | None:
-        """Return the memory that the streams may take: bytes, or up to 1.0 a fraction; None where there is no budget.
+        """Return the memory that the streams may take: a fraction (up to 1.0), bytes (above), None without a budget.
 
         Raises:
             ConfigError: `recompute` is none of its values.
         """
-        given = self.recompute
-        if given in ("auto", "off") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        asked = self.recompute
+        if asked in ("auto", "off") or (isinstance(asked, int) and not isinstance(asked, bool) and asked >= 1):
             return None
-        if isinstance(given, float) and 0 < given <= 1:
-            return given
-        found = _BUDGET.fullmatch(given) if isinstance(given, str) else None
-        if found is None or (asked := float(found[1]) * _UNITS[found[2].lower()]) <= 1:
+        if isinstance(asked, float) and 0 < asked <= 1:
+            return asked
+        found = _BUDGET.fullmatch(asked) if isinstance(asked, str) else None
+        if found is None or (size := float(found[1]) * _UNITS[found[2].lower()]) <= 1:
             raise ConfigError(
                 f"recompute must be 'auto', 'off', a number of sites >= 1, a fraction such as 0.5, or a budget such as"
-                f" 'memory:2GiB', not {given!r}"
+                f" 'memory:2GiB', not {asked!r}"
             )
-        return asked
+        return size
 
     def function(self) -> dict[str, Any]:
         """Return the fields that define the model's parameters and function, as JSON-ready values."""
-        names = "streams connection projection convention sinkhorn_iters eps init alpha readout"
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in _FUNCTION}
+
+
+def current_function(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `Config.function()` of an earlier version as this version says it: without the fields that are gone.
+
+    Raises:
+        PlanMismatchError: such a field has another value than the one that is left.
+    """
+    for name, value in RETIRED.items():
+        if function.get(name, value) != value:
+            raise PlanMismatchError(
+                f"the plan was made with {name}={function[name]!r}, but this mhc_compile knows {value!r} only; install"
+                " the release that wrote it, or upgrade the model anew and load its own weights only"
+            )
+    return {name: value for name, value in function.items() if name not in RETIRED}
 
 
 def _is_number(value: object) -> bool:

@@ -82,7 +82,7 @@ class AlreadyUpgradedError(MHCError):
     """The call needs a model that holds no mHC parameters yet."""
 
 
-class LazyUpgradeError(MHCError):
+class FirstCallError(MHCError):
     """Parameters cannot be created at the first compiled call here; call upgrade beforehand."""
 
 
@@ -100,6 +100,10 @@ class VerificationError(MHCError):
 
 class PassError(MHCError):
     """A pass broke its contract (a defect of the pass, not of the user's model)."""
+
+
+class FactoryError(MHCError):
+    """FILE.py:FACTORY, on the command line, does not give a model and its inputs."""
 
 
 class MissingDependencyError(MHCError, ImportError):

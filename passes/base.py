@@ -1,26 +1,120 @@
-"""The vocabulary of the passes: what is found, what is planned, and what a pass is."""
+"""The contract of the passes, and the words they share: what is asked, what is found, what is planned.
+
+A pass is a frozen value. It gets the graph, the `Request`, and the `Results` of the passes before it, and returns a
+result of a type of its own (or None): `FindResiduals` returns `Findings`, `PlanStreams` a `Plan`, `Widen` `Widened`.
+So a pass states what it needs by what it asks for: `results[Findings]`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import fx
 
 from mhc_compile.config import Config
+from mhc_compile.errors import PassError
 
-if TYPE_CHECKING:
-    from mhc_compile.passes.plan_recompute.site_run import Run
+R = TypeVar("R")
+
+
+class Namer(Protocol):
+    """Tells where nodes come from; the default reads Dynamo's metadata."""
+
+    def owner(self, node: fx.Node) -> str:
+        """Return the path of the module whose forward contains the node."""
+
+    def child(self, node: fx.Node, owner: str) -> str | None:
+        """Return the name of the owner's submodule that made the node, if any."""
+
+
+def _unknown(phi: fx.Node) -> str | None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a run of the pipeline is asked for.
+
+    Attributes:
+        config: what to build.
+        namer: tells where nodes come from.
+        barred: paths of modules whose forward a graph break cuts. Their connections are left alone.
+        devices: the types of device whose sites run generated kernels.
+        carries: True where streams may enter and leave the graph.
+        sites_of_model: number of sites of the model that this graph may be the whole of. With all of them in the graph
+            no streams leave it.
+        inline: replace the ops of the IR by plain torch, for graphs that run without this package.
+        known_as: returns the name that a model has for the site whose phi is this input, if there is one.
+    """
+
+    config: Config
+    namer: Namer
+    barred: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    carries: bool = False
+    sites_of_model: int | None = None
+    inline: bool = False
+    known_as: Callable[[fx.Node], str | None] = _unknown
 
 
 @dataclasses.dataclass(frozen=True)
+class PassTime:
+    """Seconds that one pass took, and the nodes it left."""
+
+    name: str
+    seconds: float
+    nodes: int
+
+
+class Results:
+    """What the passes of one run have returned, by type; only the runner adds to it.
+
+    What an analysis returns holds until a pass rewrites the graph: its nodes may be gone then.
+    """
+
+    def __init__(self, made: Mapping[type, object] | None = None, times: tuple[PassTime, ...] = ()) -> None:
+        """Hold results by their types, and the time that each pass took."""
+        self._made = dict(made or {})
+        self.times = times
+
+    def __getitem__(self, kind: type[R]) -> R:
+        """Return the result of a type.
+
+        Raises:
+            PassError: no pass has returned one, or a pass has rewritten the graph since.
+        """
+        found = self._made.get(kind)
+        if not isinstance(found, kind):
+            raise PassError(
+                f"there is no {kind.__name__}: no pass before this one returned it, or the graph was rewritten since"
+            )
+        return found
+
+
+class Pass(Protocol):
+    """A value with a name. An analysis leaves the graph alone; a rewrite decides nothing that an analysis could."""
+
+    name: ClassVar[str]
+    rewrites: ClassVar[bool]
+
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> Any:
+        """Run on the graph, in place, and return a result of a type of the pass's own, or None."""
+
+
+# -- what is found ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual:
     """A residual connection in a graph: `total = carrier + sum(branches)`.
 
     Attributes:
         total: the add node that completes the sum.
         carrier: the operand that is carried on (the skip).
-        root: what the branch reads: the carrier, or what the carrier is a cast or a constant multiple of.
+        reads: what the branch reads: the carrier, or what the carrier is a cast or a constant multiple of.
         branches: the other terms, each doing real work on the carrier.
         adds: the add nodes on the carrier's way into the sum.
         kind: "pre-norm", "post-norm", "sandwich", "plain"; with "parallel" or "scaled" in front where it applies.
@@ -33,7 +127,7 @@ class Residual:
 
     total: fx.Node
     carrier: fx.Node
-    root: fx.Node
+    reads: fx.Node
     branches: tuple[fx.Node, ...]
     adds: tuple[fx.Node, ...]
     kind: str
@@ -46,12 +140,12 @@ class Residual:
     @property
     def name(self) -> str:
         """Return the name of the site, `owner.label`."""
-        return f"{self.owner}.{self.label}" if self.owner else self.label
+        return site_name(self.owner, self.label)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """An add of two float tensors of one shape that does not become (or is no) site.
+    """An add of two float tensors of one shape that does not become (or is no) site; see `reasons`.
 
     Attributes:
         reason: a short stable word, such as "no-skip" or "pointwise-branch".
@@ -67,38 +161,101 @@ class Rejection:
     message: str
     owner: str
     source: str
-    node: str
+    node: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What find_residuals saw, in program order."""
+    """What find-residuals saw, in program order."""
 
     residuals: tuple[Residual, ...] = ()
     rejections: tuple[Rejection, ...] = ()
 
 
+# -- what is planned --------------------------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
-class PlannedSite:
+class Parameters:
+    """Graph inputs that hold a site's parameters: phi, alpha, the learned delta of the bias and its fixed start."""
+
+    phi: fx.Node
+    alpha: fx.Node
+    delta: fx.Node
+    base: fx.Node
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Binding:
+    """A site as a marker names it.
+
+    Attributes:
+        owner: path of the module that owns the site.
+        parameters: the inputs that hold the site's parameters.
+        entry: True where the region starts at the site.
+        title: the site's name in its model; the graph's may be shorter, where a part of the model is compiled alone.
+    """
+
+    owner: str
+    parameters: Parameters
+    entry: bool
+    title: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteFacts:
+    """What is known of a planned site without its nodes, for the passes that come after these nodes are gone.
+
+    Attributes:
+        name: of the site.
+        region: index of the region within the graph.
+        predecessor: index of the site whose streams continue here, or None where they enter this graph.
+        starts: True where the streams start here, so that they are copies of one tensor.
+        channels: number C of features.
+        tokens: number of tokens; of symbolic sizes that of the traced run.
+        dtype: of the streams.
+        checkpoint: tags of the user's activation checkpoint around the sum, empty outside of one.
+        generated: True where a generated kernel runs the site.
+        unfit: why none does although its device runs generated kernels, else "".
+    """
+
+    name: str
+    region: int
+    predecessor: int | None
+    starts: bool
+    channels: int
+    tokens: int
+    dtype: torch.dtype
+    checkpoint: tuple[tuple[str, Any], ...]
+    generated: bool
+    unfit: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlacedSite:
     """A residual that becomes a site, and how its streams reach it.
 
     Attributes:
         residual: the connection.
-        source: the node at which streams start or continue: the predecessor's total, or where the region enters.
+        binding: the marker's word on it, None where the graph is planned for the first time.
+        start: the node at which streams start or continue: the predecessor's total, or where the region enters.
         predecessor: index of the site whose streams continue here, or None where they enter this graph.
-        lifts: nodes between source and carrier, in order, applied to every stream.
+        lifts: nodes between start and carrier, in order, applied to every stream.
         carried: True where the streams come from another graph.
         inflow: the graph input that the carrier is a token-wise function of, if any.
         region: index of the region within the graph.
+        facts: what stays known of it after widen.
     """
 
     residual: Residual
-    source: fx.Node
+    binding: Binding | None
+    start: fx.Node
     predecessor: int | None
     lifts: tuple[fx.Node, ...]
     carried: bool
     inflow: fx.Node | None
     region: int
+    facts: SiteFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,70 +271,11 @@ class Exit:
 class Plan:
     """Which residuals become sites of this graph, in program order, and why others do not."""
 
-    sites: tuple[PlannedSite, ...] = ()
+    sites: tuple[PlacedSite, ...] = ()
     exits: tuple[Exit, ...] = ()
     rejections: tuple[Rejection, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """Nodes that hold a site's parameters: phi, alpha, the learned delta of the bias and its fixed start."""
-
-    phi: fx.Node
-    alpha: fx.Node
-    delta: fx.Node
-    base: fx.Node
-
-
-@dataclasses.dataclass(frozen=True)
-class Binding:
-    """A site as a graph's markers name it: its parameters, and whether its region starts there."""
-
-    parameters: Parameters
-    entry: bool
-
-
-class Namer(Protocol):
-    """Tells where nodes come from; the default reads Dynamo's metadata."""
-
-    def owner(self, node: fx.Node) -> str:
-        """Return the path of the module whose forward contains the node."""
-
-    def child(self, node: fx.Node, owner: str) -> str | None:
-        """Return the name of the owner's submodule that made the node, if any."""
-
-
-@dataclasses.dataclass
-class Context:
-    """What flows through the pipeline beside the graph.
-
-    `bindings` is None where a graph is planned for the first time, else the sites that it must realise by name;
-    `carry_out` lets streams leave with the tensors that the graph returns. widen reports what it did to the graph's
-    face: `takes` holds the inputs whose streams became new inputs at the end, `gives` the indices of the outputs whose
-    streams became new outputs at the end. `devices` are the types of device that kernels are generated for;
-    fuse_seams reports in `unfused`, by the site's name, why a site on one of them has no kernel. plan_recompute reports
-    in `runs` how sites share blocks.
-    """
-
-    config: Config
-    namer: Namer
-    bindings: dict[str, Binding] | None = None
-    carry_out: bool = False
-    inline: bool = False
-    devices: frozenset[str] = frozenset()
-    findings: Findings = dataclasses.field(default_factory=Findings)
-    plan: Plan = dataclasses.field(default_factory=Plan)
-    takes: list[fx.Node] = dataclasses.field(default_factory=list)
-    gives: list[int] = dataclasses.field(default_factory=list)
-    unfused: dict[str, str] = dataclasses.field(default_factory=dict)
-    runs: tuple[Run, ...] = ()
-
-
-class Pass(Protocol):
-    """A value with a name. Analysis fills the context and leaves the graph alone; rewriting follows the context."""
-
-    name: ClassVar[str]
-    rewrites: ClassVar[bool]
-
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        """Run on the graph in place."""
+def site_name(owner: str, label: str) -> str:
+    """Return the name of a site, `owner.label`; the root module's sites have their label alone."""
+    return f"{owner}.{label}" if owner else label

@@ -1,4 +1,4 @@
-"""The mhc IR becomes something that the compiler behind us can compile."""
+"""The mhc IR becomes plain torch, for graphs that run without this package."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import fx
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import Maps
 from mhc_compile.ops.functions import accumulator
-from mhc_compile.passes.base import Context
+from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.graph.walk import value
 
 
 @dataclasses.dataclass(frozen=True)
-class Lower:
-    """Choose an implementation for each op of the IR.
+class Inline:
+    """Replace every op of the IR by its reference in plain torch, where the request asks for it (as export does).
 
-    By default the ops stay: they decompose into their reference functions when AOTAutograd traces them, and
-    `coefficients` runs as one op. With `context.inline` every op is replaced by its reference in plain torch, for
-    graphs that must run without this package; the ops of fuse_seams are never in such a graph. They stay as well: their
-    dispatcher key chooses between a generated kernel and what they mean.
+    Elsewhere the ops stay, and nothing is chosen here: `expand`, `read`, `write` and `readout` decompose when
+    AOTAutograd traces them, the others run as one op each, whose dispatcher key chooses between a generated kernel
+    and its meaning. A graph that is inlined never holds the ops of fuse-seams.
     """
 
-    name: ClassVar[str] = "lower"
+    name: ClassVar[str] = "inline"
     rewrites: ClassVar[bool] = True
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Rewrite the IR's nodes in place."""
-        if not context.inline:
+        if not request.inline:
             return
         for node in list(gm.graph.nodes):
             body = _BODIES.get(node.target) if node.op == "call_function" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections import Counter
@@ -12,57 +11,70 @@ from torch import fx
 from torch._logging._internal import trace_structured
 
 from mhc_compile.errors import MHCError, PassError
-from mhc_compile.passes.base import Context, Pass
+from mhc_compile.passes.base import Pass, PassTime, Request, Results
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.facts import GraphFacts
 
 log = logging.getLogger(__name__)  # TORCH_LOGS="mhc_compile" or "+mhc_compile" shows it
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds that one pass took in the last run, and the nodes it left."""
-
-    name: str
-    seconds: float
-    nodes: int
-
-
-_timings: list[Timing] = []
-
-
-def timings() -> list[Timing]:
-    """Return the timings of the last pipeline run in this process."""
-    return list(_timings)
-
-
-def run(pipeline: Iterable[Pass], gm: fx.GraphModule, context: Context) -> None:
+def run(pipeline: Iterable[Pass], gm: fx.GraphModule, request: Request) -> Results:
     """Run the passes in order on the graph, in place.
+
+    Returns:
+        What the passes returned, by type, and the time that each took. `GraphFacts` are made anew after each rewrite.
 
     Raises:
         MHCError: a pass refuses the graph; what it says is for the user.
         PassError: a pass broke its contract: it failed otherwise, changed the graph as an analysis, or left it invalid.
     """
-    _timings.clear()
-    before = _count(gm)
+    kept: dict[type, object] = {}  # results of rewrites
+    seen: dict[type, object] = {}  # results of analyses since the last rewrite
+    times: list[PassTime] = []
+    facts, before = GraphFacts(gm), _count(gm)
     for number, step in enumerate(pipeline):
         start = time.perf_counter()
-        try:
-            step(gm, context)
-            seconds = time.perf_counter() - start
-            after = _count(gm)
-            if not step.rewrites and after != before:
-                raise PassError(f"{step.name} is an analysis, but changed the graph: {_difference(before, after)}")
-            if step.rewrites and after != before:
-                gm.graph.lint()
-        except MHCError:
-            raise
-        except Exception as error:
-            done = ", ".join(timing.name for timing in _timings) or "none"
-            raise PassError(f"pass {step.name} failed on this graph ({error}); passes before it: {done}") from error
-        _timings.append(Timing(step.name, seconds, len(gm.graph.nodes)))
+        made = _run_one(step, gm, request, Results({GraphFacts: facts, **kept, **seen}, tuple(times)))
+        seconds = time.perf_counter() - start
+        after = _count(gm)
+        _check(step, gm, before, after, times)
+        if step.rewrites:
+            facts, seen = GraphFacts(gm), {}
+        if made is not None:
+            (kept if step.rewrites else seen)[type(made)] = made
+        times.append(PassTime(step.name, seconds, len(gm.graph.nodes)))
         log.info("%d.%s %.1f ms: %s", number, step.name, seconds * 1e3, _difference(before, after))
         _dump(f"mhc_{number}_{step.name}", gm)
         before = after
+    return Results({GraphFacts: facts, **kept, **seen}, tuple(times))
+
+
+def _run_one(step: Pass, gm: fx.GraphModule, request: Request, results: Results) -> object:
+    try:
+        return step(gm, request, results)
+    except MHCError:
+        raise
+    except Exception as error:
+        raise _failed(step, error, results.times) from error
+
+
+def _check(
+    step: Pass, gm: fx.GraphModule, before: Counter[str], after: Counter[str], times: Iterable[PassTime]
+) -> None:
+    """Check that an analysis left the graph alone, and that a rewrite left a valid one."""
+    if after == before:
+        return
+    if not step.rewrites:
+        raise PassError(f"{step.name} is an analysis, but changed the graph: {_difference(before, after)}")
+    try:
+        gm.graph.lint()
+    except Exception as error:
+        raise _failed(step, error, times) from error
+
+
+def _failed(step: Pass, error: Exception, times: Iterable[PassTime]) -> PassError:
+    done = ", ".join(each.name for each in times) or "none"
+    return PassError(f"pass {step.name} failed on this graph ({error}); passes before it: {done}")
 
 
 def _count(gm: fx.GraphModule) -> Counter[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
-from bench.kernels import correctness, race, times, tune
+from bench.kernels import tune
+from bench.kernels.correctness import checks
+from bench.kernels.timing import ops, race
 from mhc_compile.cli import measure
 
 NOTES = "NOTES.md"
@@ -30,15 +32,15 @@ def show(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
 def tables(results: Mapping[str, Any]) -> None:
     """Print what there is, a table per step."""
     if "correctness" in results:
-        rows = [correctness.line(row) for row in results["correctness"]["rows"]]
-        show("against fp64: relative errors, worst of each group", correctness.HEADS, rows)
+        rows = [checks.line(row) for row in results["correctness"]["rows"]]
+        show("against fp64: relative errors, worst of each group", checks.HEADS, rows)
         for row in results["correctness"]["rows"]:
             if row["why"]:
                 print(f"{row['case']}: {row['why']}")
     if "time" in results:
         part = results["time"]
         ceiling = f"copy {part['ceiling'] / 1e12:.2f} TB/s"
-        show(f"ops; {ceiling}", times.HEADS, [times.line(row) for row in part["rows"]["ops"]])
+        show(f"ops; {ceiling}", ops.HEADS, [ops.line(row) for row in part["rows"]["ops"]])
         show("a whole seam and torch", race.HEADS, race.lines(part["rows"]["sites"]))
     if "peers" in results:
         show("a whole site and other libraries", race.HEADS, race.lines(results["peers"]["rows"]))

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 from bench.common import RESULTS, place, save
-from bench.kernels import budgets, correctness, probe, race, report, times, tune, work
-from bench.kernels.cases import DRY, REAL
-from bench.kernels.context import Context
-from bench.kernels.deadline import Deadline
-from bench.kernels.peers import CONTENDERS, TRIED
-from bench.kernels.sites import Shape
-from bench.kernels.timing import clock, copy_ceiling
+from bench.kernels import budgets, report, tune
+from bench.kernels.correctness import checks
+from bench.kernels.peers import CONTENDERS, TRIED, probe
+from bench.kernels.support import work
+from bench.kernels.support.cases import DRY, REAL
+from bench.kernels.support.context import Context
+from bench.kernels.support.deadline import Deadline
+from bench.kernels.timing import ops, race
+from bench.kernels.timing.clocks import clock, copy_ceiling
+from bench.kernels.timing.sites import Shape
 from mhc_compile.cli import measure
 from mhc_compile.codegen import Spec
 
@@ -38,13 +41,13 @@ def peers(context: Context) -> list[dict[str, Any]]:
         if not context.deadline.over:
             out = {name: reasons[shape] for name, reasons in failing.items() if shape in reasons}
             rows += race.run(shape, CONTENDERS, context, out | ({"mhc_compile": problem} if problem else {}))
-            times.free(context)
+            ops.free(context)
     return rows
 
 
 STEPS: dict[str, Callable[[Context], Any]] = {
-    "correctness": correctness.run,
-    "time": times.run,
+    "correctness": checks.run,
+    "time": ops.run,
     "peers": peers,
     "tune": tune.run,
 }

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from bench.kernels import cases, work
-from bench.kernels.context import Context
-from bench.kernels.generated import Generated, Named, Tiles
-from bench.kernels.race import us
-from bench.kernels.reasons import reason
-from bench.kernels.timing import interleave, sets_for
+from bench.kernels.support import cases, work
+from bench.kernels.support.context import Context
+from bench.kernels.support.generated import Generated, Named, Tiles
+from bench.kernels.support.reasons import reason
+from bench.kernels.timing.clocks import interleave, sets_for
+from bench.kernels.timing.race import us
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.runtime import tune
 from mhc_compile.codegen.runtime.space import candidates

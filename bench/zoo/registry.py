@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from bench.zoo import (
-    convolutions,
-    decoders,
-    denoisers,
-    detection,
-    encoders,
-    experts,
-    imagenet,
-    lucid,
-    multimodal,
-    recurrent,
-    series,
-    sound,
-    translators,
-    vision,
-    xtransformers,
-)
+from bench.zoo.families import multimodal, series, sound
+from bench.zoo.families.language import decoders, encoders, experts, recurrent, translators, xtransformers
+from bench.zoo.families.vision import convolutions, denoisers, detection, imagenet, lucid, pictures
 from bench.zoo.family import Family
 
 DOMAINS: dict[str, tuple[Family, ...]] = {
@@ -27,7 +13,7 @@ DOMAINS: dict[str, tuple[Family, ...]] = {
     "Recurrences": recurrent.FAMILIES,
     "Text encoders": encoders.FAMILIES,
     "Text to text": translators.FAMILIES,
-    "Pictures and videos": vision.FAMILIES,
+    "Pictures and videos": pictures.FAMILIES,
     "Convolutions": convolutions.FAMILIES,
     "Boxes and masks": detection.FAMILIES,
     "Sound": sound.FAMILIES,

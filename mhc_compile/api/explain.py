@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mhc_compile.api.report import Report, report_of
+from mhc_compile.api.report import Report
 from mhc_compile.capture.frames import original
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, MHCWarning
+from mhc_compile.ops import connections
 from mhc_compile.passes import Rejection
+from mhc_compile.passes.reasons import reject
 from mhc_compile.plan.drafting import draw
 from mhc_compile.plan.model_plan import ModelPlan
 
@@ -28,21 +31,26 @@ def explain(
     config: Config | None = None,
     training: bool = False,
 ) -> Report:
-    """Run the model once under capture and report its sites, the other adds with reasons, and the cost; change nothing.
+    """Run the model once under capture and report its sites, the other adds with reasons, and the cost.
+
+    The model is not changed.
 
     Args:
         model: any module, upgraded or not.
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what would be built; by default `Config()`.
-        training: print what a training step with these arguments keeps of the streams, too (`Report.memory`).
+        training: show in the tables what a training step with these arguments keeps of the streams (`Report.memory`).
+
+    Returns:
+        The report; print it to see its tables.
 
     Raises:
         CaptureError: the model does not run with these arguments.
+        ConfigError: the projection is not registered.
     """
-    report = survey(original(model), tuple(args), dict(kwargs or {}), config or Config())[0]
-    report.training = training
-    return report
+    report, _ = survey(original(model), tuple(args), dict(kwargs or {}), config or Config())
+    return dataclasses.replace(report, training=training)
 
 
 def survey(
@@ -52,22 +60,27 @@ def survey(
 
     Returns:
         The report, and the run: None where Dynamo traces the model without gradients only.
+
+    Raises:
+        ConfigError: the projection is not registered.
+        CaptureError: the model does not run with these arguments.
     """
+    connections.check(config)
     captured = None
     try:
         captured = run_captured(model, args, kwargs)
-        report = report_of(draw(captured, model, config), captured, model)
+        report = Report.of_run(captured, draw(captured, model, config), model)
         whole = len(captured.graphs) == 1
         hidden = [] if whole else _hidden_by_autograd(model, args, kwargs, config)
     except CaptureError:
-        report = Report(ModelPlan(config, ()), (), (), (), 0, model)
+        report = Report.of_plan(ModelPlan(config, ()), model)
         hidden = _hidden_by_autograd(model, args, kwargs, config)
         if not hidden:
             raise
     seen = Counter((site.owner, site.source) for site in report.sites)
     seen += Counter((rejection.owner, rejection.source) for rejection in report.rejections)
     unseen = Counter(hidden) - Counter({rejection: seen[rejection.owner, rejection.source] for rejection in hidden})
-    report.rejections += tuple(unseen.elements())
+    report = dataclasses.replace(report, rejections=(*report.rejections, *unseen.elements()))
     if not report.sites:
         warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=3)
     return report, captured
@@ -86,5 +99,4 @@ def _hidden_by_autograd(
         return []
     found: list[tuple[str, str]] = [(site.owner, site.source) for site in draft.plan.sites]
     found += [(rejection.owner, rejection.source) for rejection in draft.rejections if rejection.residual]
-    text = "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
-    return [Rejection("hidden-by-autograd", True, text, owner, source, "") for owner, source in found]
+    return [reject("hidden-by-autograd", owner=owner, source=source) for owner, source in found]

@@ -1,4 +1,4 @@
-"""An upgraded model, or any FX graph, as one self-contained graph in plain torch with its parameters inside."""
+"""An upgraded model, or any FX graph, as one self-contained graph of torch's own ops with its parameters inside."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from mhc_compile.api.upgrade import upgrade
-from mhc_compile.backend.rewriting import read_markers, rewrite_graph
+from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
 from mhc_compile.capture.frames import clean_errors
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, NotUpgradedError
-from mhc_compile.model.sites import Sites
+from mhc_compile.model.sites import OwnerSites
 
 
 def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
@@ -32,9 +32,10 @@ def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
-        CaptureError: the model breaks into several graphs, or returns what a graph cannot.
+        CaptureError: the model does not run with these arguments, breaks into several graphs, or returns what a graph
+            cannot return.
     """
-    if not any(isinstance(module, Sites) for module in model.modules()):
+    if not any(isinstance(module, OwnerSites) for module in model.modules()):
         raise NotUpgradedError(
             "the model holds no mHC parameters; call mhc_compile.upgrade first, or export it with torch"
         )
@@ -57,7 +58,7 @@ def rewrite(
         config: what to build; by default `Config()`.
 
     Returns:
-        A GraphModule in plain torch with parameters of its own; it computes what `gm` computes until it is trained.
+        A GraphModule of torch's own ops with parameters of its own; it computes what `gm` computes until it is trained.
 
     Raises:
         MHCError: as `upgrade` and `export`.
@@ -65,13 +66,13 @@ def rewrite(
     copied = copy.deepcopy(gm)
     module = _as_module(copied)
     upgrade(module, args, kwargs, config=config)
-    if not any(isinstance(child, Sites) for child in module.modules()):
+    if not any(isinstance(child, OwnerSites) for child in module.modules()):
         return copied  # nothing found, and upgrade said so
     return _as_graph(module, tuple(args), dict(kwargs or {}))
 
 
 def _as_module(gm: fx.GraphModule) -> nn.Module:
-    """Return a plain module with the graph module's code and state: one whose class stays as it is."""
+    """Return a module with the graph module's code and state, whose class stays as it is."""
     cls = type(type(gm).__name__, (nn.Module,), {"forward": type(gm).forward, "__module__": __name__})
     module: nn.Module = cls()
     module.__dict__.update({name: value for name, value in vars(gm).items() if name != "_graph"})
@@ -79,7 +80,7 @@ def _as_module(gm: fx.GraphModule) -> nn.Module:
 
 
 class _Recorder:
-    """A backend that rewrites the one graph and remembers what went in and out."""
+    """A backend that rewrites the model's one graph, and remembers what went in and came out."""
 
     def __init__(self) -> None:
         self.gm: fx.GraphModule | None = None
@@ -91,10 +92,10 @@ class _Recorder:
             if self.gm is not None:
                 raise CaptureError("the model breaks into several graphs, and an exported graph must be one;"
                                    " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
-            markers = read_markers(gm, None)
-            if markers is None:
+            config = config_of_markers(gm, None)
+            if config is None:
                 raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
-            rewritten = rewrite_graph(markers, whole=True, inline=True).gm
+            rewritten = rewrite_graph(gm, config, inline=True).gm
         self.gm = rewritten
 
         def run(*inputs: Any) -> Any:
@@ -143,7 +144,7 @@ def _bind(
     """Turn inputs that are the model's tensors into attributes, and keep one input per leaf of the arguments."""
     parameters = {id(p): name for name, p in model.named_parameters()}
     buffers = {id(b): name for name, b in model.named_buffers()}
-    given = {id(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    position = {id(leaf): i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
     arguments: dict[int, fx.Node] = {}
     for tensor, node in zip(inputs, placeholders, strict=True):
         name = parameters.get(id(tensor)) or buffers.get(id(tensor))
@@ -154,8 +155,8 @@ def _bind(
             attribute.meta = dict(node.meta)
             node.replace_all_uses_with(attribute)
             gm.graph.erase_node(node)
-        elif id(tensor) in given:
-            arguments[given[id(tensor)]] = node
+        elif id(tensor) in position:
+            arguments[position[id(tensor)]] = node
         else:
             raise CaptureError(
                 f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument"

@@ -1,4 +1,4 @@
-"""What happens to an upgraded model afterwards: run it plain, remove the parameters, restore them from a checkpoint."""
+"""An upgraded model afterwards: run the original function, remove the parameters, restore them from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
-from mhc_compile.model.attach import register, unregister
-from mhc_compile.model.sites import ATTRIBUTE, Site, Sites, decode
+from mhc_compile.model.attach import attach_sites, detach_sites
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, SiteModule, decode
 from mhc_compile.plan.model_plan import ModelPlan
 
 EXTRA_STATE = f"{ATTRIBUTE}._extra_state"
@@ -18,26 +18,34 @@ EXTRA_STATE = f"{ATTRIBUTE}._extra_state"
 
 @contextlib.contextmanager
 def plain(model: nn.Module) -> Iterator[None]:
-    """Run the original function on purpose, compiled or not, without the hyper-connections."""
-    held = [module for module in model.modules() if isinstance(module, Sites)]
-    before = [sites.plain for sites in held]
+    """Run the original function on purpose, compiled or not, without the hyper-connections.
+
+    Args:
+        model: an upgraded model, or a part of one; another model is left as it is.
+    """
+    held = [module for module in model.modules() if isinstance(module, OwnerSites)]
+    before = [sites.disabled for sites in held]
     try:
         for sites in held:
-            sites.plain = True
+            sites.disabled = True
         yield
     finally:
         for sites, value in zip(held, before, strict=True):
-            sites.plain = value
+            sites.disabled = value
 
 
 def remove(model: nn.Module, force: bool = False) -> None:
     """Take all mHC parameters away; the model is what it was before upgrade.
 
+    Args:
+        model: an upgraded model.
+        force: remove them even where training has moved them, which changes the function.
+
     Raises:
-        TrainedParametersError: parameters have moved, so removing them changes the function, and force is False.
+        TrainedParametersError: parameters have moved, and force is False.
         NotUpgradedError: there are none.
     """
-    sites = [module for module in model.modules() if isinstance(module, Site)]
+    sites = [module for module in model.modules() if isinstance(module, SiteModule)]
     if not sites:
         raise NotUpgradedError("the model holds no mHC parameters, so there is nothing to remove")
     moved = [] if force else [site.path for site in sites if not site.phi.is_meta and site.has_moved()]
@@ -46,23 +54,28 @@ def remove(model: nn.Module, force: bool = False) -> None:
             f"the parameters of {len(moved)} of {len(sites)} sites have moved since upgrade (such as {moved[0]}), so"
             " the model without them computes something else; remove(model, force=True) drops them all the same"
         )
-    unregister(model)
+    detach_sites(model)
 
 
 def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
-    """Load the checkpoint of an upgraded model into one without mHC parameters, which get the checkpoint's plan.
+    """Upgrade a model by the plan of a checkpoint, and load the checkpoint.
+
+    Args:
+        model: a model of the architecture that was saved, without mHC parameters; where loading fails, it is as it was.
+        state_dict: that of an upgraded model.
+        strict: as for `load_state_dict`.
 
     Returns:
         What `load_state_dict` returns.
 
     Raises:
         NotUpgradedError: the checkpoint holds no plan.
-        AlreadyUpgradedError: the model holds mHC parameters; load_state_dict does it.
-        PlanMismatchError: the plan names modules that this model does not have.
+        AlreadyUpgradedError: the model holds mHC parameters already; load_state_dict is for these.
+        PlanMismatchError: the plan is of another format, or names modules that this model does not have.
     """
     if EXTRA_STATE not in state_dict:
         raise NotUpgradedError(f"the checkpoint holds no {EXTRA_STATE}, so it is not one of an upgraded model")
-    if any(isinstance(module, Sites) for module in model.modules()):
+    if any(isinstance(module, OwnerSites) for module in model.modules()):
         raise AlreadyUpgradedError("the model holds mHC parameters already; use model.load_state_dict(state_dict)")
     plan = ModelPlan.from_json(decode(state_dict[EXTRA_STATE]))
     known = dict(model.named_modules())
@@ -72,9 +85,9 @@ def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True
             f"the checkpoint's plan has sites in {missing[0]!r}, which this model does not have; restore into the"
             " architecture that was saved"
         )
-    register(model, plan)
+    attach_sites(model, plan)
     try:
         return model.load_state_dict(dict(state_dict), strict=strict)
     except BaseException:
-        unregister(model)
+        detach_sites(model)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,10 @@ from mhc_compile.passes import Rejection
 from mhc_compile.plan.drafting import Draft
 from mhc_compile.plan.joints import Cut
 from mhc_compile.plan.memory import Memory
-from mhc_compile.plan.model_plan import ModelPlan, Site
+from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
     """A chain of sites through which streams flow.
 
@@ -28,8 +29,8 @@ class Region:
         index: its number.
         sites: how many sites it has.
         first: name of the first site, where x is copied into the streams.
-        last: name of the last site; behind it the streams are read out.
-        lifts: ops between sites that are applied to every stream, each once.
+        last: name of the last site, behind which the streams are read out.
+        lifts: names of the ops between sites that are applied to every stream, each name once.
     """
 
     index: int
@@ -39,64 +40,82 @@ class Region:
     lifts: tuple[str, ...]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """The result of explain and upgrade.
+    """The result of explain and upgrade. `print(report)` shows it as tables.
 
     Attributes:
-        plan: the plan.
+        plan: the sites, and the options that they are made with.
+        model: the model.
         rejections: adds that are no site, each with its reason.
         breaks: why Dynamo broke the graph, and where.
-        cuts: what that cut: regions that go on or end, and connections that are not found for it.
-        graphs: number of graphs of the captured run.
-        model: the model.
+        cuts: what these breaks cut: regions that go on or end, and connections that are not found because of them.
+        graphs: number of graphs of the captured run; 0 where the model was not run.
         memory: what training keeps of the streams.
-        training: whether the table tells it.
+        training: whether the tables show `memory`.
         max_error: largest difference measured by upgrade(verify=True), relative to the largest entry; else None.
     """
 
     plan: ModelPlan
-    rejections: tuple[Rejection, ...]
-    breaks: tuple[str, ...]
-    cuts: tuple[Cut, ...]
-    graphs: int
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
+    rejections: tuple[Rejection, ...] = ()
+    breaks: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    graphs: int = 0
     memory: Memory = dataclasses.field(default_factory=Memory)
     training: bool = False
     max_error: float | None = None
 
+    @classmethod
+    def of_plan(cls, plan: ModelPlan, model: nn.Module) -> Report:
+        """Return the report where nothing but the plan is known, since the model was not run."""
+        return cls(plan=plan, model=model)
+
+    @classmethod
+    def of_run(cls, captured: Captured, draft: Draft, model: nn.Module) -> Report:
+        """Return the report of a captured run and of what was planned from it."""
+        return cls(
+            plan=draft.plan,
+            model=model,
+            rejections=draft.rejections,
+            breaks=tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks),
+            cuts=draft.cuts,
+            graphs=len(captured.graphs),
+            memory=draft.memory,
+        )
+
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> tuple[SitePlan, ...]:
         """The sites, in program order."""
         return self.plan.sites
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The regions."""
-        groups: dict[int, list[Site]] = defaultdict(list)
+        """The regions, in the order of their first sites."""
+        groups: dict[int, list[SitePlan]] = defaultdict(list)
         for site in self.sites:
             groups[site.region].append(site)
-        lifts = {
-            index: tuple(dict.fromkeys(op for site in sites for op in site.lifts)) for index, sites in groups.items()
-        }
-        return tuple(Region(i, len(s), s[0].name, s[-1].name, lifts[i]) for i, s in groups.items())
+        return tuple(
+            Region(
+                index=index,
+                sites=len(sites),
+                first=sites[0].name,
+                last=sites[-1].name,
+                lifts=tuple(dict.fromkeys(op for site in sites for op in site.lifts)),
+            )
+            for index, sites in groups.items()
+        )
 
     @property
     def parameters(self) -> int:
         """Number of learned values that the sites add."""
         config = self.plan.config
-        if config.connection not in connections.CONNECTIONS:
+        if not config.rewrites:
             return 0
-        kind = connections.get(config.connection)
-        maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
-        total = 0
+        kind, maps, total = connections.get(config.connection), Maps.of(config), 0
         for site in self.sites:
-            rows, columns = kind.phi_shape(maps, site.channels)
-            total += (
-                rows * columns
-                + kind.gates()
-                + start_values.bias(start_values.Place(site.k, site.length), config).numel()
-            )
+            bias = start_values.bias(start_values.Place(site.k, site.length), config)
+            total += math.prod(kind.phi_shape(maps, site.channels)) + kind.gates() + bias.numel()
         return total
 
     def __str__(self) -> str:
@@ -148,14 +167,8 @@ class Report:
             yield from table(("not rewritten", "residual", "adds", "source", "why"), rows)
 
 
-def report_of(draft: Draft, captured: Captured, model: nn.Module) -> Report:
-    """Return the report of a captured run and its plan."""
-    breaks = tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks)
-    return Report(draft.plan, draft.rejections, breaks, draft.cuts, len(captured.graphs), model, draft.memory)
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """Format rows under a head, columns padded, for terminals and logs alike."""
+    """Return the lines of a table, columns padded with spaces, for terminals and logs alike."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, ["-" * width for width in widths], *rows):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

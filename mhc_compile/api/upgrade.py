@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,12 +23,11 @@ from mhc_compile.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from mhc_compile.model.attach import register, unregister
-from mhc_compile.model.sites import ATTRIBUTE, RootSites, Sites
-from mhc_compile.ops import projections
+from mhc_compile.model.attach import attach_sites, detach_sites
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
-# relative to the largest entry of each output; measured errors are 1e-6 in fp32 and a few roundings in 16 bits
+# of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
 
@@ -55,6 +55,8 @@ def upgrade(
         What was found and built; `max_error` is the measured difference.
 
     Raises:
+        ConfigError: the projection is not registered.
+        CaptureError: the model does not run with these arguments.
         ConfigMismatchError: the model was upgraded with other options.
         AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
         UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
@@ -64,29 +66,28 @@ def upgrade(
     model = original(model)
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
-        return _again(model, ModelPlan.from_json(held.text), config)
+        return _report_again(model, ModelPlan.from_json(held.text), config)
     _refuse(model)
     config = config or Config()
-    projections.get(config.projection)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     report, captured = survey(model, args, kwargs, config)
-    report.training = True
-    if captured is None or not report.sites or config.connection == "residual" or config.streams == 1:
+    report = dataclasses.replace(report, training=True)
+    if captured is None or not report.sites or not config.rewrites:
         return report
-    register(model, report.plan)
-    if verify is not False:
-        report.max_error = _verify(model, args, kwargs, captured, verify)
-    return report
+    attach_sites(model, report.plan)
+    if verify is False:
+        return report
+    return dataclasses.replace(report, max_error=_verify(model, args, kwargs, captured, verify))
 
 
 def _refuse(model: nn.Module) -> None:
-    """Refuse what cannot mark its sites, and parts and wholes of upgraded models, whose sites would be replaced."""
+    """Refuse models that cannot mark their sites, and parts of upgraded models or wholes around them."""
     if isinstance(model, fx.GraphModule):
         raise UnsupportedModelError(
             "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
             " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
         )
-    part = next((path for path, module in model.named_modules() if isinstance(module, Sites)), None)
+    part = next((path for path, module in model.named_modules() if isinstance(module, OwnerSites)), None)
     if part is not None:
         raise AlreadyUpgradedError(
             f"{part!r} holds mHC parameters already, but not by an upgrade of this very model: a part of it, or a model"
@@ -94,13 +95,13 @@ def _refuse(model: nn.Module) -> None:
         )
 
 
-def _again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+def _report_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
     differ = options_that_differ(plan.config.function(), config.function()) if config else []
     if differ:
         raise ConfigMismatchError(
             f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave config out"
         )
-    return Report(plan, (), (), (), 0, model)
+    return Report.of_plan(plan, model)
 
 
 def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -124,7 +125,7 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, toleranc
         after = run_captured(model, args, kwargs, backend)
         return _compare(before.output, after.output, tolerance)
     except BaseException:
-        unregister(model)
+        detach_sites(model)
         raise
 
 

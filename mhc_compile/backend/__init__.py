@@ -1,8 +1,14 @@
-"""torch.compile(model, backend="mhc"): capture -> pipeline -> AOTAutograd and Inductor."""
+"""torch.compile(model, backend="mhc"): a graph of Dynamo's in, compiled code out.
+
+`first_call`: a model without a plan gets one from its first compiled call.
+`rewriting`: one graph of a model with a plan goes through the passes.
+`kernels`: generated kernels for its sites, where they can run.
+`compilers`: who compiles the rewritten graph.
+`carry`: streams go from one compiled graph to the next.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +16,13 @@ from torch import fx, nn
 
 from mhc_compile.backend import carry, first_call
 from mhc_compile.backend.compilers import Compiled, compile_with
-from mhc_compile.backend.rewriting import read_markers, rewrite_graph
+from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
 from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
-from mhc_compile.errors import MHCWarning
 from mhc_compile.model.sites import ATTRIBUTE, RootSites
-from mhc_compile.ops import projections
+from mhc_compile.model.stage import close_first_call, stage_of
+from mhc_compile.ops import connections
 
 
 def mhc(
@@ -39,34 +45,23 @@ def mhc(
     """
     with clean_errors():
         config = Config.from_options(options)
-        projections.get(config.projection)
-        markers = read_markers(gm, options)
+        connections.check(config)
+        made_with = config_of_markers(gm, options)
         root = frame_root()
-        if markers is not None:
-            first_call.settle(root)
-            rewritten = rewrite_graph(markers, whole=_is_whole(root, len(markers.bindings)))
-            inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], markers.config, mode)
-            return carry.connect(inner, rewritten.takes, rewritten.gives, rewritten.starts, markers.config.streams)
-        if config.connection != "residual" and config.streams > 1 and not first_call.is_settled(root):
+        if made_with is not None:
+            close_first_call(root)
+            rewritten = rewrite_graph(gm, made_with, sites_of_model=_sites_of_plan(root))
+            inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], made_with, mode)
+            return carry.connect_graphs(inner, rewritten.takes, rewritten.gives, rewritten.starts, made_with.streams)
+        if config.rewrites and stage_of(root).plans_graphs:
             draft = first_call.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
                 return first_call.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
-            if not isinstance(getattr(root, ATTRIBUTE, None), RootSites) and first_call.says_all(gm, root, draft):
-                _warn_nothing(root, len(draft.rejections))
+            first_call.warn_nothing_found(gm, root, draft)
         return compile_with(without_markers(gm), example_inputs, config, mode)
 
 
-def _is_whole(root: nn.Module | None, sites: int) -> bool:
-    """Tell whether the frame is the model that holds the plan, with all of its sites in this graph."""
+def _sites_of_plan(root: nn.Module | None) -> int | None:
+    """Return the number of sites of the plan that the frame's module holds, None where it holds none."""
     held = getattr(root, ATTRIBUTE, None)
-    return isinstance(held, RootSites) and len(held.sites_of_plan()) == sites
-
-
-def _warn_nothing(root: nn.Module | None, rejections: int) -> None:
-    name = type(root).__name__ if root is not None else "the function"
-    warnings.warn(
-        f"mhc found nothing to rewrite in this graph of {name} ({rejections} adds looked at;"
-        " mhc_compile.explain says why); it is compiled as it is",
-        MHCWarning,
-        stacklevel=2,
-    )
+    return len(held.sites_of_plan()) if isinstance(held, RootSites) else None

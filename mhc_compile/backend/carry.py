@@ -1,4 +1,4 @@
-"""Streams across graphs: they travel as an attribute of the plain tensor that one graph returns and the next takes."""
+"""Streams across graphs: they travel as an attribute of their carrier, the tensor that one graph hands to the next."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Port(NamedTuple):
     """Where streams enter or leave compiled code.
 
     Attributes:
-        tensor: index of the input or output that they belong to.
+        tensor: index of their carrier among the inputs or outputs.
         site: name of the site, as the frame knows it.
-        phi: index of the input that is the site's phi. Equal layers share code, so it alone tells which site this is.
+        phi: index of the input that is the site's phi: equal layers share code, and phi tells which of them runs.
     """
 
     tensor: int
@@ -46,44 +46,52 @@ class Port(NamedTuple):
 
 
 class _Carried:
-    """Streams and what tells that their tensor is still the one they were made with."""
+    """Streams, and what tells whether their carrier has changed since they were made."""
 
-    def __init__(self, tensor: Tensor, streams: Tensor, site: str, flow: Flow) -> None:
-        self.version, self.grad_fn = tensor._version, tensor.grad_fn
+    def __init__(self, carrier: Tensor, streams: Tensor, site: str, flow: Flow) -> None:
+        self.version, self.grad_fn = carrier._version, carrier.grad_fn
         self.site, self.flow = site, flow
         self.taker = ""
         self.held: Tensor | None = streams
         self.weak = weakref.ref(streams)
 
-    def belongs_to(self, tensor: Tensor) -> bool:
-        return self.version == tensor._version and self.grad_fn is tensor.grad_fn
+    def belongs_to(self, carrier: Tensor) -> bool:
+        return self.version == carrier._version and self.grad_fn is carrier.grad_fn
 
     def hand_to(self, site: str) -> None:
-        """Let go of the streams, where the plan has no other taker: who keeps the plain tensor does not keep them.
+        """Note who takes the streams, and let go of them where the plan has no other taker.
 
-        With gradients autograd holds them until backward is through. Inside of a checkpoint it does not, and the block
-        will run a second time.
+        So a carrier that the user keeps does not keep its streams alive. With gradients, autograd holds them until the
+        backward is through. Inside a checkpoint it does not hold them, and the block will take them a second time.
         """
         self.taker = site
         if self.flow.successors == 1 and not saving_is_hooked():
             self.held = None
 
 
-def attach(tensor: Tensor, streams: Tensor, site: str = "", flow: Flow | None = None) -> None:
-    """Let the tensor, which must count its in-place changes, carry its streams; valid as long as nobody changes it.
+def attach_streams(carrier: Tensor, streams: Tensor, site: str = "", flow: Flow | None = None) -> None:
+    """Let a tensor carry streams, unless the plan continues them nowhere.
 
-    Where the plan continues them nowhere, it carries none.
+    Args:
+        carrier: `[..., C]` but for the place of its feature axis; it must count its in-place changes, since the
+            streams are valid only as long as nobody changes it.
+        streams: `[..., n, C]`.
+        site: name of the site that they come from.
+        flow: how they flow on.
     """
     flow = flow or Flow()
     if flow.successors != 0:
-        setattr(tensor, _ATTRIBUTE, _Carried(tensor, streams, site, flow))
-        node: Any = tensor.grad_fn
+        setattr(carrier, _ATTRIBUTE, _Carried(carrier, streams, site, flow))
+        node: Any = carrier.grad_fn
         if node is not None:
-            node.metadata[_ATTRIBUTE, tensor.output_nr] = weakref.ref(tensor)  # for _source
+            node.metadata[_ATTRIBUTE, carrier.output_nr] = weakref.ref(carrier)  # for _before_fsdp
 
 
-def _source(tensor: Tensor) -> Tensor:
-    """Return the tensor of which FSDP2 made this alias on its way into a sharded module, to see its backward end."""
+def _before_fsdp(tensor: Tensor) -> Tensor:
+    """Return the tensor that FSDP2 made this one of, where it did, at the start of a sharded module's forward.
+
+    FSDP2 hands on aliases of the inputs, by an autograd node that tells it when the module's backward ends.
+    """
     node: Any = tensor.grad_fn
     number = tensor.output_nr
     while node is not None and node.name() == "RegisterPostBackwardFunctionBackward":
@@ -93,12 +101,12 @@ def _source(tensor: Tensor) -> Tensor:
     return made if made is not None else tensor
 
 
-class _Watched(torch.autograd.Function):
-    """The streams; backward sends zeros through the plain tensor, whose gradient is what FSDP2's hooks wait for."""
+class _WithGradientHooks(torch.autograd.Function):
+    """Returns the streams; its backward sends zeros to the carrier, since FSDP2's hooks wait for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, streams: Tensor) -> Tensor:
-        ctx.like = tensor.shape, tensor.dtype, tensor.device
+    def forward(ctx: Any, carrier: Tensor, streams: Tensor) -> Tensor:
+        ctx.like = carrier.shape, carrier.dtype, carrier.device
         return streams.view_as(streams)
 
     @staticmethod
@@ -107,24 +115,29 @@ class _Watched(torch.autograd.Function):
         return torch.zeros(shape, dtype=dtype, device=device), gradient
 
 
-_watched: Callable[[Tensor, Tensor], Tensor] = _Watched.apply  # torch leaves it untyped
+_with_gradient_hooks: Callable[[Tensor, Tensor], Tensor] = _WithGradientHooks.apply  # torch leaves it untyped
 
 
 def _is_fsdp(hook: Any) -> bool:
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp")
 
 
-def take(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
-    """Return the streams that a tensor carries, n of them where n is given.
+def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
+    """Return the streams `[..., n, C]` that a tensor carries.
+
+    Args:
+        tensor: the carrier, or what FSDP2 made of it.
+        site: name of the site that takes them.
+        n: how many streams there must be; None allows any number.
 
     Raises:
-        CarryError: it carries none, or another number, or was changed since, or its gradient is watched.
+        CarryError: it carries none or another number, it was changed since, or its gradient is observed.
     """
-    source = _source(tensor)
-    carried: _Carried | None = getattr(source, _ATTRIBUTE, None)
+    carrier = _before_fsdp(tensor)
+    carried: _Carried | None = getattr(carrier, _ATTRIBUTE, None)
     if carried is None:
         raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
-    if not carried.belongs_to(source):
+    if not carried.belongs_to(carrier):
         raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
     streams = carried.weak()
     if streams is None:
@@ -137,7 +150,7 @@ def take(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
             f"site {site!r} mixes {n} streams, but its input carries {streams.shape[-2]}: it comes from a model"
             " that was upgraded with another number; upgrade both alike, or hand over x.clone()"
         )
-    live = [each for each in (tensor, source) if each.requires_grad]
+    live = [each for each in (tensor, carrier) if each.requires_grad]
     hooks = [hook for each in live for hook in (each._backward_hooks or {}).values()]
     if not all(map(_is_fsdp, hooks)) or any(each.retains_grad for each in live):
         raise CarryError(
@@ -145,18 +158,20 @@ def take(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
             f" streams, not through the tensor. {_REMEDY}"
         )
     carried.hand_to(site)
-    if hooks or source is not tensor:
-        streams = _watched(tensor, streams)
+    if hooks or carrier is not tensor:
+        streams = _with_gradient_hooks(tensor, streams)
     return streams
 
 
-def refuse(tensor: Tensor, site: str, flow: Flow) -> None:
-    """Check that a tensor brings no streams to a site that starts its own, where it brought none to upgrade either.
+def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
+    """Refuse a tensor that carries streams to a site that starts its own.
+
+    Only where streams start that started at upgrade, too, and only streams of the same model are refused.
 
     Raises:
         CarryError: it carries streams that another site of the same model continues.
     """
-    tensor = _source(tensor)
+    tensor = _before_fsdp(tensor)
     carried: _Carried | None = getattr(tensor, _ATTRIBUTE, None)
     if carried is None or not flow.starts or carried.flow.plan is not flow.plan or not carried.belongs_to(tensor):
         return
@@ -168,40 +183,44 @@ def refuse(tensor: Tensor, site: str, flow: Flow) -> None:
 
 
 def _counting(tensor: Tensor) -> Tensor:
-    """Return a tensor that counts its in-place changes; those made in inference mode do not, so they are copied."""
+    """Return a tensor that counts its in-place changes: a copy, where it was made in inference mode."""
     if not tensor.is_inference():
         return tensor
     with torch.inference_mode(False):
         return tensor.clone()
 
 
-def connect(
+def connect_graphs(
     compiled: Callable[..., Any],
     takes: Sequence[Port],
     gives: Sequence[Port],
     starts: Sequence[Port] = (),
     n: int | None = None,
 ) -> Callable[..., Sequence[Any]]:
-    """Wrap compiled code: streams of inputs become further inputs, further outputs become streams of outputs.
+    """Wrap a graph's compiled code, so that it takes streams from carriers and gives streams to them.
 
     Args:
         compiled: the graph's code, with one more input per entry of `takes` and one more output per entry of `gives`.
-        takes: inputs whose streams the code needs, and the sites that need them.
-        gives: outputs whose streams are returned, and the sites that they come from.
+        takes: inputs that carry the streams of further inputs, and the sites that need these.
+        gives: outputs that are to carry further outputs, and the sites that these come from.
         starts: inputs that must carry none, and the sites that start streams with them.
-        n: number of streams that the code was compiled for.
+        n: number of streams that the code was compiled for; None allows any number.
+
+    Returns:
+        Code with the inputs and outputs that the graph has for Dynamo. It raises CarryError as `take_streams` and
+        `refuse_streams` do.
     """
     if not takes and not gives and not starts:
         return compiled
 
     def run(*inputs: Any) -> Sequence[Any]:
         for port in starts:
-            refuse(inputs[port.tensor], port.name(inputs), port.flow(inputs))
-        outputs = compiled(*inputs, *(take(inputs[port.tensor], port.name(inputs), n) for port in takes))
-        plain = [*outputs[: len(outputs) - len(gives)]]
-        for port, streams in zip(gives, outputs[len(plain) :], strict=True):
-            plain[port.tensor] = _counting(plain[port.tensor])
-            attach(plain[port.tensor], streams, port.name(inputs), port.flow(inputs))
-        return plain
+            refuse_streams(inputs[port.tensor], port.name(inputs), port.flow(inputs))
+        outputs = compiled(*inputs, *(take_streams(inputs[port.tensor], port.name(inputs), n) for port in takes))
+        returned = [*outputs[: len(outputs) - len(gives)]]
+        for port, streams in zip(gives, outputs[len(returned) :], strict=True):
+            returned[port.tensor] = _counting(returned[port.tensor])
+            attach_streams(returned[port.tensor], streams, port.name(inputs), port.flow(inputs))
+        return returned
 
     return run

@@ -1,1 +1,7 @@
-"""Running a model under Dynamo to see its graphs, frames and owners."""
+"""What Dynamo shows of a model: frames, graphs and owners.
+
+`frames`: the frame that is compiled: its module, what broke it, errors on their way out.
+`graphs`: copies of its graph, and new inputs.
+`model_run`: one run of a whole model, with all its graphs.
+`owners`: which module's forward made a node.
+"""

@@ -20,9 +20,10 @@ from mhc_compile.errors import MHCError
 
 
 def frame_root() -> nn.Module | None:
-    """Return the module whose forward is being compiled: the frame's first argument, or the one module it holds.
+    """Return the module whose forward is being compiled, None where there is no such module.
 
-    The latter is the frame that Dynamo puts around modules of torch's own, such as Sequential.
+    It is the frame's first argument or its `self`, else the one module among the frame's locals. The latter is the
+    case in the frame that Dynamo puts around modules of torch's own, such as Sequential.
     """
     tx = InstructionTranslator.current_tx().output.root_tx
     names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
@@ -33,8 +34,8 @@ def frame_root() -> nn.Module | None:
     return modules[0] if modules else None
 
 
-def keep_to(root: nn.Module) -> None:
-    """Let the code that is being compiled serve this module only, not others of its class that pass the same guards."""
+def serve_only(root: nn.Module) -> None:
+    """Guard the code that is being compiled: it serves this module, not others of its class that pass all guards."""
     held = InstructionTranslator.current_tx().output.root_tx.f_locals
     name = next(name for name, module in held.items() if module is root)
     install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
@@ -42,7 +43,7 @@ def keep_to(root: nn.Module) -> None:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-    """Let an MHCError reach the user as itself, without Dynamo's frames and BackendCompilerFailed around it."""
+    """Let an MHCError reach the user as it is: without Dynamo's frames, and not inside a BackendCompilerFailed."""
     try:
         yield
     except MHCError as error:
@@ -58,13 +59,13 @@ class _Raised(ShortenTraceback):
         return self.error
 
 
-def given(node: fx.Node) -> Any:
-    """Return what Dynamo traced a graph input with: the very tensor."""
+def traced_with(node: fx.Node) -> Any:
+    """Return the very tensor that Dynamo traced a graph input with."""
     return getattr(node.meta.get("grapharg"), "example", None)
 
 
 def is_split(gm: fx.GraphModule) -> bool:
-    """Tell whether the graph is but a part of Dynamo's, as DDPOptimizer hands them over."""
+    """Tell whether the graph is only a part of Dynamo's: DDPOptimizer cuts it before a backend gets it."""
     if torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None:
         return False
     part, whole = (
@@ -75,31 +76,36 @@ def is_split(gm: fx.GraphModule) -> bool:
 
 
 def saving_is_hooked() -> bool:
-    """Tell whether someone else than autograd keeps what is saved for backward, as non-reentrant checkpoints do."""
+    """Tell whether hooks, such as those of non-reentrant checkpoints, take what autograd would save for backward."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def original(model: nn.Module) -> nn.Module:
-    """Return the module itself for what torch.compile made of it."""
+    """Return the module that torch.compile wrapped, or the module itself where it is not wrapped."""
     return model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model
 
 
 @dataclasses.dataclass(frozen=True)
 class Break:
-    """What ended a graph before its frame did, and "file.py:line" of the code that did."""
+    """What ended a graph before its frame ended.
+
+    Attributes:
+        reason: the first line of what Dynamo says.
+        source: "file.py:line" of the user's code that broke the graph; empty where Dynamo does not tell it.
+    """
 
     reason: str
     source: str = ""
 
 
 def frame_break(gm: fx.GraphModule) -> Break | None:
-    """Return why Dynamo ended the graph that a backend is given, None where the frame itself ends."""
+    """Return why Dynamo ended the graph that a backend is given; None where the graph ends with its frame."""
     told = getattr(gm, "compile_subgraph_reason", None)
     return break_of(told) if told is not None and told.graph_break else None
 
 
 def is_in_parts(gm: fx.GraphModule) -> bool:
-    """Tell whether the forward of the frame's module is cut by a graph break, here or before."""
+    """Tell whether a graph break cuts the forward of the frame's module, at this graph's end or before it."""
     name = InstructionTranslator.current_tx().output.root_tx.f_code.co_name
     return name.startswith(TORCH_DYNAMO_RESUME_IN_PREFIX) or frame_break(gm) is not None
 

@@ -1,4 +1,4 @@
-"""Graphs of Dynamo's: copies, and what a new input needs to be known by."""
+"""Graphs of Dynamo's: copies with and without markers, and new inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def without_markers(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
-    """Copy the graph and those that its ops run, not the tensors; Dynamo still needs its own."""
+    """Copy a graph, and the graphs that its ops run; tensors are shared. Dynamo still needs its own graph."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(gm.graph, copies))
@@ -40,16 +40,25 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def describe_streams(streams: fx.Node, plain: fx.Node, n: int, axis: int) -> Tensor:
-    """Make a new graph input known to AOTAutograd: the streams `[..., n, C]` that belong to a plain input.
+def describe_streams(streams: fx.Node, carrier: fx.Node, n: int, axis: int) -> Tensor:
+    """Tell AOTAutograd of a new graph input: the streams `[..., n, C]` that come with another input, their carrier.
+
+    Args:
+        streams: the new input; it gets a source.
+        carrier: the input that they come with, `[..., C]` but for the place of its feature axis.
+        n: number of streams.
+        axis: feature axis of the carrier.
 
     Returns:
-        A fake tensor that shares the plain input's symbolic sizes.
+        A fake tensor `[..., n, C]` of the carrier's dtype, device and symbolic sizes.
+
+    Raises:
+        CaptureError: the carrier has no example value.
     """
-    if (given := value(plain)) is None:
-        raise CaptureError(f"graph input {plain.name} has no example value")
-    if hasattr(plain, "_dynamo_source"):
-        streams._dynamo_source = AttrSource(plain._dynamo_source, "_mhc_streams")
-    last = given.movedim(axis, -1)
+    if (example := value(carrier)) is None:
+        raise CaptureError(f"graph input {carrier.name} has no example value")
+    if hasattr(carrier, "_dynamo_source"):
+        streams._dynamo_source = AttrSource(carrier._dynamo_source, "_mhc_streams")
+    last = example.movedim(axis, -1)
     made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
-    return made.requires_grad_(given.requires_grad)
+    return made.requires_grad_(example.requires_grad)

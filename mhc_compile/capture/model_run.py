@@ -1,8 +1,4 @@
-"""What we know of torch's internals: frames, graphs, and running a model to see its graphs.
-
-Facts used here, each with a test: `InstructionTranslator.current_tx()` is the frame whose graph a backend is given; an
-error that is a ShortenTraceback leaves Dynamo as what its `remove_dynamo_frames` returns.
-"""
+"""Run a model once under Dynamo, to see all its graphs, how they are called and what breaks them."""
 
 from __future__ import annotations
 
@@ -11,41 +7,100 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
-from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, keep_to
+from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.errors import CaptureError, MHCError
 from mhc_compile.passes.graph import checkpoints
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class CapturedGraph:
-    """One graph of a captured run, with the tensors that went in and out (to see where graphs meet).
+    """One graph of a captured run.
 
-    `root` is the module whose forward it is: a part of the model where Dynamo left the frames around it eager. `ended`
-    tells what broke the graph off, and `in_parts` whether a break cuts that forward, here or before.
+    Attributes:
+        gm: the graph, without markers.
+        root: the module whose forward it is: a part of the model where Dynamo left the frames around it eager.
+        ended: what broke the graph off, None where its frame ends.
+        in_parts: True where a break cuts that forward, at this graph's end or before it.
+        inputs: the tensors that went in at the first call, to see where graphs meet.
+        outputs: the tensors that came out of it.
     """
 
     gm: fx.GraphModule
-    root: nn.Module | None = None
-    ended: Break | None = None
-    in_parts: bool = False
-    inputs: Sequence[Any] = ()
-    outputs: Sequence[Any] = ()
+    root: nn.Module | None
+    ended: Break | None
+    in_parts: bool
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
 
 
-@dataclasses.dataclass
+class Call(NamedTuple):
+    """One call of a captured graph, with the tensors that went in and came out."""
+
+    graph: CapturedGraph
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Captured:
-    """What running a model once showed: its graphs as they were compiled, their calls, and why graphs broke."""
+    """What one run of a model showed.
 
-    graphs: list[CapturedGraph]
+    Attributes:
+        graphs: its graphs, in the order in which they were compiled.
+        calls: the calls of these graphs, in the order in which they ended.
+        breaks: what broke graphs off.
+        output: what the model returned.
+    """
+
+    graphs: tuple[CapturedGraph, ...]
+    calls: tuple[Call, ...]
+    breaks: tuple[Break, ...]
     output: Any
-    breaks: list[Break]
-    calls: list[tuple[CapturedGraph, Sequence[Any], Sequence[Any]]]  # a graph, its inputs, its outputs
+
+
+class _Recorder:
+    """A backend that runs graphs eagerly and remembers them.
+
+    Dynamo keeps what a backend returns, and that holds the recorder: `forget` lets go of every activation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.forget()
+
+    def forget(self) -> None:
+        self.graphs: list[dict[str, Any]] = []
+        self.calls: list[tuple[int, Sequence[Any], Sequence[Any]]] = []
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        root = frame_root()
+        if root is not None and root is not self.model:
+            serve_only(root)
+        number, flat = len(self.graphs), checkpoints.run_eagerly(without_markers(gm))
+        self.graphs.append({"gm": flat, "root": root, "ended": frame_break(gm), "in_parts": is_in_parts(gm)})
+
+        def run(*inputs: Any) -> Any:
+            outputs = flat.forward(*inputs)
+            self.calls.append((number, inputs, outputs))
+            return outputs
+
+        return run
+
+    def captured(self, output: Any, breaks: Sequence[Break]) -> Captured:
+        """Return what was seen."""
+        first = {number: (inputs, outputs) for number, inputs, outputs in reversed(self.calls)}
+        graphs = []
+        for number, seen in enumerate(self.graphs):
+            inputs, outputs = first.get(number, ((), ()))
+            graphs.append(CapturedGraph(**seen, inputs=inputs, outputs=outputs))
+        calls = tuple(Call(graphs[number], inputs, outputs) for number, inputs, outputs in self.calls)
+        return Captured(graphs=tuple(graphs), calls=calls, breaks=tuple(breaks), output=output)
 
 
 def run_captured(
@@ -56,46 +111,41 @@ def run_captured(
     *,
     copied: bool = True,
 ) -> Captured:
-    """Run the model once under Dynamo and keep its graphs; random state, buffers and arguments end as they were.
+    """Run the model once under Dynamo; random state, buffers and arguments end as they were.
 
-    `copied=False` hands the arguments themselves to the model, for a backend that must know them again.
+    Args:
+        model: the model, as the user calls it.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        backend: compiles the graphs; by default they run eagerly and are kept. With a backend, no graphs are returned.
+        copied: hand copies of the arguments to the model; False for a backend that must know them again.
 
     Raises:
         CaptureError: the model does not run with these arguments.
+        MHCError: the backend raised it.
     """
-    held = [Captured([], None, [], [])]  # emptied: what Dynamo keeps would hold all activations
+    recorder, breaks = _Recorder(model), list[Break]()
+    args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
+    try:
+        with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks), _capture_errors():
+            output = _compile_isolated(model, backend or recorder)(*args, **kwargs)
+        return recorder.captured(output, breaks)
+    finally:
+        recorder.forget()
 
-    def record(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        root, graphs = frame_root(), held[0].graphs
-        if root is not None and root is not model:
-            keep_to(root)
-        number, flat = len(graphs), checkpoints.run_eagerly(without_markers(gm))
-        graphs.append(CapturedGraph(flat, root, frame_break(gm), is_in_parts(gm)))
 
-        def run(*inputs: Any) -> Any:
-            graph, outputs = held[0].graphs[number], flat.forward(*inputs)
-            graph.inputs, graph.outputs = graph.inputs or inputs, graph.outputs or outputs
-            held[0].calls.append((graph, inputs, outputs))
-            return outputs
-
-        return run
-
-    captured = held[0]
-    with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(captured.breaks):
-        compiled = _compile_apart(model, backend or record)
-        try:
-            args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
-            captured.output = compiled(*args, **kwargs)
-        except MHCError:
-            raise
-        except Exception as error:
-            raise CaptureError(
-                f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
-                " pass args as a tuple and kwargs as a dict, as you would call the model"
-            ) from error
-        finally:
-            held.clear()
-    return captured
+@contextlib.contextmanager
+def _capture_errors() -> Iterator[None]:
+    """Make a CaptureError of every error of the model's, with the remedy."""
+    try:
+        yield
+    except MHCError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
+            " pass args as a tuple and kwargs as a dict, as you would call the model"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -115,7 +165,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
-    """Compile anew, past the limits meant for training loops, and look through model.compile()."""
+    """Compile anew, without the limits that are meant for training loops, and without what model.compile() made."""
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
     limits: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
     try:
@@ -130,7 +180,7 @@ def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _collect_breaks(breaks: list[Break]) -> Iterator[None]:
-    """Collect what broke graphs: what Dynamo has a place in the code for, and what it only counts."""
+    """Collect what broke graphs: breaks with a place in the code first, then those that Dynamo only counts."""
     counters, told = torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.graph_break_reasons
     before, start = dict(counters), len(told)
     yield
@@ -140,8 +190,8 @@ def _collect_breaks(breaks: list[Break]) -> Iterator[None]:
     breaks += [Break(reason) for reason in reasons if reason not in known]
 
 
-def _compile_apart(model: nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without spending the recompilation limit of the user's own compilation of the same code."""
+def _compile_isolated(model: nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile without using up the recompilation limit of the user's own compilation of the same code."""
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         isolated: dict[str, Any] = {"isolate_recompiles": True}  # newer than torch's own overloads
         return torch.compile(model, backend=backend, **isolated)
@@ -154,7 +204,7 @@ def _compile_apart(model: nn.Module, backend: Callable[..., Any]) -> Callable[..
 
 
 def _copied(values: Any) -> Any:
-    """Copy arguments that a run may change (caches); what cannot be copied is passed as it is."""
+    """Copy arguments that a run may change, such as caches; what cannot be copied is passed as it is."""
     try:
         return copy.deepcopy(values)
     except Exception:  # a tensor inside an autograd graph, a lock, ...: run on the original

@@ -15,18 +15,25 @@ _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
 
 
 class Stack:
-    """Names nodes by the modules whose forward made them (a `passes.base.Namer`)."""
+    """Names nodes by the modules whose forward made them; it is a `passes.base.Namer`."""
 
     def __init__(self, paths: Mapping[int, str] | None = None, root: str = "") -> None:
-        """Take the paths of modules by id, else names from the sources; `root` names the compiled module itself."""
+        """Take the paths of modules by their ids; other modules are named as the sources call them.
+
+        Args:
+            paths: path by `id(module)`.
+            root: path of the module that is compiled.
+        """
         self.paths = dict(paths or {})
         self.root = root
 
     @classmethod
     def of(cls, model: nn.Module | None, root: nn.Module | None = None) -> Stack:
-        """Name nodes by the paths that modules have in this model; without one, as the frame's sources call them.
+        """Name nodes by the paths that modules have in a model.
 
-        `root` is the module that the graph is the forward of, if it is a part of the model.
+        Args:
+            model: the model; without one, nodes are named as the frame's sources call their modules.
+            root: the module whose forward the graph is, where that is a part of the model.
         """
         paths = {id(module): path for path, module in model.named_modules()} if model is not None else {}
         return cls(paths, paths.get(id(root), ""))
@@ -51,6 +58,6 @@ class Stack:
         return [self._path(str(key), str(entry[0])) for key, entry in stack.items()]
 
     def _path(self, key: str, source: str) -> str:
-        """Name a module the same at every call, also one that its parents hold under several names."""
+        """Name a module alike at every call, also where the model holds it under several names."""
         identity, path = key.partition("@")[0], _ROOT.sub("", source)
         return self.paths.setdefault(int(identity), path) if identity.isdigit() else path

@@ -1,4 +1,4 @@
-"""A user's model under plain torch.compile, mhc and hc: compile time, step time, memory, size."""
+"""The command `bench`: a user's model under torch.compile alone, mhc and hc: compile time, step time, memory, size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ from torch.utils import _pytree as pytree
 
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as mhc_backend
-from mhc_compile.cli import measure
-from mhc_compile.errors import MHCError
+from mhc_compile.cli import factory, measure
+from mhc_compile.errors import FactoryError
 
 PLAIN = "plain"
-
-
-class FactoryError(MHCError):
-    """FILE.py:FACTORY does not give a model and its inputs."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,11 @@ class Contender:
 
 
 def scalar(output: Any) -> torch.Tensor:
-    """A scalar that depends on everything in the output: its `loss`, or the mean squares."""
+    """A scalar that depends on everything in the output: its `loss`, or the sum of the mean squares.
+
+    Raises:
+        FactoryError: no tensor of the output needs a gradient.
+    """
     loss = getattr(output, "loss", None)
     if isinstance(loss, torch.Tensor) and loss.numel() == 1:
         return loss
@@ -80,7 +80,8 @@ def scalar(output: Any) -> torch.Tensor:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the comparison."""
+    """Add the command's arguments."""
+    factory.add_model_arguments(parser)
     parser.add_argument("--rounds", type=int, default=20, help="timed steps of each")
     parser.add_argument("--no-hc", action="store_true", help="leave hc out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -128,14 +129,12 @@ def measured(contenders: list[Contender], rounds: int) -> list[Row]:
     ]
 
 
-def run(
-    model: torch.nn.Module,
-    inputs: tuple[Any, ...],
-    keywords: dict[str, Any],
-    options: dict[str, Any],
-    args: argparse.Namespace,
-) -> list[Row]:
-    """Measure, and print the table or the JSON."""
+def main(args: argparse.Namespace) -> None:
+    """Measure the user's model, and print the table or the JSON."""
+    measure.require("rich")
+    options = factory.parse_options(args.options)
+    mhc.Config.from_options(options)  # a wrong option is told before minutes of compiling
+    model, inputs, keywords = factory.load(args.factory)
     names = [PLAIN, "mhc"] if args.no_hc else [PLAIN, "mhc", "hc"]
     torch._dynamo.reset()
     contenders = [contender(name, model, inputs, keywords, options) for name in names]
@@ -145,7 +144,6 @@ def run(
         print(json.dumps(payload, indent=2))
     else:
         console().print(table(rows, args.rounds))
-    return rows
 
 
 def console() -> Any:

@@ -1,6 +1,6 @@
 """Measuring: interleaved step times, bytes saved for backward, cold caches, and where it all ran.
 
-Times are wall seconds, sizes are bytes. Nothing here gates anything: a timing is a report.
+Times are wall seconds, sizes are bytes. Nothing passes or fails by a time: it is reported.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from mhc_compile.errors import MissingDependencyError
 
 Step = Callable[[], object]
 
@@ -143,6 +146,17 @@ def start_compiler(device: str = "cpu") -> None:
     reset_code(small.__code__)
     ones = torch.ones(64, 64, device=device, requires_grad=True)
     torch.autograd.backward(torch.compile(small)(ones))
+
+
+def require(*packages: str) -> None:
+    """Check that packages are installed.
+
+    Raises:
+        MissingDependencyError: some are not; the message names all of these, and how to get them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 
 
 def environment(device: str | None = None) -> dict[str, object]:

@@ -1,1 +1,4 @@
-"""Upgraded models on several devices."""
+"""Upgraded models on several devices.
+
+`sharding`: FSDP2, where the parameters of all sites form a group of their own.
+"""

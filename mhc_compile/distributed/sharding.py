@@ -1,4 +1,4 @@
-"""Hyper-connections under FSDP2: their parameters form a group of their own, in fp32 whatever the layers around do."""
+"""FSDP2: the parameters of all sites form a group of their own, in fp32 whatever the policy of the layers is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from mhc_compile.model.sites import Site
+from mhc_compile.model.sites import SiteModule
 
 
 def shard_sites(model: nn.Module, **kwargs: Any) -> None:
-    """Shard all mHC parameters of a model as one group; call it before `fully_shard` of its layers and of itself.
+    """Shard all mHC parameters of a model as one group; call it before `fully_shard` on its layers and on itself.
 
-    Every call of the model gathers them once, and its backward scatters them again: nobody calls the forward of a site,
-    which is where FSDP2 would.
+    FSDP2 gathers parameters where a module's forward starts, but nobody calls the forward of a site. So every call of
+    the model gathers them all once, and its backward shards them again.
 
     Args:
         model: an upgraded model.
@@ -23,10 +23,11 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
+        ShardedParametersError: at a call of the model, where the model itself was not sharded afterwards.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    sites: list[nn.Module] = [module for module in model.modules() if isinstance(module, Site)]
+    sites: list[nn.Module] = [module for module in model.modules() if isinstance(module, SiteModule)]
     if not sites:
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
     fully_shard(sites, mp_policy=MixedPrecisionPolicy(), **{**kwargs, "reshard_after_forward": False})

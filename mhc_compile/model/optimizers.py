@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -11,32 +12,40 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mhc_compile.errors import MHCWarning, NotUpgradedError
-from mhc_compile.model.sites import Site
+from mhc_compile.model.sites import SiteModule
 
+# torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-_hook: list[Any] = []
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Iterate over the mHC parameters of a model, with the names that state_dict uses."""
+    """Iterate over the mHC parameters of a model (phi, alpha and bias of every site), named as state_dict names them.
+
+    Args:
+        model: any module; without an upgrade there are none.
+    """
     for prefix, module in model.named_modules():
-        if isinstance(module, Site):
+        if isinstance(module, SiteModule):
             yield from module.named_parameters(prefix)
 
 
 def param_groups(
     model: nn.Module, lr: float, weight_decay: float = 0.0, phi_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups: the model's own parameters, phi, and alphas with biases (never decayed).
+    """Return three optimizer groups: the model's own parameters, every phi, and alphas with biases (never decayed).
 
-    All of mHC belongs to AdamW, not to Muon: alphas and biases are no matrices, and phi is no layer.
+    Parameters that need no gradient are left out. Give all of mHC to AdamW, not to Muon: alphas and biases are no
+    matrices, and phi is no layer.
 
     Args:
         model: an upgraded model.
         lr: learning rate.
         weight_decay: decay of the model's own parameters and of phi.
         phi_lr_scale: factor on phi's learning rate.
+
+    Returns:
+        Groups with the keys params, lr and weight_decay, in that order.
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
@@ -55,14 +64,18 @@ def param_groups(
     ]
 
 
-def watch(model: nn.Module) -> None:
+def watch_optimizers(model: nn.Module) -> None:
     """Warn once if optimizers step while mHC parameters of this model have gradients and no group."""
     _watched.add(model)
-    if not _hook:
-        _hook.append(register_optimizer_step_pre_hook(_look))
+    _install_hook_once()
 
 
-def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+@functools.cache
+def _install_hook_once() -> None:
+    register_optimizer_step_pre_hook(_warn_of_missing)
+
+
+def _warn_of_missing(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Look at an optimizer's second step: by then all optimizers of a training loop have stepped once."""
     if not _watched:
         return

@@ -1,4 +1,4 @@
-"""Owners: modules whose forward contains residual adds get a subclass that marks their sites first."""
+"""Owners: a module whose forward contains residual adds gets a subclass, whose forward marks its sites first."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, cast
 from torch import nn
 
 from mhc_compile.errors import NameTakenError, PlanMismatchError
-from mhc_compile.model.sites import ATTRIBUTE, Sites
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
 
-_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
 
 
 def subclass(base: type[nn.Module]) -> type[nn.Module]:
     """Return the class that instances of `base` get: same name, and a forward that marks the sites first.
 
-    One class per base, so that equal layers share compiled code; each class has a code object of its own, since Dynamo
-    keeps its cache there. Instances copy and pickle as their base class plus this step.
+    Its forward has a code object of its own, since Dynamo keeps compiled code there. Instances copy and pickle as
+    instances of the base, which become owners again when they are made.
     """
     if base in _SUBCLASSES:
         return _SUBCLASSES[base]
@@ -58,7 +58,7 @@ def check(module: nn.Module, path: str) -> None:
         NameTakenError: it has an attribute `mhc` of its own.
         PlanMismatchError: its forward is replaced on the instance, so a subclass would never run.
     """
-    if hasattr(module, ATTRIBUTE) and not isinstance(getattr(module, ATTRIBUTE), Sites):
+    if hasattr(module, ATTRIBUTE) and not isinstance(getattr(module, ATTRIBUTE), OwnerSites):
         raise NameTakenError(
             f"{path or 'the model'} ({type(module).__name__}) has an attribute `mhc` already, where its"
             f" hyper-connections would live; rename it, or leave the module out:"
@@ -78,8 +78,8 @@ def adopt(module: nn.Module) -> None:
 
 
 def release(module: nn.Module) -> None:
-    """Take subclass and sites away."""
+    """Take subclass and sites away from the module, where it has them."""
     if is_owner(module):
         module.__class__ = type(module)._mhc_base  # type: ignore[attr-defined]  # set by subclass()
-    if isinstance(getattr(module, ATTRIBUTE, None), Sites):
+    if isinstance(getattr(module, ATTRIBUTE, None), OwnerSites):
         delattr(module, ATTRIBUTE)

@@ -1,4 +1,8 @@
-"""The modules that hold a site's parameters, and the markers that bring them into graphs."""
+"""The modules that hold the parameters of sites, and the markers that bring these into graphs.
+
+A `SiteModule` holds one site. An owner's `mhc` is an `OwnerSites`, which holds the owner's sites; that of the model
+itself is the `RootSites`, which holds the plan, too.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mhc_compile.config import Config
+from mhc_compile.config import Config, current_function
 from mhc_compile.errors import NotCompiledError, PlanMismatchError, ShardedParametersError
 from mhc_compile.model import start_values
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
 ATTRIBUTE = "mhc"  # where an owner keeps its sites
-PLANNED = "_mhc_planned"  # says of every module of an upgraded model that the plan knows it
 
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """How the plan lets streams flow through a site: what equal layers do not share, so no graph can tell it.
+    """How streams flow through a site of the plan. Equal layers share code but not this, so no graph can hold it.
 
     Attributes:
-        plan: the same object for all sites of a model, and for those of a copy another.
-        successors: number of sites that continue its streams; None where nobody knows.
+        plan: stands for the plan: one object for all sites of a model, and another one for those of a copy.
+        successors: number of sites that continue its streams; None where it is not known.
         starts: True where streams start here with a tensor that carried none when the model was upgraded.
     """
 
@@ -37,14 +40,16 @@ class Flow:
     starts: bool = False
 
 
-class Site(nn.Module):
-    """The parameters of one hyper-connection, fp32 whatever the model's dtype.
+class SiteModule(nn.Module):
+    """The parameters of one hyper-connection: fp32 whatever the model's dtype (fp64 after `.double()`).
+
+    Shapes are those of "mhc" with n streams of C features; "hc" has others (`ops.connections`).
 
     Attributes:
-        phi: projection of the streams, `[nC, n^2 + 2n]` for mHC (paper Eq. 14).
+        phi: projection of the streams, `[nC, n^2 + 2n]` (paper Eq. 14).
         alpha: gates of the dynamic part, `[3]`.
-        bias: learned change of the bias, so that weight decay pulls towards the original function.
-        base: the bias at the start, a buffer.
+        bias: learned change of the bias, `[n^2 + 2n]`, so that weight decay pulls towards the original function.
+        base: the bias at the start, `[n^2 + 2n]`, a buffer.
     """
 
     base: Tensor
@@ -54,14 +59,23 @@ class Site(nn.Module):
     def __init__(
         self, path: str, label: str, place: start_values.Place, channels: int, config: Config, entry: bool
     ) -> None:
-        """Create the parameters at their starting values, on torch's default device."""
+        """Create the parameters at their starting values, on torch's default device.
+
+        Args:
+            path: name in the model, `owner.label`.
+            label: name within the owner.
+            place: position in the region.
+            channels: number C of features.
+            config: what is built.
+            entry: True where the region starts here, so that x is copied into the streams.
+        """
         super().__init__()
         self.path, self.label, self.place, self.channels = path, label, place, channels
         self.config, self.entry = config, entry
         self.spec = json.dumps(config.function(), sort_keys=True)
         kind = connections.get(config.connection)
         start = start_values.bias(place, config)
-        shape = kind.phi_shape(Maps(config.streams, config.projection, config.sinkhorn_iters), channels)
+        shape = kind.phi_shape(Maps.of(config), channels)
         self.phi = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.alpha = nn.Parameter(torch.empty(kind.gates(), dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(start.shape, dtype=torch.float32))
@@ -105,13 +119,13 @@ class Site(nn.Module):
         torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        def keep(tensor: Tensor) -> Tensor:
+        def move(tensor: Tensor) -> Tensor:
             """Move, but keep 32 bits: coefficients in 16 would not sum to 1."""
             made = fn(tensor)
             narrow = made.is_floating_point() and made.dtype.itemsize < torch.float32.itemsize
             return tensor.to(made.device, torch.float32) if narrow else made
 
-        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
     def extra_repr(self) -> str:
@@ -119,12 +133,12 @@ class Site(nn.Module):
         return f"k={self.place.k}, L={self.place.length}, streams={self.config.streams}, channels={self.channels}"
 
 
-_SITES: weakref.WeakSet[Site] = weakref.WeakSet()
-_HOLDERS: Any = WeakIdKeyDictionary()  # what holder() found
+_SITES: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # a graph's inputs are tensors, which know no module
+_HOLDERS: Any = WeakIdKeyDictionary()  # what holder() found; a hint only, since FSDP2 replaces a site's phi unasked
 
 
-def holder(phi: Any) -> Site | None:
-    """Return the site with this very phi, which is an input of every graph that the site is in."""
+def holder(phi: Any) -> SiteModule | None:
+    """Return the site that holds this very phi. Every graph that a site is in has its phi among the inputs."""
     if not isinstance(phi, Tensor):
         return None
     known = _HOLDERS.get(phi)
@@ -136,15 +150,15 @@ def holder(phi: Any) -> Site | None:
     return site
 
 
-class Sites(nn.Module):
-    """The sites of one owner, `owner.mhc.<label>`."""
+class OwnerSites(nn.Module):
+    """The sites of one owner, `owner.mhc.<label>`; where they are `disabled`, the owner runs its original function."""
 
     def __init__(self) -> None:
         """Start without sites."""
         super().__init__()
-        self.plain = False
+        self.disabled = False
 
-    def add(self, site: Site) -> None:
+    def add(self, site: SiteModule) -> None:
         """Register a site under its label, with an underscore where this module needs the name itself."""
         self.add_module(site.label + "_" * hasattr(self, site.label), site)
 
@@ -152,25 +166,29 @@ class Sites(nn.Module):
         """Return x: a Sequential that owns sites calls its children, this one included."""
         return x
 
-    def sites(self) -> Iterator[Site]:
+    def sites(self) -> Iterator[SiteModule]:
         """Iterate over the sites in program order."""
-        return iter(child for child in self.children() if isinstance(child, Site))
+        return iter(child for child in self.children() if isinstance(child, SiteModule))
 
     def mark(self) -> None:
-        """Mark every site, unless the owner runs plain on purpose."""
-        if not self.plain:
+        """Mark every site, unless they are disabled.
+
+        Raises:
+            NotCompiledError: nothing is being captured.
+            ShardedParametersError: FSDP2 has not gathered the parameters.
+        """
+        if not self.disabled:
             for site in self.sites():
                 site.mark()
 
 
-class RootSites(Sites):
+class RootSites(OwnerSites):
     """The sites of the model itself, and the plan of all sites, which state_dict carries along."""
 
     def __init__(self, plan: str) -> None:
         """Hold the plan as its JSON text."""
         super().__init__()
         self.text = plan
-        self.open = False  # True while the backend is still collecting the graphs of a first call
 
     def sites_of_plan(self) -> list[dict[str, Any]]:
         """Return what identifies each site of the plan."""
@@ -185,9 +203,11 @@ class RootSites(Sites):
         """Check that a checkpoint was made for the sites that the model has.
 
         Raises:
-            PlanMismatchError: it was made for others.
+            PlanMismatchError: it was made for others, or with options that are gone.
         """
-        theirs, ours = (json.loads(text) for text in (decode(state), self.text))
+        theirs, ours = json.loads(decode(state)), json.loads(self.text)
+        if "function" in theirs:
+            theirs["function"] = current_function(theirs["function"])
         for key in ("version", "function", "sites"):
             if theirs.get(key) != ours[key]:
                 raise PlanMismatchError(
@@ -197,7 +217,11 @@ class RootSites(Sites):
 
 
 def decode(state: Any) -> str:
-    """Return the JSON text of a plan from a checkpoint's extra state."""
+    """Return the JSON text of a plan from a checkpoint's extra state.
+
+    Raises:
+        PlanMismatchError: the state is not what `RootSites.get_extra_state` returns.
+    """
     if not isinstance(state, Tensor) or state.dtype != torch.uint8:
         raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile")
     return bytes(state.tolist()).decode()

@@ -1,9 +1,9 @@
 """Values of a site's parameters at which the rewritten model equals the original and its streams can part.
 
-With the entry copying x, reads summing to 1, rows of H_res summing to 1, writes of 1 and phi = 0, every stream is the
-plain residual stream, whatever stands between the adds; the readout's mean gives it back. That leaves H_pre and H_res
-free, and "home" uses the freedom: every site reads mostly from a stream of its own, so the gradients of the streams
-differ from the first step (a symmetric start would never part them).
+Let the entry copy x, let reads and the rows of H_res sum to 1, let writes be 1 and phi 0. Then every stream is the
+original residual stream, whatever stands between the adds, and the mean at the readout gives it back. H_pre and H_res
+are left free by this. `home` uses that: every site reads mostly from a stream of its own, so the gradients of the
+streams differ from the first step on, where a symmetric start would keep them equal for ever.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class Place:
 
 
 def home(place: Place, n: int) -> Start:
-    """Return read weights (n+1)/2n for the home stream k mod n and (n-d)/n^2 at distance d, writes of 1, and q.
+    """Return the start of a site with n streams, whose home is stream k mod n.
 
-    q, the off-diagonal of H_res, keeps (1 - nq)^L at one half or above, and the logits below 8, where they have a
-    gradient.
+    Read weights are (n+1)/2n for the home stream and (n-d)/n^2 for the stream at distance d from it; write weights are
+    1. The off-diagonal q of H_res is so small that (1 - nq)^L is at least about one half, and so large that logits
+    stay below 8, beyond which no gradient is left.
     """
     distance = (torch.arange(n, dtype=torch.float64) - place.k) % n
     pre = (n - distance) / n**2
@@ -44,11 +45,10 @@ def home(place: Place, n: int) -> Start:
 
 
 def bias(place: Place, config: Config) -> Tensor:
-    """Return the bias at the start, fp32 and on the CPU, for `connections.get(config.connection)`."""
-    maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
+    """Return the bias at the start, fp32 and on the CPU: `[n^2 + 2n]` for "mhc" with the Sinkhorn projection."""
     with torch.device("cpu"):  # whatever the default device: under "meta" there would be no values
         start = home(place, config.streams)
-        values = connections.get(config.connection).start_bias(start, maps).float()
+        values = connections.get(config.connection).start_bias(start, Maps.of(config)).float()
         if config.connection == "mhc" and config.projection == "sinkhorn":
             n = config.streams
             beta = _exact_logit(n, start.q, config.sinkhorn_iters)
@@ -60,9 +60,10 @@ def bias(place: Place, config: Config) -> Tensor:
 def _exact_logit(n: int, q: float, iters: int) -> float:
     """Return the fp32 logit near ln((1-(n-1)q)/q) whose projection, computed in fp32, comes nearest to the target.
 
-    With a diagonal that is exactly 1-(n-1)q, sums over equal streams round to the plain value, also in 16 bits: for 2
-    streams, for 4 in regions of 2 sites or more, for 8 of 3 or more. (q stands in the others n - 1 times and is off by
-    an ulp, too much for less; there one entry in some hundreds is off by an ulp of 16 bits.)
+    Where the diagonal is exactly 1-(n-1)q, sums over equal streams round to the original value, also in 16 bits. That
+    is so for 2 streams, for 4 in regions of at least 2 sites, and for 8 in regions of at least 3. In shorter regions
+    the n - 1 entries q, each off by an ulp, are too much: one entry of the result in some hundreds is then off by an
+    ulp of 16 bits.
     """
     sinkhorn = projections.Sinkhorn()
     center = sinkhorn.start(n, q)[0].float()

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mhc_compile.config import Config
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import projections
 
@@ -20,12 +21,17 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """What a connection needs to know: its place in every op's arguments."""
+    """What a connection needs to know of a site besides its parameters."""
 
     n: int
     projection: str = "sinkhorn"
     iters: int = 20
     fast: bool = False  # run the projection's fast form instead of its specification
+
+    @classmethod
+    def of(cls, config: Config) -> Maps:
+        """Return what a Config says of it."""
+        return cls(config.streams, config.projection, config.sinkhorn_iters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,3 +172,12 @@ def get(name: str) -> Connection:
     if name not in CONNECTIONS:
         raise ConfigError(f"connection must be one of {', '.join(map(repr, CONNECTIONS))}, not {name!r}")
     return CONNECTIONS[name]
+
+
+def check(config: Config) -> None:
+    """Check what a Config cannot check itself: that its projection is registered.
+
+    Raises:
+        ConfigError: it is not; the message lists those that are.
+    """
+    projections.get(config.projection)

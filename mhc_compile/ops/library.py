@@ -133,4 +133,5 @@ def _fake_marker(parameters: list[Tensor], name: str, spec: str, entry: bool) ->
 
 _impl("site", _marker, "CompositeExplicitAutograd")
 torch.library.register_fake("mhc::site", _fake_marker, lib=_LIB)
-torch.fx.node.has_side_effect(torch.ops.mhc.site.default)
+MARKER = torch.ops.mhc.site.default
+torch.fx.node.has_side_effect(MARKER)

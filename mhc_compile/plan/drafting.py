@@ -11,14 +11,15 @@ from mhc_compile.capture.model_run import Captured, CapturedGraph
 from mhc_compile.capture.owners import Stack
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
-from mhc_compile.passes import ANALYSIS, Context, Plan, Rejection
-from mhc_compile.passes.base import PlannedSite
+from mhc_compile.passes import ANALYSIS, Plan, Rejection, Request
+from mhc_compile.passes.base import PlacedSite
 from mhc_compile.passes.graph import walk
 from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.reasons import reject
 from mhc_compile.passes.runner import run
-from mhc_compile.plan.joints import Cut, Meetings, broken_forwards, torn, unmarkable
+from mhc_compile.plan.joints import Cut, Meetings, broken_forwards, torn
 from mhc_compile.plan.memory import Memory, planned
-from mhc_compile.plan.model_plan import ModelPlan, Site
+from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 VERSION = 1
 
@@ -27,7 +28,7 @@ VERSION = 1
 class _Linked:
     """A site of a region that may span graphs: the site whose streams it continues, or whether it starts some."""
 
-    site: PlannedSite
+    site: PlacedSite
     before: str | None
     starts: bool
 
@@ -35,9 +36,16 @@ class _Linked:
 _Chain = list[_Linked]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A plan in the making, from every graph of a captured run."""
+    """A plan drawn from every graph of a captured run.
+
+    Attributes:
+        plan: the sites.
+        rejections: the other adds, each with its reason.
+        cuts: where regions or connections are cut between graphs.
+        memory: what training would keep of the streams.
+    """
 
     plan: ModelPlan
     rejections: tuple[Rejection, ...]
@@ -47,34 +55,37 @@ class Draft:
 
 def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
     """Plan every graph, link regions where one graph's output is another's input, and number the sites."""
-    namers = [Stack.of(model, graph.root) for graph in captured.graphs]
-    plans = [
-        plan_graph(graph.gm, config, namer, graph.in_parts)
-        for graph, namer in zip(captured.graphs, namers, strict=True)
-    ]
+    plans = []
+    for graph in captured.graphs:
+        devices = support(config.kernels, walk.devices(graph.gm)).types
+        plans.append(plan_graph(graph.gm, config, Stack.of(model, graph.root), graph.in_parts, devices))
     draft = number(plans, config, captured.graphs)
-    draft.cuts += (*broken_forwards(captured.graphs, plans), *torn(captured, plans))
-    devices = (support(config.kernels, walk.devices(graph.gm)).types for graph in captured.graphs)
-    draft.memory = planned(zip(plans, devices, strict=True), config, (site.name for site in draft.plan.sites))
-    return draft
+    return dataclasses.replace(
+        draft,
+        cuts=(*draft.cuts, *broken_forwards(captured.graphs, plans), *torn(captured, plans)),
+        memory=planned(plans, config, (site.name for site in draft.plan.sites)),
+    )
 
 
-def plan_graph(gm: fx.GraphModule, config: Config, namer: Stack, in_parts: bool = False) -> Plan:
+def plan_graph(
+    gm: fx.GraphModule,
+    config: Config,
+    namer: Stack,
+    in_parts: bool = False,
+    devices: frozenset[str] = frozenset(),
+) -> Plan:
     """Run the analysis passes on a graph (its adds are respelt in place).
 
-    With `in_parts` a graph break cuts the forward that the graph belongs to: Dynamo then compiles it apart from the
-    markers in front of it, so connections in this very forward are left alone.
+    Args:
+        gm: a graph of Dynamo's, without markers.
+        config: what to build.
+        namer: tells where nodes come from.
+        in_parts: True where a graph break cuts the forward that the graph belongs to. Dynamo then compiles the graph
+            apart from the markers in front of it, so connections in this very forward are left alone.
+        devices: the types of device whose sites would run generated kernels.
     """
-    context = Context(config, namer)
-    run(ANALYSIS, gm, context)
-    lost = {site.residual.name for site in context.plan.sites if in_parts and site.residual.owner == namer.root}
-    if not lost:
-        return context.plan
-    context.config = dataclasses.replace(config, exclude=(*config.exclude, *sorted(lost)))
-    adds = {site.residual.total.name for site in context.plan.sites if site.residual.name in lost}
-    run(ANALYSIS, gm, context)
-    told = [unmarkable(rejection) if rejection.node in adds else rejection for rejection in context.plan.rejections]
-    return dataclasses.replace(context.plan, rejections=tuple(told))
+    barred = frozenset({namer.root} if in_parts else ())
+    return run(ANALYSIS, gm, Request(config=config, namer=namer, barred=barred, devices=devices))[Plan]
 
 
 def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = ()) -> Draft:
@@ -100,33 +111,41 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
         for leaving in plan.exits:
             end = plan.sites[leaving.site]
             meetings.leave(g, leaving, end.residual, local[end.region])
-    sites: list[Site] = []
+    sites: list[SitePlan] = []
     for chain in chains:
         if len(chain) < 2:
             rejections.append(_single(chain[0].site))
             continue
         region = len({site.region for site in sites})
         sites += [_place(linked, region, k, len(chain)) for k, linked in enumerate(chain)]
-    return Draft(ModelPlan(config, tuple(sites)), tuple(rejections), tuple(meetings.close()))
+    return Draft(plan=ModelPlan(config, tuple(sites)), rejections=tuple(rejections), cuts=tuple(meetings.close()))
 
 
-def _single(site: PlannedSite) -> Rejection:
+def _single(site: PlacedSite) -> Rejection:
     residual = site.residual
-    reason, message = "single-site-region", "stands alone: streams that start and end around one connection cannot mix"
-    if residual.learned:
-        reason, message = "skip-scaled", "a parameter scales the skip, and no other connection carries the sum on"
-    return Rejection(reason, not residual.learned, message, residual.owner, residual.source, residual.total.name)
+    reason = "skip-scaled-alone" if residual.learned else "single-site-region"
+    return reject(reason, owner=residual.owner, source=residual.source, node=residual.total.name)
 
 
-def _place(linked: _Linked, region: int, k: int, length: int) -> Site:
+def _place(linked: _Linked, region: int, k: int, length: int) -> SitePlan:
     residual = linked.site.residual
     tensor = value(residual.total)
-    shape = tuple(int(size) for size in tensor.shape) if isinstance(tensor, Tensor) else ()
-    lifts = tuple(_lift_name(node) for node in linked.site.lifts)
-    return Site(
-        residual.name, residual.owner, residual.label, residual.kind, len(residual.adds), residual.source,
-        shape, residual.axis, region, k, length, linked.before, lifts, linked.starts,
-    )  # fmt: skip
+    return SitePlan(
+        name=residual.name,
+        owner=residual.owner,
+        label=residual.label,
+        kind=residual.kind,
+        adds=len(residual.adds),
+        source=residual.source,
+        shape=tuple(int(size) for size in tensor.shape) if isinstance(tensor, Tensor) else (),
+        axis=residual.axis,
+        region=region,
+        k=k,
+        length=length,
+        predecessor=linked.before,
+        lifts=tuple(_lift_name(node) for node in linked.site.lifts),
+        starts=linked.starts,
+    )
 
 
 def _lift_name(node: fx.Node) -> str:

@@ -11,14 +11,15 @@ from torch import Tensor, fx, nn
 
 from mhc_compile.capture.frames import Break
 from mhc_compile.capture.model_run import Captured, CapturedGraph
-from mhc_compile.passes import Plan, Rejection
-from mhc_compile.passes.base import Exit, PlannedSite, Residual
+from mhc_compile.passes import Plan
+from mhc_compile.passes.base import Exit, PlacedSite, Residual
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.reasons import CUTS
 
 T = TypeVar("T")
 BROKEN = "broken-forward"
-_APART = Break("these parts are compiled apart, since the code around them is not compiled")
+_APART = Break(CUTS["apart"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,6 @@ class Cut:
     source: str
     carries: bool
     reason: str
-
-
-def unmarkable(rejection: Rejection) -> Rejection:
-    """Say why a connection is left alone whose forward is cut by a graph break."""
-    text = "a graph break cuts the forward that it stands in, where its site's parameters do not follow"
-    return dataclasses.replace(rejection, reason=BROKEN, residual=True, message=text)
 
 
 def broken_forwards(graphs: Sequence[CapturedGraph], plans: Sequence[Plan]) -> list[Cut]:
@@ -85,7 +80,7 @@ class Meetings(Generic[T]):
         if self.graphs:
             self._left[id(self.graphs[g].outputs[leaving.output])] = _Left(residual, belongs)
 
-    def enter(self, g: int, site: PlannedSite) -> tuple[Residual, T] | None:
+    def enter(self, g: int, site: PlacedSite) -> tuple[Residual, T] | None:
         """Return the site whose streams enter a graph for another site, and to what they belong."""
         found = self._left.get(self._entering(g, site))
         if found is None:
@@ -94,10 +89,10 @@ class Meetings(Generic[T]):
             return None
         found.entered = True
         carries = found.residual.axis == site.residual.axis
-        self._cut(found.residual, site.residual, g, carries, "" if carries else "the features lie on another axis")
+        self._cut(found.residual, site.residual, g, carries, "" if carries else CUTS["axis"])
         return (found.residual, found.belongs) if carries else None
 
-    def brings_streams(self, g: int, site: PlannedSite) -> bool:
+    def brings_streams(self, g: int, site: PlacedSite) -> bool:
         """Tell whether what enters a graph for a site is a tensor that carries streams."""
         return self._entering(g, site) in self._left
 
@@ -107,7 +102,7 @@ class Meetings(Generic[T]):
             waiting = [left for left in list(self._left.values())[:known] if not left.entered]
             if waiting and _width(waiting[-1].residual) == _width(residual):
                 waiting[-1].entered = True
-                self._cut(waiting[-1].residual, residual, g, False, "the tensor between them is made anew")
+                self._cut(waiting[-1].residual, residual, g, False, CUTS["anew"])
         return self.cuts
 
     def _cut(self, before: Residual, after: Residual, g: int, carries: bool, why: str) -> None:
@@ -115,7 +110,7 @@ class Meetings(Generic[T]):
         reason = f"{why}; {broken.reason}" if why else broken.reason
         self.cuts.append(Cut("region", f"{before.name} -> {after.name}", broken.source, carries, reason))
 
-    def _entering(self, g: int, site: PlannedSite) -> int:
+    def _entering(self, g: int, site: PlacedSite) -> int:
         """Return the id of the tensor that the site's carrier came in as."""
         if not self.graphs or not self.graphs[g].inputs:
             return 0

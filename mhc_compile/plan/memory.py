@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mhc_compile.config import Config
 from mhc_compile.passes.base import Plan
 from mhc_compile.passes.plan_recompute import blocks
-from mhc_compile.passes.plan_recompute.site_run import Run
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Memory:
         recompute: the option.
     """
 
-    runs: tuple[Run, ...] = ()
+    runs: tuple[SiteRun, ...] = ()
     recompute: str | int | float = "auto"
 
     @property
-    def counted(self) -> tuple[Run, ...]:
+    def counted(self) -> tuple[SiteRun, ...]:
         """The runs outside of the model's own checkpoints."""
-        return tuple(run for run in self.runs if not run.aside)
+        return tuple(run for run in self.runs if not run.under_checkpoint)
 
     @property
     def kept(self) -> int:
@@ -44,12 +44,12 @@ class Memory:
     @property
     def without(self) -> int:
         """Bytes that would be kept if every site kept its streams."""
-        return sum(run.tokens * run.of(1).kept for run in self.counted)
+        return sum(run.tokens * run.in_blocks_of(1).kept for run in self.counted)
 
     @property
-    def plain(self) -> int:
+    def before_rewrite(self) -> int:
         """Bytes that the model keeps of its residual stream before the rewrite."""
-        return sum(run.tokens * run.plain for run in self.counted)
+        return sum(run.tokens * run.before_rewrite for run in self.counted)
 
     @property
     def moved(self) -> int:
@@ -58,15 +58,15 @@ class Memory:
 
     def table(self, regions: Mapping[str, int]) -> tuple[Sequence[str], list[Sequence[str]]]:
         """Return head and rows of a table in bytes per token; `regions` has the region of every site."""
-        head = ("region", "sites", "block", "kept", "transient", "no recompute", "plain", "moved again")
+        head = ("region", "sites", "block", "kept", "transient", "no recompute", "before rewrite", "moved again")
         rows: list[Sequence[str]] = []
         for run in self.runs:
             place = str(regions[run.sites[0]]), str(len(run.sites))
-            if run.aside:
+            if run.under_checkpoint:
                 rows.append((*place, "as the model's own checkpoint decides", "", "", "", "", ""))
                 continue
             block = (str(run.size) if run.size else "-") + (" in kernels" if run.replays and run.size else "")
-            sizes = (run.kept, run.transient, run.of(1).kept, run.plain, run.moved)
+            sizes = (run.kept, run.transient, run.in_blocks_of(1).kept, run.before_rewrite, run.moved)
             rows.append((*place, block, *map(readable, sizes)))
         return head, rows
 
@@ -78,7 +78,7 @@ class Memory:
         yield (
             f"streams in a training step of {tokens:,} tokens with recompute={self.recompute!r}:"
             f" {readable(self.kept)} kept, {readable(self.peak)} at the peak; {readable(self.without)} if every site"
-            f" kept its streams, {readable(self.plain)} before the rewrite; {readable(self.moved)} moved again"
+            f" kept its streams, {readable(self.before_rewrite)} before the rewrite; {readable(self.moved)} moved again"
         )
 
 
@@ -88,8 +88,8 @@ def readable(size: float) -> str:
     return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def planned(plans: Iterable[tuple[Plan, frozenset[str]]], config: Config, sites: Iterable[str]) -> Memory:
-    """Return the memory of graphs that are planned, each with the devices on which it runs kernels.
+def planned(plans: Iterable[Plan], config: Config, sites: Iterable[str]) -> Memory:
+    """Return the memory of graphs that are planned.
 
     Args:
         plans: of every graph.
@@ -97,5 +97,6 @@ def planned(plans: Iterable[tuple[Plan, frozenset[str]]], config: Config, sites:
         sites: the names of those that the model's plan has.
     """
     named = set(sites)
-    runs = (run for plan, devices in plans for run in blocks.plan_blocks(plan, config, devices))
+    facts = ([site.facts for site in plan.sites] for plan in plans)
+    runs = (run for each in facts for run in blocks.plan_blocks(each, config))
     return Memory(tuple(run for run in runs if named.issuperset(run.sites)), config.recompute)

@@ -13,8 +13,8 @@ from mhc_compile.errors import PlanMismatchError
 VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Site:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SitePlan:
     """One hyper-connection of the plan.
 
     Attributes:
@@ -65,7 +65,7 @@ class ModelPlan:
     """The sites of a model and the options that define its function."""
 
     config: Config
-    sites: tuple[Site, ...]
+    sites: tuple[SitePlan, ...]
 
     def joined(self, other: ModelPlan) -> ModelPlan:
         """Return this plan with the sites of another behind its own, those that it has already left out."""
@@ -90,7 +90,7 @@ class ModelPlan:
         """Read a plan.
 
         Raises:
-            PlanMismatchError: it was written by another version of the format.
+            PlanMismatchError: it was written in another format, or with options that are gone.
         """
         data = json.loads(text)
         if data.get("version") != VERSION:
@@ -98,8 +98,8 @@ class ModelPlan:
                 f"the plan has format {data.get('version')}, this mhc_compile reads {VERSION}; install the release that"
                 " wrote it, or upgrade the model anew and load its own weights only"
             )
-        sites = [Site(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
-        return cls(Config.from_options(data["function"]), tuple(sites))
+        sites = [SitePlan(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
+        return cls(Config.from_function(data["function"]), tuple(sites))
 
 
 def _tupled(value: Any) -> Any:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from mhc_compile.passes.base import Context
+from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.canonicalize import spellings
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.graph.aliases import same_storage
+from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import value
 
 _OUT_OF_PLACE: dict[Any, Any] = {
@@ -34,10 +35,10 @@ class Canonicalize:
     name: ClassVar[str] = "canonicalize"
     rewrites: ClassVar[bool] = True
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Respell the ops of the graph."""
         checkpoints.splice(gm)
-        order = {node: i for i, node in enumerate(gm.graph.nodes)}
+        order = GraphFacts(gm).order
         for node in list(gm.graph.nodes):
             inplace = optable.is_inplace(node)
             if inplace and not _replaceable(node, order):

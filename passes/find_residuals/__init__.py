@@ -8,31 +8,13 @@ from typing import ClassVar
 
 from torch import fx
 
-from mhc_compile.passes.base import Context, Findings, Rejection, Residual
+from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results
 from mhc_compile.passes.find_residuals import describe
-from mhc_compile.passes.find_residuals.sums import Match, Sums, operands
+from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.aliases import overwritten
-from mhc_compile.passes.graph.walk import location
-
-REASONS = {
-    "no-skip": (False, "neither operand is computed from the other"),
-    "pointwise-branch": (False, "one operand is computed from the other without any layer in between"),
-    "branch-sum": (False, "sums branches of the connection that is completed at {other}"),
-    "inside-branch": (False, "lies inside the branch of the connection at {other}, which starts from the same tensor"),
-    "added-again": (False, "adds to a tensor that is itself carried on at {other}, such as positions to queries"),
-    "shared-branch": (False, "what is subtracted is used elsewhere too: the rest that a quantiser or a trend leaves"),
-    "skip-scaled": (False, "a parameter scales the skip inside another branch, as in state-space layers"),
-    "multi-stream": (False, "mixes several streams already, as hyper-connections do"),
-    "integer": (False, "adds integers"),
-    "broadcast": (True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
-    "projection-shortcut": (True, "the skip passes through a layer of its own, so no stream continues"),
-    "skip-reshaped": (True, "the skip is a slice, view or pool of what the branch reads"),
-    "reversible": (True, "one half of a reversible pair: its branch reads the other half of the features only"),
-    "in-place": (True, "overwrites a tensor that is read again or that belongs to the caller; write x = x + f(x)"),
-    "nested": (True, "wraps connections that start from the same tensor, such as {other}; the inner ones are widened"),
-    "feature-axis": (True, "no norm, linear or convolution in the branch tells which axis holds the features"),
-}
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.walk import operands, source_of
+from mhc_compile.passes.reasons import reject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,26 +30,24 @@ class FindResiduals:
     name: ClassVar[str] = "find-residuals"
     rewrites: ClassVar[bool] = False
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        """Fill `context.findings`."""
-        context.findings = _Finder(gm, context).run()
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> Findings:
+        """Return the connections, and a reason for every other add."""
+        return _Finder(results[GraphFacts], request.namer).run()
 
 
 class _Finder:
     """One sweep that matches sums, then a look at what the matches are to each other."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
-        self.context = context
-        self.nodes = list(gm.graph.nodes)
-        self.sums = Sums(self.nodes)
-        self.order = self.sums.order
-        self.overwritten = overwritten(gm)
+    def __init__(self, facts: GraphFacts, namer: Namer) -> None:
+        self.facts, self.namer = facts, namer
+        self.sums = Sums(facts)
+        self.order = facts.order
         self.matches: list[Match] = []
         self.rejections: list[Rejection] = []
 
     def run(self) -> Findings:
         """Sweep the graph, then judge."""
-        for node in self.nodes:
+        for node in self.facts.nodes:
             self.sums.ancestry.sweep(node)
             if node in self.sums.adds and node not in self.sums.inner:
                 self._look(node)
@@ -79,7 +59,7 @@ class _Finder:
             if self.sums.is_reversible(half, self.matches):
                 self.rejections = [r for r in self.rejections if r.node != half.name]
                 self._reject(half, "reversible")
-        self.matches.sort(key=lambda match: self.order[match.sum.root])
+        self.matches.sort(key=lambda match: self.order[match.sum.total])
         residuals = self._residuals(self._sift())
         place = {node.name: i for node, i in self.order.items()}
         return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
@@ -100,7 +80,7 @@ class _Finder:
 
     def _look_at_difference(self, node: fx.Node) -> None:
         found = self.sums.difference(node)
-        if found is None or any(found.branches[0] is match.sum.root for match in self.matches):
+        if found is None or any(found.branches[0] is match.sum.total for match in self.matches):
             return  # the trunk itself minus where it started, as in a loss
         if any(optable.is_add(reader) for reader in found.branches[0].users):
             self._reject(node, "shared-branch")
@@ -122,26 +102,26 @@ class _Finder:
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)
-        self.sums.ancestry.carry_on(match.sum.root, match.carrier, match.branches)
+        self.sums.ancestry.carry_on(match.sum.total, match.carrier, match.branches)
 
     def _sift(self) -> list[Match]:
         """Return the matches that hold beside each other."""
-        carriers = {match.carrier: match for match in self.matches} | {match.origin: match for match in self.matches}
+        carriers = {match.carrier: match for match in self.matches} | {match.ultimate: match for match in self.matches}
         kept = []
         for match in self.matches:
             ends = [end for branch in match.branches for end in self.sums.skips.peel(branch)]
             again = next((carriers[end] for end in ends if end in carriers), None)
             if again is not None:
-                self._reject(match.sum.root, "added-again", location(again.sum.root))
+                self._reject(match.sum.total, "added-again", source_of(again.sum.total))
             elif match.reason:
                 outer = self._around(match)
                 self._reject(
-                    match.sum.root,
+                    match.sum.total,
                     "inside-branch" if outer else match.reason,
-                    location(outer.sum.root) if outer else "",
+                    source_of(outer.sum.total) if outer else "",
                 )
-            elif not self.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
-                self._reject(match.sum.root, "in-place")
+            elif not self.facts.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
+                self._reject(match.sum.total, "in-place")
             else:
                 kept.append(match)
         return self._disjoint(kept)
@@ -150,70 +130,82 @@ class _Finder:
         """Return the connection in whose branch a sum stands that nothing carries on, such as content plus position."""
         if match.reason == "multi-stream" or self._continues(match, self.matches):
             return None
-        return next((m for m in self.matches if m.carrier is match.root and self._holds(m, match)), None)
+        return next((m for m in self.matches if m.carrier is match.reads and self._holds(m, match)), None)
 
     def _disjoint(self, matches: list[Match]) -> list[Match]:
         """Of connections that lie in each other and start from the same tensor, keep a chain, else the outer one."""
-        by_origin: dict[fx.Node, list[Match]] = {}
+        by_ultimate: dict[fx.Node, list[Match]] = {}
         for match in matches:
-            by_origin.setdefault(match.origin, []).append(match)
+            by_ultimate.setdefault(match.ultimate, []).append(match)
         dropped: set[fx.Node] = set()
-        for group in by_origin.values():
+        for group in by_ultimate.values():
             for i, outer in enumerate(group):
-                inner = next((m for m in group[:i] if m.sum.root not in dropped and self._holds(outer, m)), None)
+                inner = next((m for m in group[:i] if m.sum.total not in dropped and self._holds(outer, m)), None)
                 if inner is not None and self._continues(inner, matches):
-                    dropped.add(outer.sum.root)
-                    self._reject(outer.sum.root, "nested", location(inner.sum.root))
+                    dropped.add(outer.sum.total)
+                    self._reject(outer.sum.total, "nested", source_of(inner.sum.total))
                 elif inner is not None:
-                    dropped.add(inner.sum.root)
-                    self._reject(inner.sum.root, "inside-branch", location(outer.sum.root))
-        return [m for m in matches if m.sum.root not in dropped and not self._is_gate(m, matches)]
+                    dropped.add(inner.sum.total)
+                    self._reject(inner.sum.total, "inside-branch", source_of(outer.sum.total))
+        return [m for m in matches if m.sum.total not in dropped and not self._is_gate(m, matches)]
 
     def _is_gate(self, match: Match, matches: list[Match]) -> bool:
         """Reject a skip scaled by a parameter inside a branch: the feedthrough `y + D x` of state-space layers."""
-        if not self.sums.skips.is_learned(match.carrier, match.root):
+        if not self.sums.skips.is_learned(match.carrier, match.reads):
             return False
         above, bits = self.sums.ancestry.above, self.sums.ancestry.bits
-        this = bits((match.sum.root,))
+        this = bits((match.sum.total,))
         for outer in matches:
-            starts_before = above[match.carrier] & bits((outer.origin,))
+            starts_before = above[match.carrier] & bits((outer.ultimate,))
             if (
                 starts_before
                 and self._holds(outer, match)
                 and not (above[outer.carrier] | bits((outer.carrier,))) & this
             ):
-                self._reject(match.sum.root, "skip-scaled")
+                self._reject(match.sum.total, "skip-scaled")
                 return True
         return False
 
     def _holds(self, outer: Match, inner: Match) -> bool:
-        bit = self.sums.ancestry.bits((inner.sum.root,))
+        bit = self.sums.ancestry.bits((inner.sum.total,))
         return any(
             bit & (self.sums.ancestry.above[branch] | self.sums.ancestry.bits((branch,))) for branch in outer.branches
         )
 
     def _continues(self, inner: Match, matches: list[Match]) -> bool:
         """Tell whether another connection carries the inner one's sum on."""
-        bit = self.sums.ancestry.bits((inner.sum.root,))
+        bit = self.sums.ancestry.bits((inner.sum.total,))
         above, worked = self.sums.ancestry.above, self.sums.ancestry.worked
-        return any(m.origin is inner.sum.root or above[m.carrier] & ~worked[m.carrier] & bit for m in matches)
+        return any(m.ultimate is inner.sum.total or above[m.carrier] & ~worked[m.carrier] & bit for m in matches)
 
     def _residuals(self, matches: list[Match]) -> list[Residual]:
         labels: Counter[tuple[str, str]] = Counter()
         residuals = []
         for match in matches:
-            total, branches = match.sum.root, match.branches
-            axis = describe.feature_axis(match.root, branches, total, self.order)
+            total, branches = match.sum.total, match.branches
+            axis = describe.feature_axis(match.reads, branches, total, self.order)
             if axis is None:
                 self._reject(total, "feature-axis")
                 continue
             owner, label = self._label(total, branches[0], labels)
             chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
-            kind = describe.kind(total, match.root, branches, self.order)
-            learned = self.sums.skips.is_learned(match.carrier, match.root)
-            where = location(total)
+            kind = describe.kind(total, match.reads, branches, self.order)
+            learned = self.sums.skips.is_learned(match.carrier, match.reads)
+            where = source_of(total)
             residuals.append(
-                Residual(total, match.carrier, match.root, branches, chain, kind, owner, label, where, axis, learned)
+                Residual(
+                    total=total,
+                    carrier=match.carrier,
+                    reads=match.reads,
+                    branches=branches,
+                    adds=chain,
+                    kind=kind,
+                    owner=owner,
+                    label=label,
+                    source=where,
+                    axis=axis,
+                    learned=learned,
+                )
             )
             for add in match.sum.adds:
                 if add not in chain:
@@ -222,17 +214,15 @@ class _Finder:
 
     def _label(self, total: fx.Node, branch: fx.Node, labels: Counter[tuple[str, str]]) -> tuple[str, str]:
         """Return owner and label of a site; a label that clashes is numbered in program order."""
-        owner = self.context.namer.owner(total)
-        label = describe.label(branch, owner, self.context.namer) or f"line{location(total).rpartition(':')[2]}"
+        owner = self.namer.owner(total)
+        label = describe.label(branch, owner, self.namer) or f"line{source_of(total).rpartition(':')[2]}"
         count = labels[owner, label]
         labels[owner, label] += 1
         return owner, f"{label}_{count}" if count else label
 
     def _reject(self, node: fx.Node, reason: str, other: str = "") -> None:
-        residual, message = REASONS[reason]
-        owner = self.context.namer.owner(node)
-        text = message.format(other=other)
-        self.rejections.append(Rejection(reason, residual, text, owner, location(node), node.name))
+        owner, source = self.namer.owner(node), source_of(node)
+        self.rejections.append(reject(reason, owner=owner, source=source, node=node.name, other=other))
 
 
 def _leads_to(add: fx.Node, match: Match) -> bool:

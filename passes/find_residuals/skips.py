@@ -50,7 +50,7 @@ class Skips:
             # a cast or multiple of a tensor is a tensor, so both have a value
             if below is None or value(below).shape != value(node).shape:  # type: ignore[union-attr]
                 return
-            if not all(_is_vector(arg) for arg in node.all_input_nodes if arg is not below):
+            if not all(_is_per_feature(arg) for arg in node.all_input_nodes if arg is not below):
                 return
             if optable.name(node) in _SHIFTS and len(node.all_input_nodes) < 2:
                 return
@@ -113,7 +113,7 @@ class Skips:
         return inputs[0] if len(inputs) == 1 else None
 
 
-def _is_vector(node: fx.Node) -> bool:
+def _is_per_feature(node: fx.Node) -> bool:
     """Tell whether a parameter holds a number per feature at most."""
     tensor = value(node)
     return tensor is None or sum(size != 1 for size in tensor.shape) <= 1

@@ -11,14 +11,15 @@ from mhc_compile.passes.find_residuals import describe
 from mhc_compile.passes.find_residuals.ancestry import Ancestry
 from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.walk import between, operands, value
 
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-    """A tree of adds, or one difference, under a root."""
+    """A tree of adds, or one difference, that ends in `total`."""
 
-    root: fx.Node
+    total: fx.Node
     adds: tuple[fx.Node, ...]
     terms: tuple[fx.Node, ...]
 
@@ -30,15 +31,15 @@ class Match:
     Attributes:
         sum: the terms.
         carrier: the term that is carried on.
-        root: what the branches read: the carrier, or what it is a cast or multiple of.
-        origin: what the carrier is a cast or multiple of in the end.
+        reads: what the branches read: the carrier, or what it is a cast or multiple of.
+        ultimate: what the carrier is a cast or multiple of in the end.
         reason: empty, or why it is no connection that can be widened.
     """
 
     sum: Sum
     carrier: fx.Node
-    root: fx.Node
-    origin: fx.Node
+    reads: fx.Node
+    ultimate: fx.Node
     reason: str = ""
 
     @property
@@ -50,9 +51,9 @@ class Match:
 class Sums:
     """The sums of a graph and the relations of their terms."""
 
-    def __init__(self, nodes: list[fx.Node]) -> None:
-        """Look for sums in a graph's nodes."""
-        self.order = {node: i for i, node in enumerate(nodes)}
+    def __init__(self, facts: GraphFacts) -> None:
+        """Look for sums in a graph."""
+        nodes, self.order = facts.nodes, facts.order
         self.adds = {node for node in nodes if optable.is_add(node)}
         self.differences = {node for node in nodes if optable.is_difference(node)}
         self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
@@ -79,8 +80,8 @@ class Sums:
         (user, *others) = node.users or (None,)
         return not others and user in self.adds and user.args[0] is not user.args[1]
 
-    def tree(self, root: fx.Node) -> Sum:
-        """Return the tree of adds under a root, in program order of its terms."""
+    def tree(self, total: fx.Node) -> Sum:
+        """Return the tree of adds that ends in `total`, in program order of its terms."""
         adds: list[fx.Node] = []
         terms: list[fx.Node] = []
 
@@ -92,13 +93,13 @@ class Sums:
                 else:
                     terms.append(arg)
 
-        walk(root)
-        return Sum(root, tuple(adds), tuple(terms))
+        walk(total)
+        return Sum(total, tuple(adds), tuple(terms))
 
-    def match(self, root: fx.Node) -> Match | None:
-        """Take the tree under the root as one connection, else the root alone; else a connection of another kind."""
-        tree = self.tree(root)
-        alone = Sum(root, (root,), operands(root))
+    def match(self, total: fx.Node) -> Match | None:
+        """Take the whole tree as one connection, else its last add alone; else a connection of another kind."""
+        tree = self.tree(total)
+        alone = Sum(total, (total,), operands(total))
         for candidate in dict.fromkeys((tree, alone)):
             for term in candidate.terms:
                 found = self._carried(candidate, term)
@@ -126,9 +127,9 @@ class Sums:
                     return Match(alone, carrier, carrier, carrier, "multi-stream")
             for root in self.skips.reshaped(carrier) if not self.skips.is_pooled(other) else ():
                 if self.ancestry.worked[other] & self.ancestry.bit[root]:
-                    if not self._splits(alone.root, carrier, root, other):
+                    if not self._splits(alone.total, carrier, root, other):
                         return Match(alone, carrier, root, root, "skip-reshaped")
-                    self.halves[alone.root] = root
+                    self.halves[alone.total] = root
             for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
                 if self.ancestry.deep[other] & self.ancestry.bit[root]:
                     return Match(alone, carrier, root, root, "projection-shortcut")
@@ -154,7 +155,7 @@ class Sums:
         found = self._carried(Sum(node, (node,), (carrier, branch)), carrier)
         if found is None:
             return None
-        inside = between(found.root, (branch,), self.order)
+        inside = between(found.reads, (branch,), self.order)
         weighty = any(optable.works(n) and not self.skips.static.isdisjoint(n.all_input_nodes) for n in inside)
         return found if weighty else None
 
@@ -166,16 +167,8 @@ class Sums:
             bit & (self.ancestry.above[branch] | self.ancestry.bits((branch,))) for m in others for branch in m.branches
         )
 
-    def is_related(self, root: fx.Node) -> bool:
+    def is_related(self, total: fx.Node) -> bool:
         """Tell whether one operand is computed from the other at all."""
-        a, b = operands(root)
+        a, b = operands(total)
         bits = [self.ancestry.bits(self.skips.peel(x)) for x in (a, b)]
         return bool(self.ancestry.above[b] & bits[0] or self.ancestry.above[a] & bits[1])
-
-
-def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Return the two tensors that a node adds or subtracts."""
-    a, b = node.args[:2]
-    assert isinstance(a, fx.Node)  # is_add saw two nodes
-    assert isinstance(b, fx.Node)
-    return a, b

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from mhc_compile.ops import seams
-from mhc_compile.passes.base import Context
+from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.fuse_seams import branch_norm, branch_tail
 from mhc_compile.passes.fuse_seams.branch_norm import Norm
 from mhc_compile.passes.fuse_seams.branch_tail import Tail
 from mhc_compile.passes.graph import provenance
-from mhc_compile.passes.graph.order import Places
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.order import Order
 from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.widen import Widened
 
 _OPS = torch.ops.mhc
 _COEFFICIENTS, _READ, _WRITE = _OPS.coefficients.default, _OPS.read.default, _OPS.write.default
@@ -51,10 +52,11 @@ class FuseSeams:
     name: ClassVar[str] = "fuse-seams"
     rewrites: ClassVar[bool] = True
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        """Rewrite the sites on the context's devices."""
-        if context.devices and context.plan.sites and not context.inline:
-            _Fuser(gm, context).run()
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
+        """Rewrite the sites for which generated kernels exist."""
+        sites = {site.name for site in results[Widened].sites if site.generated}
+        if sites and not request.inline:
+            _Fuser(gm, sites, request.config.streams, results[GraphFacts]).run()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,9 @@ class _Arrival:
 class _Fuser:
     """Fuses site by site, each op where the write stood, else where the coefficients did."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
-        self.graph, self.context = gm.graph, context
-        self.places = Places(gm)
+    def __init__(self, gm: fx.GraphModule, sites: set[str], n: int, facts: GraphFacts) -> None:
+        self.graph, self.sites, self.n = gm.graph, sites, n
+        self.places = Order(facts)
 
     def run(self) -> None:
         """Fuse what comes to a site, then what leaves."""
@@ -92,14 +94,8 @@ class _Fuser:
         return self.places.sort(self.graph.find_nodes(op="call_function", target=target))
 
     def _has_kernel(self, node: fx.Node) -> bool:
-        """Tell whether there are kernels for the site of a node; say why not where the device has kernels."""
-        x, config = value(node.args[0]), self.context.config  # type: ignore[arg-type]  # streams
-        if x is None or x.device.type not in self.context.devices:
-            return False
-        reason = seams.why_not(config.streams, config.connection, config.projection, x.dtype)
-        if reason is not None:
-            self.context.unfused[node.meta["mhc_site"]] = reason
-        return reason is None
+        """Tell whether a generated kernel runs the site of a node."""
+        return node.meta["mhc_site"] in self.sites
 
     def _enter(self, arrival: _Arrival) -> None:
         at = arrival.coefficients
@@ -112,7 +108,11 @@ class _Fuser:
     def _seam(self, arrival: _Arrival) -> bool:
         """Fuse the write that made the streams with what reads them, if it can be."""
         at = arrival.x
-        if not isinstance(at, fx.Node) or at.target is not _WRITE or not self.places.fit(at, arrival.coefficients):
+        if (
+            not isinstance(at, fx.Node)
+            or at.target is not _WRITE
+            or not self.places.can_merge(at, arrival.coefficients)
+        ):
             return False
         norm = self._norm(arrival, at)
         if norm is None:
@@ -128,23 +128,23 @@ class _Fuser:
     def _leave(self, at: fx.Node) -> None:
         """Fuse a write with the readout that alone reads it."""
         readout, *others = at.users or (None,)
-        if readout is None or others or readout.target is not _READOUT or not self.places.fit(at, readout):
+        if readout is None or others or readout.target is not _READOUT or not self.places.can_merge(at, readout):
             return
         written, plain, tail = self._written(at)
-        made = self._emit(_OPS.leave.default, (*written, self.context.config.streams, plain), at, at)
+        made = self._emit(_OPS.leave.default, (*written, self.n, plain), at, at)
         readout.replace_all_uses_with(made)
         self._erase((readout, at, *tail.nodes))
 
     def _norm(self, arrival: _Arrival, at: fx.Node) -> Norm | None:
         """Return what of a norm can be done at a node, None if not even the read; bring its operands there."""
         for norm in branch_norm.readings(arrival.read):
-            if not self.places.fit(arrival.coefficients, arrival.read, *norm.nodes):
+            if not self.places.can_merge(arrival.coefficients, arrival.read, *norm.nodes):
                 continue
             behind = self.places.needed([*_parameters(arrival), *norm.operands], at)
             if behind is not None:
                 for node in behind:
                     at.prepend(node)
-                    self.places.put(node, at)
+                    self.places.place_beside(node, at)
                 return norm
         return None
 
@@ -160,7 +160,7 @@ class _Fuser:
     def _is_inside(self, node: fx.Node, write: fx.Node) -> bool:
         """Tell whether a node serves a branch's output alone, and what it reads is the same at the write."""
         read = {node, *node.all_input_nodes}
-        return len(node.users) == 1 and self.places.overwritten.isdisjoint(read) and self.places.fit(node, write)
+        return len(node.users) == 1 and self.places.overwritten.isdisjoint(read) and self.places.can_merge(node, write)
 
     def _flat(self, vector: fx.Node | None, at: fx.Node) -> fx.Node | None:
         """Return a vector without axes in front of its features."""
@@ -198,8 +198,8 @@ class _Fuser:
         """Create a node in front of `at`, of the origin of another."""
         with self.graph.inserting_before(at):
             node: fx.Node = make()
-        node.meta = provenance.origin(like)
-        self.places.put(node, at)
+        node.meta = provenance.inherited(like)
+        self.places.place_beside(node, at)
         return node
 
     def _erase(self, nodes: Iterable[fx.Node]) -> None:

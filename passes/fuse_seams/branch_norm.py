@@ -60,6 +60,47 @@ def readings(u: fx.Node) -> Iterator[Norm]:
     yield Norm("none", 0.0, None, None, u, ())
 
 
+def why_left_out(u: fx.Node) -> str | None:
+    """Return why a norm that reads `u` could not be taken in, a key of `reasons.LEFT_OUT`; None where there is none."""
+    reader = next((node for node in _readers_past_casts(u) if _begins_a_norm(node)), None)
+    if reader is None:
+        return None
+    if next(iter(readings(u))).kind != "none":
+        return "norm-place"
+    if len(u.users) > 1 and not _is_square_of_many(u):
+        return "norm-shared"
+    if optable.name(reader) not in optable.NORM:
+        return "norm-inside" if _written_out(u) is not None else "norm-spelling"
+    if optable.name(reader) not in ("layer_norm", "rms_norm"):
+        return "norm-kind"
+    if tuple(optable.argument(reader, 1, "normalized_shape", ())) != (_features(u),):
+        return "norm-axes"
+    vectors = [node for node in _arguments(reader, _wide(u))[:2] if node is not None]
+    return "norm-dtype" if all(_is_vector(node, u) for node in vectors) else "norm-weight"
+
+
+def _readers_past_casts(u: fx.Node) -> Iterator[fx.Node]:
+    for user in u.users:
+        yield from user.users if optable.is_cast(user) else (user,)
+
+
+def _begins_a_norm(node: fx.Node) -> bool:
+    """Tell whether a node is a norm, or a square or centring whose mean is taken, as in norms that are written out."""
+    if optable.name(node) in optable.NORM:
+        return True
+    tensor = value(node)
+    if tensor is None:
+        return False
+    squared = optable.name(node) in ("pow", "square", "mul") and any(_is_mean(user) for user in node.users)
+    centre = optable.name(node) in ("mean", "var") and optable.reduces_last(node, tensor.dim())
+    return squared or centre
+
+
+def _is_square_of_many(u: fx.Node) -> bool:
+    """Tell whether the readers are those of one written-out norm: what is normalised, and what it is divided by."""
+    return any(optable.name(node) not in optable.NORM for node in _readers_past_casts(u) if _begins_a_norm(node))
+
+
 def _wide(u: fx.Node) -> torch.dtype:
     """Return the dtype in which a norm of u is computed."""
     tensor = value(u)

@@ -45,6 +45,21 @@ def peel(output: fx.Node, may_go: Callable[[fx.Node], bool]) -> Tail:
     return best
 
 
+def why_left_out(tail: Tail, may_go: Callable[[fx.Node], bool]) -> str | None:
+    """Return why the walk ended at a pointwise op, a key of `reasons.LEFT_OUT`; None where it ended at real work."""
+    op = optable.name(tail.f)
+    if op in optable.DROPOUT:
+        return "tail-dropout"
+    if op not in optable.POINTWISE | optable.CAST or not tail.f.all_input_nodes:
+        return None
+    if not may_go(tail.f):
+        return "tail-shared" if len(tail.f.users) > 1 else "tail-place"
+    if op not in ("mul", "div", "truediv", "add", "sub", "neg") and not optable.is_cast(tail.f):
+        return "tail-op"
+    tensors = [node for node in tail.f.all_input_nodes if value(node) is not None]
+    return "tail-operand" if len(tensors) > 1 else "tail-order"
+
+
 def _step(tail: Tail) -> Tail | None:
     """Take in the op that makes f."""
     node, op = tail.f, optable.name(tail.f)

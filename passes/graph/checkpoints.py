@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.errors import UnsupportedModelError
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import location
+from mhc_compile.passes.graph.walk import source_of
 
 _OP = torch.ops.higher_order.tag_activation_checkpoint  # what Dynamo makes of torch.utils.checkpoint
 _POLICY = "_checkpoint_context_fn"  # in the metadata of a body whose ops are not all recomputed
@@ -75,7 +75,7 @@ def _selective(node: fx.Node) -> bool:
         return False
     if any(optable.is_add(inner) or inner.target is torch.ops.mhc.site.default for inner in body.graph.nodes):
         raise UnsupportedModelError(
-            f"{location(node)} runs residual connections under torch.utils.checkpoint with a context_fn (selective"
+            f"{source_of(node)} runs residual connections under torch.utils.checkpoint with a context_fn (selective"
             " checkpointing), whose policy would be lost in rewriting them: leave context_fn out there, so that the"
             " whole body is recomputed, or do not checkpoint it"
         )

@@ -14,7 +14,7 @@ _ORIGIN = ("nn_module_stack", "stack_trace", "mhc_site")
 _VALUES = ("example_value", "val")
 
 
-def origin(node: fx.Node) -> dict[str, Any]:
+def inherited(node: fx.Node) -> dict[str, Any]:
     """Return the metadata that a node hands on to what stands for it: module, line, site, tags of checkpoints."""
     return {key: node.meta[key] for key in _ORIGIN if key in node.meta} | checkpoints.tags(node)
 

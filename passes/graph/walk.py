@@ -19,7 +19,7 @@ def devices(gm: fx.GraphModule) -> set[torch.device]:
     return {tensor.device for node in gm.graph.nodes if (tensor := value(node)) is not None}
 
 
-def location(node: fx.Node) -> str:
+def source_of(node: fx.Node) -> str:
     """Return "file.py:line" of the user's code that made the node, or ""."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
@@ -43,6 +43,14 @@ def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int])
         seen.add(node)
         stack += node.all_input_nodes
     return seen
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Return the two tensors that a node adds or subtracts."""
+    a, b = node.args[:2]
+    assert isinstance(a, fx.Node)  # the table of ops saw two nodes
+    assert isinstance(b, fx.Node)
+    return a, b
 
 
 def number(arg: Any) -> float | None:

@@ -10,10 +10,11 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from mhc_compile.passes.base import Context
+from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.graph import checkpoints, provenance
 from mhc_compile.passes.plan_recompute.blocks import plan_blocks
-from mhc_compile.passes.plan_recompute.site_run import Run
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
+from mhc_compile.passes.widen import Widened
 
 _OPS = torch.ops.mhc
 _SEAM, _LEAVE, _WRITE, _READOUT = _OPS.seam.default, _OPS.leave.default, _OPS.write.default, _OPS.readout.default
@@ -21,6 +22,13 @@ _IN_BLOCK = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.defa
 _OPAQUE = frozenset((_OPS.coefficients.default, _OPS.enter.default, _SEAM, _LEAVE))  # ops that are never run again
 _SOURCES = frozenset((_OPS.expand.default, _WRITE))
 _FIRST = 1 << 40  # behind the numbers that torch itself gives to checkpoints while it traces
+
+
+@dataclasses.dataclass(frozen=True)
+class Recompute:
+    """How the sites of a graph share blocks: runs of sites, each with the size of its blocks."""
+
+    runs: tuple[SiteRun, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,30 +53,35 @@ class PlanRecompute:
     name: ClassVar[str] = "plan-recompute"
     rewrites: ClassVar[bool] = True
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> Recompute:
         """Decide, and write the decision into the graph."""
-        if context.inline or not context.plan.sites:
-            return
-        context.runs = plan_blocks(context.plan, context.config, context.devices)
-        ours = [run for run in context.runs if run.size and not run.aside]
+        widened = results[Widened]
+        if request.inline or not widened.sites:
+            return Recompute()
+        runs = plan_blocks(widened.sites, request.config)
+        ours = [run for run in runs if run.size and not run.under_checkpoint]
         blocks = _blocks(ours)
-        tagged = _tag(gm, context, blocks)
-        tagged |= _Replay(gm.graph, blocks, ours, context.config.streams).run()
+        tagged = _tag(gm, len(widened.takes), blocks)
+        tagged |= _Replay(gm.graph, blocks, ours, request.config.streams).run()
         if tagged:
             _number(gm.graph, tagged)
+        return Recompute(runs)
 
 
-def _blocks(runs: Sequence[Run]) -> dict[str, int]:
+def _blocks(runs: Sequence[SiteRun]) -> dict[str, int]:
     """Return the number of every site's block, from 1."""
     starts = [run.sites[at : at + run.size] for run in runs for at in range(0, len(run.sites), run.size)]
     return {site: number for number, sites in enumerate(starts, 1) for site in sites}
 
 
-def _tag(gm: fx.GraphModule, context: Context, blocks: dict[str, int]) -> dict[fx.Node, int]:
-    """Return what is to be made again, with its block; keep readouts, as the plain model does."""
+def _tag(gm: fx.GraphModule, takes: int, blocks: dict[str, int]) -> dict[fx.Node, int]:
+    """Return what is to be made again, with its block; keep readouts, as the plain model does.
+
+    `takes` is the number of inputs at the end that bring streams.
+    """
     inputs = gm.graph.find_nodes(op="placeholder")
     again: dict[fx.Node, int] = {}
-    flowing = set(inputs[len(inputs) - len(context.takes) :])
+    flowing = set(inputs[len(inputs) - takes :])
     for node in gm.graph.nodes:
         if "mhc_site" not in node.meta or node.target in _OPAQUE:
             continue
@@ -104,7 +117,7 @@ def _number(graph: fx.Graph, ours: dict[fx.Node, int]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Origin:
+class _Rebuilt:
     """How streams are made again: the writes since a head, which is one stream where all are still equal."""
 
     head: Any
@@ -119,17 +132,17 @@ class _Origin:
 class _Replay:
     """Lets seams and leaves name the head of their block and the writes since, beside the streams they write to."""
 
-    def __init__(self, graph: fx.Graph, blocks: dict[str, int], runs: Sequence[Run], n: int) -> None:
+    def __init__(self, graph: fx.Graph, blocks: dict[str, int], runs: Sequence[SiteRun], n: int) -> None:
         self.graph, self.blocks, self.n = graph, blocks, n
         self.heads = {site for run in runs for site in run.sites[:: run.size]}
         self.limits = {site: run.replays for run in runs for site in run.sites}
-        self.origins: dict[Any, _Origin] = {}  # by the streams
+        self.origins: dict[Any, _Rebuilt] = {}  # by the streams
         self.again: dict[fx.Node, int] = {}
 
     def run(self) -> dict[fx.Node, int]:
         """Rewrite the ops; return streams that are made again as a whole, with their block."""
         for node in [node for node in self.graph.nodes if node.target in _IN_BLOCK]:
-            origin = self.origins.get(node.args[0]) or _Origin(node.args[0], bool(node.args[-1]))
+            origin = self.origins.get(node.args[0]) or _Rebuilt(node.args[0], bool(node.args[-1]))
             if node.target is _SEAM and node.meta["mhc_site"] in self.blocks.keys() - self.heads:
                 self._follow(node, dataclasses.replace(origin, writes=(*origin.writes, node)))
             if origin.head is not node.args[0]:
@@ -137,15 +150,15 @@ class _Replay:
                 node.target = _IN_BLOCK[node.target]
         return self.again
 
-    def _follow(self, seam: fx.Node, origin: _Origin) -> None:
+    def _follow(self, seam: fx.Node, origin: _Rebuilt) -> None:
         """Remember how the streams that a seam makes are made again; beyond what a kernel replays, as a whole."""
         site = seam.meta["mhc_site"]
         for streams in [part for part in seam.users if part.args[1] == 0]:
             if len(origin.writes) > self.limits[site]:
                 with self.graph.inserting_after(streams):
                     made = self.graph.call_function(_OPS.replay.default, (origin.head, *origin.history(), self.n))
-                made.meta = provenance.origin(seam)
+                made.meta = provenance.inherited(seam)
                 provenance.give_value(made)
                 self.again[made] = self.blocks[site]
-                origin = _Origin(made, plain=False)
+                origin = _Rebuilt(made, plain=False)
             self.origins[streams] = origin

@@ -5,37 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
-from mhc_compile.ops import connections, seams
+from mhc_compile.ops import connections, limits
 from mhc_compile.ops.connections import Maps
-from mhc_compile.passes.base import Plan, PlannedSite
-from mhc_compile.passes.graph import checkpoints
-from mhc_compile.passes.graph.walk import value
-from mhc_compile.passes.plan_recompute.site_run import Run
+from mhc_compile.passes.base import SiteFacts
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
 
 
-def plan_blocks(plan: Plan, config: Config, devices: frozenset[str]) -> tuple[Run, ...]:
-    """Cut a graph's sites into runs and decide the size of their blocks.
-
-    Args:
-        plan: the sites, in program order.
-        config: its `recompute` decides.
-        devices: the types of device whose sites run generated kernels.
-    """
+def plan_blocks(sites: Sequence[SiteFacts], config: Config) -> tuple[SiteRun, ...]:
+    """Cut a graph's sites, in program order, into runs, and decide the size of their blocks by `config.recompute`."""
     if config.connection not in connections.CONNECTIONS:
         return ()
-    runs = tuple(_runs(plan, config, devices))
+    runs = tuple(_runs(sites, config))
     if config.recompute == "off":
         return runs
-    ours = [run for run in runs if not run.aside]
+    ours = [run for run in runs if not run.under_checkpoint]
     size = _sizes(config, ours)
-    return tuple(run if run.aside else run.of(size(run)) for run in runs)
+    return tuple(run if run.under_checkpoint else run.in_blocks_of(size(run)) for run in runs)
 
 
-def _sizes(config: Config, runs: Sequence[Run]) -> Callable[[Run], int]:
+def _sizes(config: Config, runs: Sequence[SiteRun]) -> Callable[[SiteRun], int]:
     """Return how many sites a block of a run has."""
     budget = config.budget()
     if budget is not None:
@@ -46,7 +36,7 @@ def _sizes(config: Config, runs: Sequence[Run]) -> Callable[[Run], int]:
     return lambda run: int(config.recompute)
 
 
-def best(run: Run) -> int:
+def best(run: SiteRun) -> int:
     """Return the size at which least is kept.
 
     Recomputed as a whole, that is the paper's argmin of n C ceil(L / L_r) + (n + 2) C L_r (Eq. 20), about
@@ -55,24 +45,27 @@ def best(run: Run) -> int:
     """
     length, n = len(run.sites), run.streams
     if run.replays:
-        return min(range(1, min(length, run.replays + 1) + 1), key=lambda size: run.of(size).kept + run.of(size).moved)
+        return min(
+            range(1, min(length, run.replays + 1) + 1),
+            key=lambda size: run.in_blocks_of(size).kept + run.in_blocks_of(size).moved,
+        )
     return min(range(1, length + 1), key=lambda size: n * -(-length // size) + (n + 2) * size)
 
 
-def peak(runs: Iterable[Run]) -> int:
+def peak(runs: Iterable[SiteRun]) -> int:
     """Return the most bytes, of all tokens, that the streams of some runs need at once."""
     runs = tuple(runs)
     kept = sum(run.tokens * run.kept for run in runs)
     return kept + max((run.tokens * run.transient for run in runs), default=0)
 
 
-def _cheapest(runs: Sequence[Run], budget: float) -> int:
+def _cheapest(runs: Sequence[SiteRun], budget: float) -> int:
     """Return the least size whose peak is within a budget, in bytes or as a share of the peak without recompute.
 
     Where none is, the one with the least peak, and a warning.
     """
     longest = max((len(run.sites) for run in runs), default=1)
-    peaks = {size: peak(run.of(size) for run in runs) for size in range(1, longest + 1)}
+    peaks = {size: peak(run.in_blocks_of(size) for run in runs) for size in range(1, longest + 1)}
     allowed = budget * peaks[1] if budget <= 1 else budget
     least = min(peaks, key=peaks.__getitem__)
     if peaks[least] > allowed:
@@ -85,56 +78,41 @@ def _cheapest(runs: Sequence[Run], budget: float) -> int:
     return next((size for size, needed in peaks.items() if needed <= allowed), least)
 
 
-def _runs(plan: Plan, config: Config, devices: frozenset[str]) -> Iterable[Run]:
+def _runs(sites: Sequence[SiteFacts], config: Config) -> Iterable[SiteRun]:
+    """Cut each region where a site does not continue the run of the site before it."""
     regions: dict[int, list[int]] = {}
-    for index, site in enumerate(plan.sites):
+    for index, site in enumerate(sites):
         regions.setdefault(site.region, []).append(index)
     for indices in regions.values():
         group: list[int] = []
         for index in indices:
-            if group and not _goes_on(plan.sites, group[-1], index):
-                yield _run([plan.sites[i] for i in group], config, devices)
+            if group and not _goes_on(sites, group[-1], index):
+                yield _run([sites[i] for i in group], config)
                 group = []
             group.append(index)
-        yield _run([plan.sites[i] for i in group], config, devices)
+        yield _run([sites[i] for i in group], config)
 
 
-def _goes_on(sites: Sequence[PlannedSite], before: int, index: int) -> bool:
+def _goes_on(sites: Sequence[SiteFacts], before: int, index: int) -> bool:
     """Tell whether a site continues the run of the one before it in its region."""
-    totals = sites[before].residual.total, sites[index].residual.total
-    dtypes = [tensor.dtype if (tensor := value(total)) is not None else None for total in totals]
-    return (
-        sites[index].predecessor == before
-        and checkpoints.tags(totals[0]) == checkpoints.tags(totals[1])
-        and dtypes[0] == dtypes[1]
-    )
+    a, b = sites[before], sites[index]
+    return b.predecessor == before and a.checkpoint == b.checkpoint and a.dtype == b.dtype
 
 
-def _run(sites: Sequence[PlannedSite], config: Config, devices: frozenset[str]) -> Run:
+def _run(sites: Sequence[SiteFacts], config: Config) -> SiteRun:
     first, n = sites[0], config.streams
-    tensor = value(first.residual.total)
-    assert tensor is not None  # a residual has a value
-    channels, itemsize = int(tensor.shape[first.residual.axis]), tensor.dtype.itemsize
-    kernels = tensor.device.type in devices
-    kernels = kernels and seams.why_not(n, config.connection, config.projection, tensor.dtype) is None
-    kind, maps = connections.get(config.connection), Maps(n, config.projection, config.sinkhorn_iters)
-    width, logits = kind.phi_shape(maps, channels)
-    rows = n * channels // width
-    return Run(
-        tuple(site.residual.name for site in sites),
-        first.region,
-        n,
-        channels,
-        itemsize,
-        _elements(tensor) // max(channels, 1),
-        2 * n + n**2 + rows * (logits + 1),
-        first.predecessor is None and not first.carried,
-        bool(checkpoints.tags(first.residual.total)),
-        seams.replay_limit(n, itemsize) if kernels else 0,
+    kind, maps = connections.get(config.connection), Maps.of(config)
+    width, logits = kind.phi_shape(maps, first.channels)
+    rows = n * first.channels // width
+    return SiteRun(
+        sites=tuple(site.name for site in sites),
+        region=first.region,
+        streams=n,
+        channels=first.channels,
+        itemsize=first.dtype.itemsize,
+        tokens=first.tokens,
+        coefficients=2 * n + n**2 + rows * (logits + 1),
+        starts=first.starts,
+        under_checkpoint=bool(first.checkpoint),
+        replays=limits.replay_limit(n, first.dtype.itemsize) if first.generated else 0,
     )
-
-
-def _elements(tensor: torch.Tensor) -> int:
-    """Return the number of elements; of symbolic sizes those that were traced with."""
-    number = tensor.numel()
-    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)

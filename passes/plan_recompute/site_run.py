@@ -12,8 +12,8 @@ import dataclasses
 _FLOAT = 4  # bytes of a coefficient
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteRun:
     """Sites in a row, of one region and one graph, with nothing of the user's between that saves or recomputes.
 
     Attributes:
@@ -25,7 +25,7 @@ class Run:
         tokens: number of tokens in the run that was traced.
         coefficients: values that a site keeps of its coefficients, per token.
         starts: True where the streams start at the first site: its head is one tensor.
-        aside: True where the user's own checkpoint decides.
+        under_checkpoint: True where the user's own checkpoint decides.
         replays: most writes that a kernel replays; 0 where streams are recomputed as a whole.
         size: sites of a block (L_r); 0 where nothing is planned.
     """
@@ -38,7 +38,7 @@ class Run:
     tokens: int
     coefficients: int
     starts: bool
-    aside: bool
+    under_checkpoint: bool
     replays: int
     size: int = 0
 
@@ -48,7 +48,7 @@ class Run:
         return self.streams * self.channels * self.itemsize
 
     @property
-    def _plain(self) -> int:
+    def _stream(self) -> int:
         """Bytes of one stream of a token."""
         return self.channels * self.itemsize
 
@@ -65,8 +65,8 @@ class Run:
     @property
     def kept(self) -> int:
         """Bytes that live from the forward to the backward: heads, branches' outputs and coefficients."""
-        first = self._plain if self.starts else self._width
-        each = self._plain + _FLOAT * self.coefficients
+        first = self._stream if self.starts else self._width
+        each = self._stream + _FLOAT * self.coefficients
         return first + (self.heads - 1) * self._width + len(self.sites) * each
 
     @property
@@ -84,7 +84,7 @@ class Run:
         A kernel reads the branches' outputs and maps of k writes once per pass; it has two. Plain torch reads streams,
         output and maps of a write and writes the streams.
         """
-        step = self._plain + self._maps
+        step = self._stream + self._maps
         if not self.size:
             return 0
         if not self.replays:
@@ -97,10 +97,10 @@ class Run:
         return 2 * replayed * step + made * (2 * self._width + (self.replays + 1) * step)
 
     @property
-    def plain(self) -> int:
+    def before_rewrite(self) -> int:
         """Bytes that the model keeps of its residual stream before the rewrite: the input of every site."""
-        return len(self.sites) * self._plain
+        return len(self.sites) * self._stream
 
-    def of(self, size: int) -> Run:
+    def in_blocks_of(self, size: int) -> SiteRun:
         """Return the run in blocks of so many sites."""
         return dataclasses.replace(self, size=min(size, len(self.sites)))

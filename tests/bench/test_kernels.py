@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 import torch
 
-from bench.kernels import budgets, cases, correctness, probe, report, tune, wheels
-from bench.kernels.cases import DRY, REAL, Case, Sizes
-from bench.kernels.context import Context
-from bench.kernels.deadline import Deadline
-from bench.kernels.errors import Errors
-from bench.kernels.reasons import reason
-from bench.kernels.sites import Shape
-from bench.kernels.timing import HostClock, Sample, interleave
-from bench.kernels.work import each
+from bench.kernels import budgets, report, tune, wheels
+from bench.kernels.correctness import checks as correctness
+from bench.kernels.correctness.errors import Errors
+from bench.kernels.peers import probe
+from bench.kernels.support import cases
+from bench.kernels.support.cases import DRY, REAL, Case, Sizes
+from bench.kernels.support.context import Context
+from bench.kernels.support.deadline import Deadline
+from bench.kernels.support.reasons import reason
+from bench.kernels.support.work import each
+from bench.kernels.timing.clocks import HostClock, Sample, interleave
+from bench.kernels.timing.sites import Shape
 from mhc_compile.codegen import Spec, generate
 from mhc_compile.codegen.triton.generate import bytes_per_token
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import common, memory, memory_report, resident
-from bench.memory import Setup
-from mhc_compile.passes.plan_recompute.site_run import Run
+from bench import common
+from bench.memory import report, resident
+from bench.memory import run as memory
+from bench.memory.run import Setup
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.plan.memory import Memory
 
 LINUX = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
@@ -38,7 +40,7 @@ def rows() -> list[dict[str, Any]]:
         row("2", 5612, [1900, 1700, 1710], PLAN),
         row("auto", 5600, [1800, 1800, 1810], PLAN),
     ]
-    return memory_report.compared(measured)
+    return report.compared(measured)
 
 
 def test_a_field_of_the_status_is_in_bytes() -> None:
@@ -80,7 +82,7 @@ def test_a_peak_is_the_steps_own() -> None:
 # In a process with the allocator's settings, as the benchmark's: here freed blocks may stay resident.
 HONEST = """
 import torch
-from bench import resident
+from bench.memory import resident
 gauge = resident.gauge("cpu")
 def step():
     for _ in range(4):
@@ -119,15 +121,15 @@ def test_extra_bytes_stand_beside_the_prediction(rows: list[dict[str, Any]]) -> 
 
 
 def test_without_plain_there_is_nothing_to_compare_with() -> None:
-    (only,) = memory_report.compared([row("2", 5612, [1900, 1700, 1710], PLAN)])
+    (only,) = report.compared([row("2", 5612, [1900, 1700, 1710], PLAN)])
     assert "extra" not in only
-    assert len(memory_report.line(only)) == len(memory_report.HEADS)
+    assert len(report.line(only)) == len(report.HEADS)
 
 
 def test_a_line_has_what_was_measured(rows: list[dict[str, Any]]) -> None:
     ratios = {"median": 2.0, "ratio": 0.5, "ratio_low": 0.25, "ratio_high": 0.75}
     rows[1]["time"] = {"off": ratios, "plain": {**ratios, "ratio": 3.0}}
-    cells = [dict(zip(memory_report.HEADS, memory_report.line(row), strict=True)) for row in rows]
+    cells = [dict(zip(report.HEADS, report.line(row), strict=True)) for row in rows]
     assert [cell[""] for cell in cells] == ["plain", "2", "auto"]
     assert cells[0]["L_r"] == cells[0]["off by"] == cells[0]["step"] == ""
     assert (cells[1]["+/token site"], cells[1]["off by"], cells[1]["products bwd"]) == ("30.6 B", "+2.00%", "7")
@@ -137,16 +139,19 @@ def test_a_line_has_what_was_measured(rows: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_plot_is_drawn(rows: list[dict[str, Any]], timed: bool, tmp_path: Path) -> None:
     off = row("off", 5700, [2000, 2000, 2000], {**PLAN, "sizes": [0]})
-    rows = [*rows, *memory_report.compared([off])]
+    rows = [*rows, *report.compared([off])]
     for one in rows if timed else ():
         one["time"] = {"off": {"median": 1.0}}
-    path = memory_report.plot("a model", rows, tmp_path / "new" / "plot.png")
+    path = report.plot("a model", rows, tmp_path / "new" / "plot.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_plan_becomes_plain_numbers() -> None:
-    run = Run(("a", "b", "c"), 0, 4, 8, 4, 10, 49, True, False, 0, 2)
-    aside = dataclasses.replace(run, sites=("d",), aside=True)
+    run = SiteRun(
+        sites=("a", "b", "c"), region=0, streams=4, channels=8, itemsize=4, tokens=10, coefficients=49, starts=True,
+        under_checkpoint=False, replays=0, size=2,
+    )  # fmt: skip
+    aside = dataclasses.replace(run, sites=("d",), under_checkpoint=True)
     plan = memory.plan_of(Memory((run, aside)))
     assert json.loads(json.dumps(plan)) == plan
     assert (plan["sites"], plan["token_sites"], plan["sizes"], plan["kept"]) == (3, 30, [2], run.kept * 10)

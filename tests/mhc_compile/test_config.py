@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mhc_compile.config import CHOICES, Config
-from mhc_compile.errors import ConfigError
+from mhc_compile.config import RETIRED, Config, current_function
+from mhc_compile.errors import ConfigError, PlanMismatchError
 
 WRONG: list[tuple[str, Any, str]] = [
     ("streams", 0, r"streams must be an integer >= 1, not 0; for example streams=4"),
@@ -23,9 +23,6 @@ WRONG: list[tuple[str, Any, str]] = [
     ("every", True, r"not True"),
     ("connection", "mch", r"connection must be one of 'mhc', 'hc', 'residual', not 'mch'"),
     ("connection", None, r"not None"),
-    ("convention", "deepseek", r"one of 'paper', not 'deepseek'"),
-    ("init", "zero", r"one of 'home', not 'zero'"),
-    ("readout", "max", r"one of 'mean', not 'max'"),
     ("recompute", "on", r"recompute must be 'auto', 'off', a number of sites .*'memory:2GiB', not 'on'"),
     ("recompute", 0, r"not 0"),
     ("recompute", -2, r"not -2"),
@@ -68,10 +65,10 @@ def test_wrong_values_are_named(name: str, value: Any, message: str) -> None:
         dataclasses.replace(Config(), **{name: value})
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", ["connection", "kernels", "compiler"])
 def test_an_unhashable_choice_is_an_error_too(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} must be one of"):
-        Config.from_options({name: ["paper"]})
+        Config.from_options({name: ["mhc"]})
 
 
 @pytest.mark.parametrize(
@@ -90,7 +87,9 @@ def test_misspelt_options_get_a_suggestion(option: str, message: str) -> None:
 
 RIGHT: list[tuple[str, Any]] = [
     *(("streams", n) for n in (1, 2, 3, 4, 8, 17)),
-    *((name, value) for name, values in CHOICES.items() for value in values),
+    *(("connection", name) for name in ("mhc", "hc", "residual")),
+    *(("kernels", name) for name in ("auto", "triton", "reference")),
+    *(("compiler", name) for name in ("inductor", "aot_eager", "eager")),
     *(("projection", name) for name in ("sinkhorn", "identity")),
     *(("alpha", value) for value in ("auto", 1, 0.5, 1e-9)),
     ("eps", 1e-20),
@@ -140,3 +139,44 @@ def test_function_survives_json_and_holds_nothing_else() -> None:
 )  # fmt: skip
 def test_budgets(given: str | float, budget: float | None) -> None:
     assert Config(recompute=given).budget() == budget
+
+
+@pytest.mark.parametrize(
+    ("options", "rewrites"),
+    [
+        ({}, True),
+        ({"connection": "hc", "streams": 2}, True),
+        ({"connection": "residual"}, False),
+        ({"streams": 1}, False),
+    ],
+    ids=["default", "hc", "residual", "one stream"],
+)
+def test_rewrites(options: dict[str, Any], rewrites: bool) -> None:
+    assert Config(**options).rewrites is rewrites
+
+
+# -- fields that are gone ---------------------------------------------------------------------------------------------
+
+GONE = [("convention", "paper"), ("init", "home"), ("readout", "mean")]
+
+
+@pytest.mark.parametrize(("name", "value"), GONE, ids=[name for name, _ in GONE])
+def test_an_option_that_is_gone_says_so(name: str, value: str) -> None:
+    for given in (value, "other"):
+        with pytest.raises(ConfigError, match=rf"option '{name}' is gone, since '{value}' was its one value; leave it"):
+            Config.from_options({name: given})
+    assert name not in Config().function()
+
+
+def test_a_function_of_an_earlier_version_is_the_same_function() -> None:
+    config = Config(streams=3, alpha="auto")
+    earlier = json.loads(json.dumps(config.function() | dict(GONE)))
+    assert set(RETIRED) == {name for name, _ in GONE}
+    assert current_function(earlier) == config.function()
+    assert Config.from_function(earlier) == Config.from_function(config.function()) == config
+
+
+@pytest.mark.parametrize(("name", "value"), GONE, ids=[name for name, _ in GONE])
+def test_a_function_that_is_not_built_any_more_is_refused(name: str, value: str) -> None:
+    with pytest.raises(PlanMismatchError, match=rf"made with {name}='other', .* knows '{value}' only; install the rel"):
+        Config.from_function(Config().function() | dict(GONE) | {name: "other"})

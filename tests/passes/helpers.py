@@ -18,8 +18,7 @@ from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps, Start
-from mhc_compile.passes import ANALYSIS, Context
-from mhc_compile.passes.base import Binding, Parameters
+from mhc_compile.passes import ANALYSIS, PIPELINE, Plan, Request, Results
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.walk import value
 from mhc_compile.passes.runner import run
@@ -149,8 +148,12 @@ def graph(model: nn.Module, *args: Any) -> fx.GraphModule:
     return captured.gm
 
 
-def context(**options: Any) -> Context:
-    return Context(mhc.Config(**options), Stack())
+def request(
+    *, devices: frozenset[str] = frozenset(), carries: bool = False, inline: bool = False, **options: Any
+) -> Request:
+    """What the backend asks of the passes, with these options."""
+    config = mhc.Config(**options)
+    return Request(config=config, namer=Stack(), devices=devices, carries=carries, inline=inline)
 
 
 def ops(gm: fx.GraphModule) -> list[str]:
@@ -166,22 +169,42 @@ def names(report: Report) -> list[str]:
     return [site.name for site in report.sites]
 
 
-def rewritten(gm: fx.GraphModule, **options: Any) -> tuple[fx.GraphModule, Context]:
-    """A copy of a plain graph with every site widened; its parameters are further inputs with random values."""
-    made, found = copy.deepcopy(gm), context(**options)
-    config = found.config
-    run(ANALYSIS, made, found)
+def marked(gm: fx.GraphModule, *, entry: bool | None = None, **options: Any) -> fx.GraphModule:
+    """A copy of a plain graph with a marker for every site; its parameters are further inputs with random values.
+
+    `entry` says of every site whether its region starts there; by default it does where the plan says so.
+    """
+    made, config = copy.deepcopy(gm), mhc.Config(**options)
+    sites = run(ANALYSIS, made, request(**options))[Plan].sites
     maps = Maps(config.streams, config.projection, config.sinkhorn_iters)
-    bindings: dict[str, Binding] = {}
-    for site in found.plan.sites:
+    kind = connections.get(config.connection)
+    width = kind.start_bias(Start(torch.ones(config.streams), torch.ones(config.streams), 0.1, 0), maps).numel()
+    inputs: list[list[fx.Node]] = []
+    for number, site in enumerate(sites):
         tensor = value(site.residual.total)
         assert tensor is not None
-        kind = connections.get(config.connection)
-        width = kind.start_bias(Start(torch.ones(config.streams), torch.ones(config.streams), 0.1, 0), maps).numel()
         shapes = kind.phi_shape(maps, tensor.shape[site.residual.axis]), (kind.gates(),), (width,), (width,)
-        inputs = [_parameter(made.graph, f"site_{len(bindings)}_{i}", shape) for i, shape in enumerate(shapes)]
-        bindings[site.residual.name] = Binding(Parameters(*inputs), site.predecessor is None)
-    return made, Context(config, Stack(), bindings)
+        inputs.append([_parameter(made.graph, f"site_{number}_{i}", shape) for i, shape in enumerate(shapes)])
+    for site, parameters in zip(reversed(sites), reversed(inputs), strict=True):  # each goes in front of the others
+        starts = entry if entry is not None else site.facts.starts
+        mark(made, site.residual.label, parameters, site.residual.total, starts)
+    return made
+
+
+def mark(gm: fx.GraphModule, label: str, parameters: list[fx.Node], like: fx.Node, entry: bool) -> None:
+    """Put a marker behind the inputs, owned by the module that made a node."""
+    with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
+        marker = gm.graph.call_function(torch.ops.mhc.site.default, (parameters, label, "{}", entry))
+    marker.meta = {"nn_module_stack": like.meta["nn_module_stack"]} if "nn_module_stack" in like.meta else {}
+
+
+def rewritten(gm: fx.GraphModule, *, entry: bool | None = None, **asked: Any) -> tuple[fx.GraphModule, Results]:
+    """A copy of a plain graph with every site rewritten by the pipeline, and what the passes returned."""
+    options = {key: value for key, value in asked.items() if key not in ("devices", "carries", "inline")}
+    made = marked(gm, entry=entry, **options)
+    results = run(PIPELINE, made, request(**asked))
+    made.recompile()
+    return made, results
 
 
 def _parameter(graph: fx.Graph, name: str, shape: tuple[int, ...]) -> fx.Node:

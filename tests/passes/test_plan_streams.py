@@ -13,8 +13,24 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
+from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import Attention, C, Layer, Net, Step, explain, graph, mlp, names, reasons, rewritten, tokens
+from tests.passes.helpers import (
+    Attention,
+    C,
+    Layer,
+    Net,
+    Step,
+    explain,
+    graph,
+    mark,
+    marked,
+    mlp,
+    names,
+    reasons,
+    request,
+    tokens,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -244,11 +260,11 @@ def test_what_is_left_out_is_lifted_so_the_region_goes_on(options: dict[str, Any
 
 
 def test_a_graph_must_hold_the_sites_that_its_markers_name() -> None:
-    gm, context = rewritten(graph(Net(encoder), tokens()))
-    assert context.bindings is not None
-    context.bindings["layers.1.gone"] = next(iter(context.bindings.values()))
+    gm = marked(graph(Net(encoder), tokens()))
+    add = [node for node in gm.graph.nodes if optable.is_add(node)][-1]
+    mark(gm, "gone", gm.graph.find_nodes(op="placeholder")[-4:], add, entry=False)
     with pytest.raises(SiteNotFoundError, match=r"'layers.1.gone' is in the plan, .* its add is not in this graph"):
-        run(ANALYSIS, gm, context)
+        run(ANALYSIS, gm, request())
 
 
 def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
@@ -256,8 +272,6 @@ def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
         x = self.proj(x)
         return x + self.mlp(x)
 
-    gm, context = rewritten(graph(Layer(step), tokens()))
-    assert context.bindings is not None
-    context.bindings = {name: type(b)(b.parameters, entry=False) for name, b in context.bindings.items()}
+    gm = marked(graph(Layer(step), tokens()), entry=False)
     with pytest.raises(PlanMismatchError, match="'mlp' were planned to come from the site before it"):
-        run(ANALYSIS, gm, context)
+        run(ANALYSIS, gm, request())

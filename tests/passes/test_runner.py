@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from mhc_compile.errors import PassError, PlanMismatchError
-from mhc_compile.passes import ANALYSIS, PIPELINE, Context
-from mhc_compile.passes.runner import run, timings
-from tests.passes.helpers import Layer, context, graph, rewritten, tokens
+from mhc_compile.passes import ANALYSIS, PIPELINE, Plan, Request, Results
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.runner import run
+from tests.passes.helpers import Layer, graph, marked, request, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Do:
     name: ClassVar[str] = "do"
     rewrites: ClassVar[bool] = True
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        self.work(gm)
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> object:
+        return self.work(gm)
 
 
 class Look(Do):
@@ -62,63 +63,87 @@ def refuse(gm: fx.GraphModule) -> None:
 
 def test_an_analysis_must_not_change_the_graph(gm: fx.GraphModule) -> None:
     with pytest.raises(PassError, match=r"do is an analysis, but changed the graph: -1 add"):
-        run([Look(remove_the_add)], gm, context())
+        run([Look(remove_the_add)], gm, request())
 
 
 def test_a_rewrite_may(gm: fx.GraphModule) -> None:
-    run([Do(remove_the_add)], gm, context())
-    assert timings()[0].nodes == len(gm.graph.nodes)
+    results = run([Do(remove_the_add)], gm, request())
+    assert results.times[0].nodes == len(gm.graph.nodes)
 
 
 def test_a_broken_graph_is_found(gm: fx.GraphModule) -> None:
     with pytest.raises(PassError, match=r"pass do failed on this graph .*before it has been defined"):
-        run([Do(misplace)], gm, context())
+        run([Do(misplace)], gm, request())
 
 
 def test_a_crash_names_the_passes_before(gm: fx.GraphModule) -> None:
     with pytest.raises(PassError, match=r"pass do failed on this graph \('lost'\); passes before it: canonicalize"):
-        run([ANALYSIS[0], Do(crash)], gm, context())
+        run([ANALYSIS[0], Do(crash)], gm, request())
     with pytest.raises(PassError, match="passes before it: none"):
-        run([Do(crash)], gm, context())
+        run([Do(crash)], gm, request())
 
 
 def test_what_a_pass_tells_the_user_is_left_as_it_is(gm: fx.GraphModule) -> None:
     with pytest.raises(PlanMismatchError, match=r"^not this graph$"):
-        run([Do(refuse)], gm, context())
+        run([Do(refuse)], gm, request())
 
 
-def test_timings(gm: fx.GraphModule) -> None:
-    made, bound = rewritten(gm)
-    run(PIPELINE, made, bound)
-    assert [t.name for t in timings()] == [
-        "canonicalize", "find-residuals", "plan-streams", "widen", "fuse-seams", "plan-recompute", "lower"
-    ]  # fmt: skip
-    assert all(t.seconds >= 0 for t in timings())
-    assert timings()[-1].nodes == len(made.graph.nodes)
-    timings().clear()
-    assert len(timings()) == 7
+NAMES = "canonicalize bind-sites find-residuals plan-streams widen fuse-seams plan-recompute inline".split()
+
+
+def test_times(gm: fx.GraphModule) -> None:
+    made = marked(gm)
+    times = run(PIPELINE, made, request()).times
+    assert [each.name for each in times] == NAMES
+    assert all(each.seconds >= 0 for each in times)
+    assert times[-1].nodes == len(made.graph.nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A result."""
+
+    text: str
+
+
+def test_what_a_rewrite_returns_stays(gm: fx.GraphModule) -> None:
+    results = run([Do(lambda gm: Word("a")), Do(remove_the_add)], gm, request())
+    assert results[Word].text == "a"
+
+
+def test_what_an_analysis_returns_is_gone_after_a_rewrite(gm: fx.GraphModule) -> None:
+    """Its nodes may be gone."""
+    look, rewrite = Look(lambda gm: Word("a")), Do(lambda gm: None)
+    assert run([look], gm, request())[Word].text == "a"
+    with pytest.raises(PassError, match=r"there is no Word: .* the graph was rewritten since"):
+        run([look, rewrite], gm, request())[Word]
+    with pytest.raises(PassError, match="there is no Plan"):
+        run(PIPELINE, marked(gm), request())[Plan]
+
+
+def test_facts_are_made_anew_after_a_rewrite(gm: fx.GraphModule) -> None:
+    before = len(run([Look(lambda gm: None)], gm, request())[GraphFacts].order)
+    assert len(run([Do(remove_the_add)], gm, request())[GraphFacts].order) == before - 1
 
 
 def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
-    made, bound = rewritten(gm)
+    made = marked(gm)
     with caplog.at_level(logging.INFO, logger="mhc_compile.passes.runner"):
-        run(PIPELINE, made, bound)
+        run(PIPELINE, made, request())
     lines = [record.getMessage() for record in caplog.records if record.name == "mhc_compile.passes.runner"]
-    assert [line.split()[0] for line in lines] == [
-        "0.canonicalize", "1.find-residuals", "2.plan-streams", "3.widen", "4.fuse-seams", "5.plan-recompute", "6.lower"
-    ]  # fmt: skip
-    assert lines[1].endswith("ms: graph unchanged")
-    assert lines[3].endswith("ms: -1 add, +1 coefficients, +1 expand, +3 getitem, +1 read, +1 readout, +1 write")
+    assert [line.split()[0] for line in lines] == [f"{number}.{name}" for number, name in enumerate(NAMES)]
+    assert lines[2].endswith("ms: graph unchanged")
+    assert lines[4].endswith("ms: -1 add, +1 coefficients, +1 expand, +3 getitem, +1 read, +1 readout, +1 write")
 
 
 def test_graphs_are_dumped_at_debug_level(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
-    made, bound = rewritten(gm)
+    made = marked(gm)
     with caplog.at_level(logging.DEBUG, logger="mhc_compile.passes.runner"):
-        run(PIPELINE, made, bound)
+        run(PIPELINE, made, request())
     dumps = [record.getMessage() for record in caplog.records if record.getMessage().startswith("mhc_")]
-    assert [dump.split()[0] for dump in dumps][3] == "mhc_3_widen"
-    assert "torch.ops.mhc.write" in dumps[3]
-    assert "torch.ops.mhc.write" not in dumps[2]
+    assert [dump.split()[0] for dump in dumps][4] == "mhc_4_widen"
+    assert "torch.ops.mhc.write" in dumps[4]
+    assert "torch.ops.mhc.write" not in dumps[3]
 
 
 def test_many_layers_take_milliseconds() -> None:
@@ -128,5 +153,5 @@ def test_many_layers_take_milliseconds() -> None:
         return x
 
     made = graph(Layer(step), tokens())
-    run(ANALYSIS, made, context())
-    assert sum(t.seconds for t in timings()) < 1.0
+    times = run(ANALYSIS, made, request()).times
+    assert sum(each.seconds for each in times) < 1.0

@@ -8,18 +8,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from mhc_compile.passes import PIPELINE
-from mhc_compile.passes.runner import run
-from mhc_compile.passes.widen import stable_topological_sort
+from mhc_compile.passes.graph.order import stable_topological_sort
+from mhc_compile.passes.widen import Widened
 from tests.passes.helpers import C, Layer, Step, example_inputs, graph, ops, rewritten, tokens
 
 
 def widened(step: Step, *args: Tensor, inline: bool = False, **options: Any) -> fx.GraphModule:
-    gm, context = rewritten(graph(Layer(step), *(args or (tokens(),))), **{"streams": 2, **options})
-    context.inline = inline
-    run(PIPELINE, gm, context)
-    gm.recompile()
-    return gm
+    return rewritten(graph(Layer(step), *(args or (tokens(),))), inline=inline, **{"streams": 2, **options})[0]
 
 
 def listing(gm: fx.GraphModule) -> list[str]:
@@ -140,8 +135,7 @@ def test_features_elsewhere_are_moved_last_once() -> None:
             x = (x + self.first(x)).relu()
             return x + self.second(x)
 
-    gm, context = rewritten(graph(Net(), tokens().mT), streams=2)
-    run(PIPELINE, gm, context)
+    gm, _ = rewritten(graph(Net(), tokens().mT), streams=2)
     assert listing(gm) == (
         "movedim expand coefficients read movedim conv1d movedim write relu"
         " coefficients read movedim conv1d movedim write readout movedim".split()
@@ -166,8 +160,8 @@ def test_a_carrier_made_behind_its_branch() -> None:
 
 def test_nothing_to_widen() -> None:
     gm = graph(Layer(lambda self, x: self.proj(x)), tokens())
-    made, context = rewritten(gm)
-    run(PIPELINE, made, context)
+    made, results = rewritten(gm)
+    assert results[Widened] == Widened()
     assert ops(made) == ops(gm) == ["linear"]
 
 
@@ -183,7 +177,7 @@ def test_lowered_inline_it_is_plain_torch_and_equal(connection: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # readouts in fp32
 
 
-def test_without_inline_lower_leaves_the_ops() -> None:
+def test_without_inline_the_ops_stay() -> None:
     assert "coefficients" in ops(widened(two_sites))
 
 
@@ -192,15 +186,13 @@ def test_streams_leave_and_enter_graphs() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return two_sites(self, x)
 
-    gm, context = rewritten(graph(Net(two_sites), tokens()), streams=2)
-    assert context.bindings is not None
-    context.carry_out = True
-    context.bindings = {name: type(b)(b.parameters, entry=False) for name, b in context.bindings.items()}
-    run(PIPELINE, gm, context)
-    (source,) = context.takes
-    assert source.name == "l_x_"
-    assert gm.graph.find_nodes(op="placeholder")[-1].name == "l_x__streams"
-    assert context.gives == [0]
+    gm, results = rewritten(graph(Net(two_sites), tokens()), entry=False, carries=True, streams=2)
+    (taken,), (given,) = results[Widened].takes, results[Widened].gives
+    inputs = gm.graph.find_nodes(op="placeholder")
+    assert inputs[taken.tensor].name == "l_x_"
+    assert inputs[-1].name == "l_x__streams"
+    assert (taken.site, inputs[taken.phi].name) == ("proj", "site_0_0")
+    assert (given.tensor, given.site) == (0, "up")
     plain, streams = gm.graph.find_nodes(op="output")[0].args[0]
     assert [str(node.target).split(".")[1] for node in (plain, streams)] == ["readout", "write"]
     assert "expand" not in ops(gm)

@@ -7,7 +7,7 @@ UnavailableError why it cannot run: not installed, no such kernels in that versi
 from __future__ import annotations
 
 from bench.kernels.peers import hyperconnections, liger, megatron, tilekernels
-from bench.kernels.sites import OURS, Maker, one_launch
+from bench.kernels.timing.sites import OURS, Maker, one_launch
 
 PEERS: dict[str, Maker] = {
     "liger-kernel": liger.contender,

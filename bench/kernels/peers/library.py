@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bench.kernels.reasons import reason
-from bench.kernels.sites import Shape, UnavailableError
+from bench.kernels.support.reasons import reason
+from bench.kernels.timing.sites import Shape, UnavailableError
 
 
 def imported(distribution: str, module: str, device: str) -> tuple[Any, str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.kernels.peers import library
-from bench.kernels.sites import EPS, ITERS, Contender, Shape, after_read
+from bench.kernels.timing.sites import EPS, ITERS, Contender, Shape, after_read
 from mhc_compile.codegen.runtime.dtypes import TORCH
 
 

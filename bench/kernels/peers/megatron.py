@@ -7,7 +7,7 @@ import importlib
 from torch import Tensor
 
 from bench.kernels.peers import library
-from bench.kernels.sites import EPS, ITERS, Contender, Shape, after_read
+from bench.kernels.timing.sites import EPS, ITERS, Contender, Shape, after_read
 from mhc_compile.codegen.runtime.dtypes import TORCH
 
 _FUSED = "megatron.core.fusions.fused_mhc_kernels"

@@ -1,15 +1,16 @@
-"""The demo: one small Llama trained three ways, residual, hc and mhc, side by side on real text.
+"""The command `demo`: one small Llama trained three ways, residual, hc and mhc, side by side on real text.
 
 The text ships with Python: the source of its own standard library, byte by byte. All three start
 from the same weights and see the same batches; each step goes round the three in turn, so their
 times can be compared although the machine's speed drifts.
+
+`summary`: one run's numbers, and the table, the plot and the JSON of all three.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import math
 import statistics
 import sysconfig
@@ -24,8 +25,8 @@ import torch
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.cli import bench, measure
-from mhc_compile.cli.demo.summary import Runner, report
-from mhc_compile.errors import MissingDependencyError
+from mhc_compile.cli.demo import summary
+from mhc_compile.cli.demo.summary import Runner
 
 if TYPE_CHECKING:
     from mhc_compile.api.report import Report
@@ -54,7 +55,7 @@ class Length:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The demo's options; the defaults fit two cores."""
+    """Add the command's arguments; the defaults fit two cores."""
     parser.add_argument("--steps", type=_steps, default=250, help="training steps (at most)")
     parser.add_argument("--seconds", type=float, default=300.0, help="time for the whole run; fewer steps if short")
     parser.add_argument("--out", type=Path, default=Path("mhc_demo"), help="folder for the results")
@@ -75,7 +76,7 @@ def _steps(text: str) -> int:
 
 def main(args: argparse.Namespace) -> None:
     """Run the demo."""
-    require(*NEEDS)
+    measure.require(*NEEDS)
     started = time.perf_counter()
     console = bench.console()
     training, validation = batches(args)
@@ -85,14 +86,7 @@ def main(args: argparse.Namespace) -> None:
     for runner in runners:
         held = [*runner.model.parameters(), *runner.model.buffers(), training[0]]
         runner.saved = measure.saved_bytes(partial(runner.loss, training[0]), exclude=held)
-    report(runners, args, time.perf_counter() - started, console)
-
-
-def require(*packages: str) -> None:
-    """Raise one error that names every package that is not installed, and how to get them."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+    summary.tell(runners, args, time.perf_counter() - started, console)
 
 
 def batches(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

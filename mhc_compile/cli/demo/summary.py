@@ -33,8 +33,8 @@ class Runner:
 
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         """Mean next-byte loss, in nats per byte."""
-        result: torch.Tensor = self.compiled(input_ids=batch, labels=batch).loss
-        return result
+        loss: torch.Tensor = self.compiled(input_ids=batch, labels=batch).loss
+        return loss
 
     def step(self, batch: torch.Tensor) -> None:
         """One optimizer step, timed."""
@@ -53,10 +53,10 @@ class Runner:
         return self.seconds[0] - statistics.median(self.seconds[1:])
 
 
-def report(runners: list[Runner], args: argparse.Namespace, total: float, console: Any) -> dict[str, Any]:
+def tell(runners: list[Runner], args: argparse.Namespace, total: float, console: Any) -> dict[str, Any]:
     """Print the table, save the plot and the JSON, and return what went into the JSON."""
     timings = measure.summarize({r.name: r.seconds[1:] for r in runners}, runners[0].name)
-    results = [result(r, timings[r.name], runners[0].saved) for r in runners]
+    results = [row_of(r, timings[r.name], runners[0].saved) for r in runners]
     payload = {
         "environment": measure.environment(),
         "arguments": {k: v for k, v in vars(args).items() if k != "command"},
@@ -71,7 +71,7 @@ def report(runners: list[Runner], args: argparse.Namespace, total: float, consol
     return payload
 
 
-def result(runner: Runner, timing: measure.Timing, plain_saved: int) -> dict[str, Any]:
+def row_of(runner: Runner, timing: measure.Timing, plain_saved: int) -> dict[str, Any]:
     """One row: losses in nats per byte, times in seconds, sizes in bytes."""
     return {
         "name": runner.name,

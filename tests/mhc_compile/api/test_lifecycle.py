@@ -133,6 +133,25 @@ def test_plan_of_another_version() -> None:
         upgraded().load_state_dict(state)
 
 
+def test_checkpoint_from_before_fields_went() -> None:
+    """It restores and loads as one of today."""
+    model = upgraded(moved=True)
+    gone = {"convention": "paper", "init": "home", "readout": "mean"}
+    state = edited(model.state_dict(), function=mhc.Config().function() | gone)
+    again, loaded = made(seed=9), upgraded()
+    mhc.restore(again, state)
+    loaded.load_state_dict(state)
+    expected = compiled(model)(inputs())
+    for each in (again, loaded):
+        assert torch.equal(compiled(each)(inputs()), expected)
+        assert torch.equal(each.state_dict()[EXTRA_STATE], model.state_dict()[EXTRA_STATE])
+    other = made()
+    before = snapshot(other)
+    with pytest.raises(PlanMismatchError, match=r"made with readout='sum', .* knows 'mean' only"):
+        mhc.restore(other, edited(state, function=mhc.Config().function() | gone | {"readout": "sum"}))
+    assert unchanged(other, before)
+
+
 def test_extra_state_of_someone_else() -> None:
     with pytest.raises(PlanMismatchError, match="not a plan"):
         mhc.restore(made(), {EXTRA_STATE: torch.ones(3)})

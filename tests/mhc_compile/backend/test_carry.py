@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.backend.carry import Port, attach, connect, take
+from mhc_compile.backend.carry import Port, attach_streams, connect_graphs, take_streams
 from mhc_compile.errors import CarryError
 
 
@@ -18,20 +18,20 @@ def carrier(grad: bool = True) -> tuple[Tensor, Tensor]:
     """A tensor as a compiled block returns it, and its streams."""
     leaf = torch.randn(2, 3, requires_grad=grad)
     tensor, streams = leaf * 1, torch.stack([leaf, leaf], -2)
-    attach(tensor, streams)
+    attach_streams(tensor, streams)
     return tensor, streams
 
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_what_is_attached_can_be_taken_again_and_again(grad: bool) -> None:
     tensor, streams = carrier(grad)
-    assert take(tensor, "mlp") is streams
-    assert take(tensor, "mlp") is streams
+    assert take_streams(tensor, "mlp") is streams
+    assert take_streams(tensor, "mlp") is streams
 
 
 def test_a_tensor_that_carries_nothing() -> None:
     with pytest.raises(CarryError, match=r"'layers\.1\.mlp' continues .* has none\. .*Compile the whole model instead"):
-        take(torch.randn(2), "layers.1.mlp")
+        take_streams(torch.randn(2), "layers.1.mlp")
 
 
 CHANGES: list[Callable[[Tensor], Any]] = [
@@ -48,7 +48,7 @@ def test_an_in_place_change_is_noticed(change: Callable[[Tensor], Any], grad: bo
     tensor, _ = carrier(grad)
     change(tensor)
     with pytest.raises(CarryError, match=r"'mlp' was changed in place .*Config\(exclude=\.\.\.\)"):
-        take(tensor, "mlp")
+        take_streams(tensor, "mlp")
 
 
 def test_a_change_without_grad_mode_is_noticed() -> None:
@@ -56,14 +56,14 @@ def test_a_change_without_grad_mode_is_noticed() -> None:
     with torch.no_grad():
         tensor.mul_(2)
     with pytest.raises(CarryError, match="changed in place"):
-        take(tensor, "mlp")
+        take_streams(tensor, "mlp")
 
 
 def test_a_change_of_what_shares_the_storage_is_noticed() -> None:
     tensor, _ = carrier(grad=False)
     tensor.detach().add_(1)
     with pytest.raises(CarryError, match="changed in place"):
-        take(tensor, "mlp")
+        take_streams(tensor, "mlp")
 
 
 MADE_ANEW: list[Callable[[Tensor], Tensor]] = [
@@ -81,15 +81,15 @@ MADE_ANEW: list[Callable[[Tensor], Tensor]] = [
 def test_a_tensor_made_of_a_carrier_carries_nothing(make: Callable[[Tensor], Tensor], grad: bool) -> None:
     tensor, streams = carrier(grad)
     with pytest.raises(CarryError, match="has none"):
-        take(make(tensor), "mlp")
-    assert take(tensor, "mlp") is streams
+        take_streams(make(tensor), "mlp")
+    assert take_streams(tensor, "mlp") is streams
 
 
 def test_detaching_in_place_is_noticed() -> None:
     tensor, _ = carrier()
     tensor.detach_()
     with pytest.raises(CarryError):
-        take(tensor, "mlp")
+        take_streams(tensor, "mlp")
 
 
 def test_non_reentrant_checkpointing_hands_streams_on() -> None:
@@ -97,7 +97,7 @@ def test_non_reentrant_checkpointing_hands_streams_on() -> None:
     seen: list[bool] = []
 
     def block(x: Tensor) -> Tensor:
-        seen.append(take(x, "mlp") is streams)
+        seen.append(take_streams(x, "mlp") is streams)
         return x.sin()
 
     checkpoint(block, tensor, use_reentrant=False).sum().backward()
@@ -108,7 +108,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
     tensor, _ = carrier()
 
     def block(x: Tensor) -> Tensor:
-        take(x, "mlp")
+        take_streams(x, "mlp")
         return x.sin()
 
     with pytest.raises(CarryError, match="no reentrant checkpointing"):
@@ -132,7 +132,7 @@ def test_connect_leaves_code_alone_that_hands_nothing_on() -> None:
     def compiled(x: Tensor) -> list[Tensor]:
         return [x]
 
-    assert connect(compiled, [], []) is compiled
+    assert connect_graphs(compiled, [], []) is compiled
 
 
 def first(x: Tensor) -> Sequence[Tensor]:
@@ -147,9 +147,9 @@ def second(scale: Tensor, x: Tensor, streams: Tensor) -> Sequence[Tensor]:
 
 def test_connect_carries_from_code_to_code_with_every_gradient() -> None:
     x, scale = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
-    outputs = connect(first, [], [Port(1, "attn", 0)])(x)
+    outputs = connect_graphs(first, [], [Port(1, "attn", 0)])(x)
     assert len(outputs) == 2
-    (found,) = connect(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
+    (found,) = connect_graphs(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
     expected = scale * (x + 2) + x + 2
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(3)
@@ -166,22 +166,24 @@ def test_connect_takes_and_gives() -> None:
         return x * 2, streams * 2
 
     x = torch.randn(3)
-    outputs = connect(middle, [Port(0, "attn", 0)], [Port(0, "mlp", 0)])(connect(first, [], [Port(1, "attn", 0)])(x)[1])
-    torch.testing.assert_close(take(outputs[0], "mlp"), 2 * torch.stack([x, x + 4], -2))
+    outputs = connect_graphs(middle, [Port(0, "attn", 0)], [Port(0, "mlp", 0)])(
+        connect_graphs(first, [], [Port(1, "attn", 0)])(x)[1]
+    )
+    torch.testing.assert_close(take_streams(outputs[0], "mlp"), 2 * torch.stack([x, x + 4], -2))
 
 
 def test_connect_names_the_site_that_misses_its_streams() -> None:
     x, scale = torch.randn(3), torch.randn(3)
     with pytest.raises(CarryError, match=r"site 'layers\.2\.mlp' continues"):
-        connect(second, [Port(1, "layers.2.mlp", 0)], [])(scale, x)
+        connect_graphs(second, [Port(1, "layers.2.mlp", 0)], [])(scale, x)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_connect_carries_without_gradients(mode: Callable[[], Any]) -> None:
     x, scale = torch.randn(3), torch.randn(3)
     with mode():
-        outputs = connect(first, [], [Port(1, "attn", 0)])(x * 1)
-        (found,) = connect(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
+        outputs = connect_graphs(first, [], [Port(1, "attn", 0)])(x * 1)
+        (found,) = connect_graphs(second, [Port(1, "mlp", 0)], [])(scale, outputs[1])
     torch.testing.assert_close(found, scale * (x + 2) + x + 2)
 
 
@@ -189,7 +191,7 @@ def test_connect_carries_without_gradients(mode: Callable[[], Any]) -> None:
 def test_connect_notices_changes_without_gradients(mode: Callable[[], Any]) -> None:
     """Tensors made in inference mode have no version counter."""
     with mode():
-        output = connect(first, [], [Port(1, "attn", 0)])(torch.randn(3))[1]
+        output = connect_graphs(first, [], [Port(1, "attn", 0)])(torch.randn(3))[1]
         output[0] = 3
         with pytest.raises(CarryError, match="changed in place"):
-            connect(second, [Port(1, "mlp", 0)], [])(torch.randn(3), output)
+            connect_graphs(second, [Port(1, "mlp", 0)], [])(torch.randn(3), output)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.errors import LazyUpgradeError, NotCompiledError
+from mhc_compile.errors import FirstCallError, NotCompiledError
 from tests.nets import (
     Net,
     PostBlock,
@@ -98,7 +98,7 @@ def test_never_plain_afterwards() -> None:
 
 
 @ours
-def test_checkpoint_of_a_lazy_model(moved: bool) -> None:
+def test_checkpoint_of_a_first_call(moved: bool) -> None:
     model = made()
     run = compiled(model)
     run(inputs())
@@ -115,7 +115,7 @@ def test_a_function_of_two_models_has_nowhere_to_keep_parameters() -> None:
     def step(x: Tensor) -> Any:
         return first(x) + second(x)
 
-    with pytest.raises(LazyUpgradeError, match=r"mhc_compile\.upgrade\(model, args\) first"):
+    with pytest.raises(FirstCallError, match=r"mhc_compile\.upgrade\(model, args\) first"):
         torch.compile(step, backend="mhc", options={"compiler": "eager"})(inputs())
     assert unchanged(first, before)
 
@@ -129,7 +129,7 @@ def test_a_function_that_finds_its_model_elsewhere() -> None:
     def step(x: Tensor) -> Any:
         return HELD[0](x).sum()
 
-    with pytest.raises(LazyUpgradeError, match=r"mhc_compile\.upgrade\(model, args\) first"):
+    with pytest.raises(FirstCallError, match=r"mhc_compile\.upgrade\(model, args\) first"):
         torch.compile(step, backend="mhc", options={"compiler": "eager"})(inputs())
     assert unchanged(HELD[0], before)
 
@@ -177,7 +177,7 @@ class DistributedDataParallel(nn.Module):
 def test_a_wrapped_model_is_refused() -> None:
     model = DistributedDataParallel(made())
     before = snapshot(model)
-    with pytest.raises(LazyUpgradeError, match=r"DistributedDataParallel.*before wrapping"):
+    with pytest.raises(FirstCallError, match=r"DistributedDataParallel.*before wrapping"):
         compiled(model)(inputs())
     assert unchanged(model, before)
 
@@ -240,7 +240,7 @@ def test_first_call_without_gradients() -> None:
 
 
 @ours
-def test_two_lazy_models_of_one_class() -> None:
+def test_two_models_of_one_class() -> None:
     first, second = made(), made(seed=1)
     wanted = [first(inputs()), second(inputs())]
     runs = [compiled(first), compiled(second)]

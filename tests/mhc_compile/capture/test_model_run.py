@@ -1,4 +1,4 @@
-"""The facts about torch that capture.py stands on, and that a captured run leaves nothing behind."""
+"""The facts about torch that capture/ stands on, and that a captured run leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from mhc_compile.capture.frames import clean_errors, frame_root, keep_to
+from mhc_compile.capture.frames import clean_errors, frame_root, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
@@ -124,7 +124,7 @@ def test_frame_root_behind_a_break() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_keep_to(kept: bool) -> None:
+def test_serve_only(kept: bool) -> None:
     """Modules of one class share code, unless it is kept to one of them."""
     compilations = 0
 
@@ -134,7 +134,7 @@ def test_keep_to(kept: bool) -> None:
         root = frame_root()
         assert root is not None
         if kept:
-            keep_to(root)
+            serve_only(root)
         return gm.forward
 
     for seed in (0, 1):
@@ -174,7 +174,7 @@ def test_captured_run() -> None:
     model = made()
     captured = run_captured(model, (inputs(),), {})
     assert len(captured.graphs) == 1
-    assert captured.breaks == []
+    assert captured.breaks == ()
     assert torch.equal(captured.output, model(inputs()))
     (graph,) = captured.graphs
     assert len(captured.calls) == 1

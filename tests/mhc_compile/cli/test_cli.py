@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mhc_compile import cli
-from mhc_compile.cli import bench, measure
+from mhc_compile.cli import bench, factory, measure
+from mhc_compile.errors import FactoryError
 
 MODEL = """
 import torch
@@ -111,7 +112,7 @@ def test_a_user_files_own_error_keeps_its_traceback(tmp_path: Path) -> None:
 def test_a_files_neighbours_can_be_imported(file: str, tmp_path: Path) -> None:
     path = tmp_path / "other.py"
     path.write_text("from my_model import make as made\n\ndef make():\n    return made()\n")
-    model, args, kwargs = cli.load(f"{path}:make")
+    model, args, kwargs = factory.load(f"{path}:make")
     assert [name for name, _ in model.named_children()] == ["first", "second", "head"]
     assert args[0].shape == (8, 16)
     assert kwargs == {}
@@ -127,7 +128,7 @@ def test_the_module_runs_from_a_checkout(file: str) -> None:
 
 def test_options_are_literals_or_words() -> None:
     pairs = ["streams=2", "alpha=auto", "eps=1e-5", "exclude=('a.*', 'b')", "include=layers.*"]
-    assert cli.parse_options(pairs) == {
+    assert factory.parse_options(pairs) == {
         "streams": 2,
         "alpha": "auto",
         "eps": 1e-5,
@@ -165,7 +166,7 @@ def test_bench_table_compares_with_the_first_row(capsys: pytest.CaptureFixture[s
 
 
 def test_scalar_needs_something_to_differentiate() -> None:
-    with pytest.raises(bench.FactoryError, match="no tensor to differentiate"):
+    with pytest.raises(FactoryError, match="no tensor to differentiate"):
         bench.scalar({"ids": torch.ones(3, dtype=torch.long)})
 
 

@@ -82,4 +82,4 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 def test_missing_packages_are_named_together_with_the_remedy() -> None:
     with pytest.raises(MissingDependencyError, match=r"no_such_a, no_such_b; .*pip install no_such_a no_such_b"):
-        demo.require("no_such_a", "torch", "no_such_b")
+        measure.require("no_such_a", "torch", "no_such_b")

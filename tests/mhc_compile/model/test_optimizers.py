@@ -12,8 +12,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning, NotUpgradedError
 from mhc_compile.model import optimizers
-from mhc_compile.model.optimizers import named_parameters, param_groups, watch
-from mhc_compile.model.sites import Site, Sites
+from mhc_compile.model.optimizers import named_parameters, param_groups, watch_optimizers
+from mhc_compile.model.sites import OwnerSites, SiteModule
 from mhc_compile.model.start_values import Place
 
 
@@ -30,9 +30,9 @@ def upgraded() -> nn.Sequential:
     """A model with two owners, each with two sites, as upgrade leaves it."""
     model = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 5))
     for owner in (model[0], model[2]):
-        sites = Sites()
+        sites = OwnerSites()
         for label in ("attn", "mlp"):
-            sites.add(Site(label, label, Place(0, 2), 5, Config(streams=2), entry=True))
+            sites.add(SiteModule(label, label, Place(0, 2), 5, Config(streams=2), entry=True))
         owner.add_module("mhc", sites)
     return model
 
@@ -125,7 +125,7 @@ def test_groups_of_a_plain_model_are_refused() -> None:
 
 def test_an_optimizer_that_leaves_mhc_out_warns_once() -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     optimizer = SGD(own(model), lr=0.1)
     gradients(model)
     found = [step(optimizer) for _ in range(4)]
@@ -136,7 +136,7 @@ def test_an_optimizer_that_leaves_mhc_out_warns_once() -> None:
 
 def test_one_optimizer_with_all_parameters_does_not_warn() -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     optimizer = AdamW(param_groups(model, lr=0.1))
     gradients(model)
     assert [step(optimizer) for _ in range(3)] == [[], [], []]
@@ -145,7 +145,7 @@ def test_one_optimizer_with_all_parameters_does_not_warn() -> None:
 @pytest.mark.parametrize("mhc_first", [True, False])
 def test_two_optimizers_that_share_the_parameters_do_not_warn(mhc_first: bool) -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     pair = [SGD(own(model), lr=0.1), AdamW(ours(model), lr=0.1)]
     gradients(model)
     assert [step(*(pair[::-1] if mhc_first else pair)) for _ in range(3)] == [[], [], []]
@@ -153,7 +153,7 @@ def test_two_optimizers_that_share_the_parameters_do_not_warn(mhc_first: bool) -
 
 def test_two_optimizers_that_leave_some_out_warn_once() -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     pair = [SGD(own(model), lr=0.1), AdamW(ours(model)[:-1], lr=0.1)]
     gradients(model)
     found = [step(*pair) for _ in range(3)]
@@ -163,7 +163,7 @@ def test_two_optimizers_that_leave_some_out_warn_once() -> None:
 
 def test_parameters_without_gradients_are_left_out_on_purpose() -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     optimizer = SGD(own(model), lr=0.1)
     gradients(model)
     for parameter in ours(model):
@@ -173,7 +173,7 @@ def test_parameters_without_gradients_are_left_out_on_purpose() -> None:
 
 def test_optimizers_of_other_models_say_nothing() -> None:
     model, other = upgraded(), nn.Linear(3, 3)
-    watch(model)
+    watch_optimizers(model)
     gradients(model)
     gradients(other)
     optimizer: Any = SGD(other.parameters(), lr=0.1)
@@ -184,6 +184,6 @@ def test_optimizers_of_other_models_say_nothing() -> None:
 
 def test_watching_keeps_no_model_alive() -> None:
     model = upgraded()
-    watch(model)
+    watch_optimizers(model)
     del model
     assert len(optimizers._watched) == 0

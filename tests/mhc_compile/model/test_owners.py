@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mhc_compile.config import Config
 from mhc_compile.errors import NameTakenError, NotCompiledError, PlanMismatchError
 from mhc_compile.model.owners import adopt, check, is_owner, release, subclass
-from mhc_compile.model.sites import Site, Sites
+from mhc_compile.model.sites import OwnerSites, SiteModule
 from mhc_compile.model.start_values import Place
 
 
@@ -44,13 +44,13 @@ class Stateful(Block):
         self.seen = state["note"]
 
 
-def owner(kind: type[nn.Module] = Block, plain: bool = True) -> Any:
+def owner(kind: type[nn.Module] = Block, disabled: bool = True) -> Any:
     module = kind()
     check(module, "layers.3")
     adopt(module)
-    sites = Sites()
-    sites.add(Site("layers.3.mlp", "mlp", Place(0, 2), 5, Config(streams=2), entry=True))
-    sites.plain = plain
+    sites = OwnerSites()
+    sites.add(SiteModule("layers.3.mlp", "mlp", Place(0, 2), 5, Config(streams=2), entry=True))
+    sites.disabled = disabled
     module.add_module("mhc", sites)
     return module
 
@@ -78,7 +78,7 @@ def test_code_objects_are_not_shared() -> None:
 
 def test_forward_marks_first() -> None:
     with pytest.raises(NotCompiledError, match=r"layers\.3\.mlp"):
-        owner(plain=False)(torch.randn(2, 5))
+        owner(disabled=False)(torch.randn(2, 5))
 
 
 @pytest.mark.parametrize("kind", [Block, Child])
@@ -115,7 +115,7 @@ COPIES: list[Callable[[Any], Any]] = [
 @pytest.mark.parametrize("again", COPIES)
 @pytest.mark.parametrize("kind", [Block, Child, Stateful])
 def test_copies_are_owners_too(again: Callable[[Any], Any], kind: type[nn.Module]) -> None:
-    module = owner(kind, plain=False)
+    module = owner(kind, disabled=False)
     with torch.no_grad():
         module.mhc.mlp.phi.normal_()
     made = again(module)

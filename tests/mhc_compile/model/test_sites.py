@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mhc_compile.config import Config
 from mhc_compile.errors import NotCompiledError, PlanMismatchError
 from mhc_compile.model import start_values
-from mhc_compile.model.sites import RootSites, Site, Sites, decode
+from mhc_compile.model.sites import OwnerSites, RootSites, SiteModule, decode
 from mhc_compile.model.start_values import Place
 
 PLAN: dict[str, Any] = {
@@ -24,12 +24,12 @@ PLAN: dict[str, Any] = {
 }
 
 
-def site(label: str = "mlp", **options: Any) -> Site:
-    return Site(f"layer.{label}", label, Place(1, 7), 5, Config(**({"streams": 3} | options)), entry=True)
+def site(label: str = "mlp", **options: Any) -> SiteModule:
+    return SiteModule(f"layer.{label}", label, Place(1, 7), 5, Config(**({"streams": 3} | options)), entry=True)
 
 
-def sites(*labels: str) -> Sites:
-    made = Sites()
+def sites(*labels: str) -> OwnerSites:
+    made = OwnerSites()
     for label in labels:
         made.add(site(label))
     return made
@@ -86,11 +86,11 @@ def test_state_dict_names() -> None:
     assert sorted(owner.state_dict()) == ["bias", *(f"mhc.self_attn.{part}" for part in parts), "weight"]
 
 
-TAKEN = ["add", "sites", "mark", "plain", "text", "open", "forward", "training", "state_dict", "to", "mlp"]
+TAKEN = ["add", "sites", "mark", "disabled", "text", "forward", "training", "state_dict", "to", "mlp"]
 
 
 @pytest.mark.parametrize("label", TAKEN)
-@pytest.mark.parametrize("made", [Sites, lambda: RootSites(json.dumps(PLAN))], ids=["Sites", "RootSites"])
+@pytest.mark.parametrize("made", [OwnerSites, lambda: RootSites(json.dumps(PLAN))], ids=["OwnerSites", "RootSites"])
 def test_a_branch_may_be_called_what_the_class_needs_itself(label: str, made: Any) -> None:
     sites = made()
     before = {name: getattr(sites, name) for name in dir(sites) if name in TAKEN}
@@ -225,9 +225,9 @@ def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
     assert json.loads(markers[0][2]) == Config(streams=3).function()
 
 
-def test_plain_sites_mark_nothing() -> None:
+def test_disabled_sites_mark_nothing() -> None:
     held = sites("attn")
-    held.plain = True
+    held.disabled = True
     held.mark()
 
 
@@ -265,6 +265,15 @@ def test_details_may_differ() -> None:
 def test_checkpoints_of_another_plan_are_refused(key: str, value: Any) -> None:
     other = RootSites(json.dumps(PLAN | {key: value})).get_extra_state()
     with pytest.raises(PlanMismatchError, match=rf"its {key} differ\)\..*mhc_compile\.restore\(model, state_dict\)"):
+        RootSites(json.dumps(PLAN)).set_extra_state(other)
+
+
+def test_a_checkpoint_from_before_fields_went_is_of_the_same_plan() -> None:
+    gone = {"convention": "paper", "init": "home", "readout": "mean"}
+    before = RootSites(json.dumps(PLAN | {"function": PLAN["function"] | gone})).get_extra_state()
+    RootSites(json.dumps(PLAN)).set_extra_state(before)
+    other = RootSites(json.dumps(PLAN | {"function": PLAN["function"] | gone | {"init": "split"}})).get_extra_state()
+    with pytest.raises(PlanMismatchError, match=r"made with init='split', .* knows 'home' only"):
         RootSites(json.dumps(PLAN)).set_extra_state(other)
 
 

@@ -26,7 +26,7 @@ def test_of_all_tokens() -> None:
     assert found.kept == TOKENS * kept
     assert found.peak == TOKENS * (kept + 3 * 4 * PLAIN)
     assert found.without == TOKENS * (PLAIN + 7 * 4 * PLAIN + SITES * EACH)
-    assert found.plain == TOKENS * SITES * PLAIN
+    assert found.before_rewrite == TOKENS * SITES * PLAIN
     assert found.moved == TOKENS * 6 * (9 * PLAIN + 4 * 20)
 
 
@@ -36,7 +36,7 @@ def test_table() -> None:
     assert head.split("  ")[0] == "region"
     assert row.split()[:3] == ["0", "8", "4"]
     found = report.memory
-    wanted = (found.kept, report.memory.peak - found.kept, found.without, found.plain, found.moved)
+    wanted = (found.kept, report.memory.peak - found.kept, found.without, found.before_rewrite, found.moved)
     assert " ".join(row.split()[3:]) == " ".join(readable(size / TOKENS) for size in wanted)
     assert line.startswith(f"streams in a training step of 15 tokens with recompute=4: {readable(found.kept)} kept, ")
 
@@ -54,7 +54,7 @@ def test_off() -> None:
 
 def test_inside_of_checkpoints_nothing_is_counted() -> None:
     report = mhc.explain(made(Checkpointed, 3), (inputs(),), training=True)
-    assert report.memory.kept == report.memory.plain == 0
+    assert report.memory.kept == report.memory.before_rewrite == 0
     assert str(report).count("as the model's own checkpoint decides") == 3
     assert "training step" not in str(report)
 

@@ -15,7 +15,7 @@ from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
 from mhc_compile.errors import PlanMismatchError
 from mhc_compile.plan.drafting import draw, number, plan_graph
-from mhc_compile.plan.model_plan import VERSION, ModelPlan, Site, options_that_differ
+from mhc_compile.plan.model_plan import VERSION, ModelPlan, SitePlan, options_that_differ
 from tests.nets import SITES, Block, Net, PostBlock, inputs, made, upgraded
 
 
@@ -160,7 +160,7 @@ def test_another_format_is_refused(plan: ModelPlan) -> None:
 
 
 def test_joining_plans(plan: ModelPlan) -> None:
-    def renamed(site: Site) -> Site:
+    def renamed(site: SitePlan) -> SitePlan:
         return dataclasses.replace(site, name=f"other.{site.name}")
 
     other = ModelPlan(plan.config, (plan.sites[0], *(renamed(site) for site in plan.sites)))

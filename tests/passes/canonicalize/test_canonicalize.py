@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.graph import optable
-from tests.passes.helpers import Layer, Step, context, graph, ops, tokens
+from tests.passes.helpers import Layer, Step, graph, ops, request, tokens
 
 
 def plus(_: Any, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def respelt(step: Step) -> tuple[Any, Any]:
     """The graph before and after."""
     before = graph(Layer(step), tokens())
     after = copy.deepcopy(before)
-    Canonicalize()(after, context())
+    Canonicalize()(after, request(), Results())
     after.graph.lint()
     after.recompile()
     return before, after

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
-from tests.passes.helpers import C, Layer, context, graph, ops, tokens
+from tests.passes.helpers import C, Layer, graph, ops, request, tokens
 
 Function = Callable[[Any, Tensor], Any]
 
@@ -22,7 +23,7 @@ def respelt(step: Function, x: Tensor) -> tuple[list[str], list[str], float]:
     before, inputs = ops(gm), [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")]
     values = [torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, v in enumerate(inputs)]
     (expected,) = gm(*values)
-    Canonicalize()(gm, context())
+    Canonicalize()(gm, request(), Results())
     gm.graph.lint()
     gm.recompile()
     (result,) = gm(*values)

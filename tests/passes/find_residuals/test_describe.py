@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mhc_compile.passes import ANALYSIS, Residual
+from mhc_compile.passes import ANALYSIS, Findings, Residual
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import C, Layer, Step, context, explain, graph, names, tokens
+from tests.passes.helpers import C, Layer, Step, explain, graph, names, request, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -31,9 +31,7 @@ class Of(nn.Module):
 
 
 def only(model: nn.Module, x: Tensor) -> Residual:
-    made = context()
-    run(ANALYSIS, graph(model, x), made)
-    (residual,) = made.findings.residuals
+    (residual,) = run(ANALYSIS, graph(model, x), request())[Findings].residuals
     return residual
 
 

@@ -12,11 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 
-from mhc_compile.backend import rewriting
+from mhc_compile.backend import kernels, rewriting
 from mhc_compile.ops import seams
-from mhc_compile.passes import PIPELINE, Context
+from mhc_compile.passes import PIPELINE, Request, Results
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.runner import run
 from tests.passes import streams
 from tests.passes.helpers import Layer, Step, example_inputs, graph, rewritten, tokens
 
@@ -29,7 +28,7 @@ class Pair:
 
     before: fx.GraphModule
     after: fx.GraphModule
-    context: Context
+    results: Results
 
     def inputs(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Random inputs; the parameters of sites have 32 bits at least."""
@@ -48,12 +47,8 @@ class Pair:
 def pair(model: nn.Module, *args: Any, devices: frozenset[str] = CPU, **options: Any) -> Pair:
     plain = graph(model, *args)
 
-    def made(where: frozenset[str]) -> tuple[fx.GraphModule, Context]:
-        gm, context = rewritten(plain, **{"streams": 2, **options})
-        context.devices = where
-        run(PIPELINE, gm, context)
-        gm.recompile()
-        return gm, context
+    def made(where: frozenset[str]) -> tuple[fx.GraphModule, Results]:
+        return rewritten(plain, devices=where, **{"streams": 2, **options})
 
     return Pair(made(frozenset())[0], *made(devices))
 
@@ -93,21 +88,12 @@ def _facts(node: fx.Node) -> Iterator[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OnCpu:
-    name: ClassVar[str] = "on-cpu"
-    rewrites: ClassVar[bool] = True
-
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        context.devices = CPU
-
-
-@dataclasses.dataclass(frozen=True)
 class _Count:
     counts: Counter[str]
     name: ClassVar[str] = "count"
     rewrites: ClassVar[bool] = False
 
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
+    def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         self.counts.update(ours(gm))
 
 
@@ -115,9 +101,11 @@ class _Count:
 def kernels_everywhere() -> Iterator[Counter[str]]:
     """Let the backend fuse on the CPU and in fp64, and count the ops of the IR that it ends with."""
     counts: Counter[str] = Counter()
-    pipeline = (_OnCpu(), *PIPELINE, _Count(counts))
+    pipeline = (*PIPELINE, _Count(counts))
     with (
         mock.patch.object(rewriting, "PIPELINE", pipeline),
+        mock.patch.object(kernels, "enable", return_value=CPU),
+        mock.patch.object(kernels, "name_sites"),
         mock.patch.object(seams, "why_not", return_value=None),
     ):
         yield counts

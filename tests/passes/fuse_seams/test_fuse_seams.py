@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from mhc_compile.passes import PIPELINE
 from mhc_compile.passes.graph import checkpoints, optable
-from mhc_compile.passes.runner import run
+from mhc_compile.passes.widen import Widened
 from tests.passes.fuse_seams.fusing import CPU, Pair, fused, ours, pair, words
 from tests.passes.helpers import C, Layer, example_inputs, graph, rewritten, tokens
 
@@ -70,7 +69,7 @@ def test_nothing_changes_without_kernels() -> None:
     for devices in (frozenset[str](), frozenset({"cuda"})):
         made = fused(two_sites, devices=devices)
         assert words(made.after) == words(made.before)
-        assert made.context.unfused == {}
+        assert not any(site.generated or site.unfit for site in made.results[Widened].sites)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +83,13 @@ def test_nothing_changes_without_kernels() -> None:
 def test_why_a_site_has_no_kernel(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
     made = fused(two_sites, dtype=dtype, **options)
     assert words(made.after) == words(made.before)
-    assert list(made.context.unfused) == ["proj", "up"]
-    assert all(reason in text for text in made.context.unfused.values())
+    sites = made.results[Widened].sites
+    assert [site.name for site in sites] == ["proj", "up"]
+    assert all(reason in site.unfit and not site.generated for site in sites)
 
 
 def test_inline_graphs_hold_no_ops_of_ours() -> None:
-    gm, context = rewritten(graph(Layer(two_sites), tokens()))
-    context.devices, context.inline = CPU, True
-    run(PIPELINE, gm, context)
+    gm, _ = rewritten(graph(Layer(two_sites), tokens()), devices=CPU, inline=True)
     assert not any("mhc" in str(node.target) for node in gm.graph.nodes)
 
 
@@ -162,11 +160,8 @@ def test_a_read_of_other_streams_than_the_coefficients() -> None:
 
 
 def test_streams_from_another_graph() -> None:
-    gm, context = rewritten(graph(Layer(two_sites), tokens()), streams=2)
-    assert context.bindings is not None
-    context.carry_out, context.devices = True, CPU
-    context.bindings = {name: type(b)(b.parameters, entry=False) for name, b in context.bindings.items()}
-    run(PIPELINE, gm, context)
+    plain = graph(Layer(two_sites), tokens())
+    gm, _ = rewritten(plain, entry=False, carries=True, devices=CPU, streams=2)
     assert words(gm) == "enter:layer linear seam linear linear mul write readout".split()
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 from torch._C import _set_grad_enabled  # what Dynamo makes of no_grad
 
-from mhc_compile.passes.graph.order import Places
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.order import Order
 
 
 def module(graph: fx.Graph) -> fx.GraphModule:
@@ -19,14 +20,14 @@ def module(graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(root, graph)
 
 
-def late(make: Any) -> tuple[Places, fx.Node, fx.Node]:
+def late(make: Any) -> tuple[Order, fx.Node, fx.Node]:
     """A node `at`, and an operand that is made behind it from a parameter w and the node."""
     graph = fx.Graph()
     w = graph.placeholder("w")
     at = graph.call_function(torch.sin, (w,))
     operand = make(graph, w, at)
     graph.output((at, operand))
-    return Places(module(graph)), at, operand
+    return Order(GraphFacts(module(graph))), at, operand
 
 
 @pytest.mark.parametrize(
@@ -83,10 +84,10 @@ def test_nodes_fit_in_one_gradient_mode_and_checkpoint() -> None:
     c, d = sin(), sin()
     d.meta["ac_graph_id"] = 0
     graph.output((a, b, c, d))
-    places = Places(module(graph))
-    assert places.fit(a, c)
-    assert not places.fit(a, b)
-    assert not places.fit(a, d)
+    places = Order(GraphFacts(module(graph)))
+    assert places.can_merge(a, c)
+    assert not places.can_merge(a, b)
+    assert not places.can_merge(a, d)
     assert places.same_mode(a, d)
     assert places.needed([b], a) is None
     assert places.needed([c], a) == [c]
@@ -96,6 +97,6 @@ def test_a_new_node_takes_a_place() -> None:
     places, at, operand = late(lambda g, w, at: g.call_method("neg", (w,)))
     with at.graph.inserting_before(at):
         new = at.graph.call_method("neg", (at.args[0],))
-    places.put(new, at)
+    places.place_beside(new, at)
     assert places.sort([operand, new]) == [new, operand]
     assert places.needed([new], at) == []

@@ -15,27 +15,33 @@ from hypothesis import given
 import mhc_compile as mhc
 from mhc_compile.errors import MHCWarning
 from mhc_compile.ops import seams
-from mhc_compile.passes import ANALYSIS, runner
-from mhc_compile.passes.base import Plan
+from mhc_compile.passes import ANALYSIS, Plan
+from mhc_compile.passes.base import SiteFacts
 from mhc_compile.passes.plan_recompute import blocks
 from mhc_compile.passes.plan_recompute.blocks import best, peak, plan_blocks
-from mhc_compile.passes.plan_recompute.site_run import Run
-from tests.passes.helpers import graph, rewritten, tokens
+from mhc_compile.passes.plan_recompute.site_run import SiteRun
+from mhc_compile.passes.runner import run as run_passes
+from tests.passes.helpers import graph, request, tokens
 from tests.passes.plan_recompute.test_plan_recompute import Branches, Chain, Middle, Tower
 
-RUN = Run(tuple(map(str, range(24))), 0, 4, 512, 2, 1000, 49, starts=True, aside=False, replays=0)
+RUN = SiteRun(
+    sites=tuple(map(str, range(24))), region=0, streams=4, channels=512, itemsize=2, tokens=1000, coefficients=49,
+    starts=True, under_checkpoint=False, replays=0,
+)  # fmt: skip
 
 
-def plan(model: torch.nn.Module, *args: torch.Tensor, **options: Any) -> tuple[Plan, mhc.Config]:
-    """The plan of a graph, and the options."""
-    gm, found = rewritten(graph(model, *(args or (tokens(),))), **{"streams": 2, **options})
-    runner.run(ANALYSIS, gm, found)
-    return found.plan, found.config
+def plan(
+    model: torch.nn.Module, *args: torch.Tensor, devices: frozenset[str] = frozenset(), **options: Any
+) -> tuple[list[SiteFacts], mhc.Config]:
+    """What is known of a graph's sites, and the options."""
+    asked = request(devices=devices, **{"streams": 2, **options})
+    found = run_passes(ANALYSIS, graph(model, *(args or (tokens(),))), asked)
+    return [site.facts for site in found[Plan].sites], asked.config
 
 
 def sizes(model: torch.nn.Module, *args: torch.Tensor, **options: Any) -> list[tuple[int, int]]:
     """Length and size of every run."""
-    return [(len(run.sites), run.size) for run in plan_blocks(*plan(model, *args, **options), frozenset())]
+    return [(len(run.sites), run.size) for run in plan_blocks(*plan(model, *args, **options))]
 
 
 @given(length=st.integers(1, 300), n=st.integers(1, 16))
@@ -53,9 +59,9 @@ def test_auto_is_the_papers_optimum(length: int, n: int) -> None:
 def test_auto_in_kernels(length: int, n: int, limit: int) -> None:
     """The least of what is kept and moved, within what a kernel replays: nothing is made again as a whole."""
     run = dataclasses.replace(RUN, sites=tuple(map(str, range(length))), streams=n, replays=limit)
-    found = run.of(best(run))
+    found = run.in_blocks_of(best(run))
     assert found.transient == 0
-    costs = [run.of(size).kept + run.of(size).moved for size in range(1, limit + 2)]
+    costs = [run.in_blocks_of(size).kept + run.in_blocks_of(size).moved for size in range(1, limit + 2)]
     assert found.kept + found.moved == min(costs)
 
 
@@ -72,8 +78,8 @@ def test_runs_end_at_checkpoints_and_where_streams_fork() -> None:
 
 
 def test_facts_of_a_run() -> None:
-    (run,) = plan_blocks(*plan(Chain(3).bfloat16(), tokens(3, 7, dtype=torch.bfloat16), recompute=2), frozenset())
-    facts = (run.streams, run.channels, run.itemsize, run.tokens, run.starts, run.aside, run.replays)
+    (run,) = plan_blocks(*plan(Chain(3).bfloat16(), tokens(3, 7, dtype=torch.bfloat16), recompute=2))
+    facts = (run.streams, run.channels, run.itemsize, run.tokens, run.starts, run.under_checkpoint, run.replays)
     assert facts == (2, 8, 2, 21, True, False, 0)
 
 
@@ -88,40 +94,40 @@ def test_facts_of_a_run() -> None:
 def test_coefficients_that_a_site_keeps(connection: str, projection: str, coefficients: int) -> None:
     """H_pre, H_post, H_res, the logits, and an inverse norm a row."""
     chosen = plan(Chain(3), streams=4, connection=connection, projection=projection)
-    assert plan_blocks(*chosen, frozenset())[0].coefficients == coefficients
+    assert plan_blocks(*chosen)[0].coefficients == coefficients
 
 
 def test_kernels_replay() -> None:
     for dtype in (torch.float32, torch.float64):  # there are no kernels for the latter
         model = Chain(3).to(dtype)
-        (run,) = plan_blocks(*plan(model, tokens(dtype=dtype), recompute=2), frozenset({"cpu"}))
+        (run,) = plan_blocks(*plan(model, tokens(dtype=dtype), devices=frozenset({"cpu"}), recompute=2))
         assert run.replays == (seams.replay_limit(2, 4) if dtype is torch.float32 else 0)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.6, 0.5])
 def test_a_share_of_what_is_kept_without(share: float) -> None:
     runs = [RUN, dataclasses.replace(RUN, channels=256)]
-    found = [run.of(blocks._cheapest(runs, share)) for run in runs]
-    without = peak(run.of(1) for run in runs)
+    found = [run.in_blocks_of(blocks._cheapest(runs, share)) for run in runs]
+    without = peak(run.in_blocks_of(1) for run in runs)
     assert peak(found) <= share * without
     if found[0].size > 1:
-        assert peak(run.of(found[0].size - 1) for run in runs) > share * without
+        assert peak(run.in_blocks_of(found[0].size - 1) for run in runs) > share * without
 
 
 def test_a_budget_in_bytes() -> None:
-    (run,) = plan_blocks(*plan(Chain(12), recompute="off"), frozenset())
-    needed = peak([run.of(2)])
+    (run,) = plan_blocks(*plan(Chain(12), recompute="off"))
+    needed = peak([run.in_blocks_of(2)])
     assert sizes(Chain(12), recompute=f"memory:{needed}") == [(12, 2)]
     assert sizes(Chain(12), recompute=f"memory:{needed - 1}") == [(12, 3)]
 
 
 def test_a_budget_that_is_too_small() -> None:
     """The least there is, and a warning that says how much that is."""
-    (run,) = plan_blocks(*plan(Chain(12), recompute="off"), frozenset())
-    least = min(peak([run.of(size)]) for size in range(1, 13))
+    (run,) = plan_blocks(*plan(Chain(12), recompute="off"))
+    least = min(peak([run.in_blocks_of(size)]) for size in range(1, 13))
     with pytest.warns(MHCWarning, match=f"do not fit in the 1,000 bytes .* planned for {least:,}, the least there is"):
         found = sizes(Chain(12), recompute="memory:1000")
-    assert peak([run.of(found[0][1])]) == least
+    assert peak([run.in_blocks_of(found[0][1])]) == least
 
 
 def test_a_budget_that_suffices_says_nothing() -> None:

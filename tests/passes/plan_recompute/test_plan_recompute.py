@@ -12,9 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.ops import seams
-from mhc_compile.passes import PIPELINE
 from mhc_compile.passes.graph import checkpoints, optable
-from mhc_compile.passes.runner import run
 from tests.passes.fuse_seams.fusing import Pair, ours, pair
 from tests.passes.helpers import Attention, C, graph, mlp, rewritten, tokens
 
@@ -77,10 +75,7 @@ class Tower(nn.Module):
 
 
 def planned(model: nn.Module, *args: Tensor, **options: Any) -> fx.GraphModule:
-    gm, context = rewritten(graph(model, *(args or (tokens(),))), **{"streams": 2, **options})
-    checkpoints.splice(gm)
-    run(PIPELINE, gm, context)
-    return gm
+    return rewritten(graph(model, *(args or (tokens(),))), **{"streams": 2, **options})[0]
 
 
 def policy(gm: fx.GraphModule) -> list[str]:
@@ -118,9 +113,7 @@ def test_off() -> None:
 
 
 def test_nothing_for_graphs_that_run_without_us() -> None:
-    gm, context = rewritten(graph(Chain(), tokens()), streams=2, recompute=2)
-    context.inline = True
-    run(PIPELINE, gm, context)
+    gm, _ = rewritten(graph(Chain(), tokens()), inline=True, streams=2, recompute=2)
     assert policy(gm) == []
 
 

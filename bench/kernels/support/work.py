@@ -6,9 +6,9 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from bench.kernels.context import Context
-from bench.kernels.generated import Generated, Tiles
-from bench.kernels.reasons import reason
+from bench.kernels.support.context import Context
+from bench.kernels.support.generated import Generated, Tiles
+from bench.kernels.support.reasons import reason
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.runtime import interpreter
 

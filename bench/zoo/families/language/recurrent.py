@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.zoo.experts import MLA
+from bench.zoo.families.language.experts import MLA
 from bench.zoo.family import LAYERS, each, hf
 from bench.zoo.inputs import text
 from bench.zoo.sizes import GROUPED, HEADED, NOTHING, SPECIAL, TEXT, WIDTH

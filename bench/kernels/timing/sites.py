@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels.generated import Generated, Tiles
+from bench.kernels.support.generated import Generated, Tiles
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.runtime.dtypes import TORCH
 from mhc_compile.codegen.runtime.space import candidates

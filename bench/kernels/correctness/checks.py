@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels import truth
-from bench.kernels.cases import Case
-from bench.kernels.context import Context
-from bench.kernels.errors import Errors
-from bench.kernels.generated import Generated, Named
-from bench.kernels.reasons import reason
-from bench.kernels.work import each
+from bench.kernels.correctness import truth
+from bench.kernels.correctness.errors import Errors
+from bench.kernels.support.cases import Case
+from bench.kernels.support.context import Context
+from bench.kernels.support.generated import Generated, Named
+from bench.kernels.support.reasons import reason
+from bench.kernels.support.work import each
 
 # relative error: one rounding of random numbers is 1.7e-3 in bf16, 2.1e-4 in fp16; fp32 sums of two bf16 products
 LIMITS = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4, torch.float32: 1e-4}

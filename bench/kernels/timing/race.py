@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernels.context import Context
-from bench.kernels.generated import drawn
-from bench.kernels.reasons import reason
-from bench.kernels.sites import Contender, Maker, Shape, UnavailableError
-from bench.kernels.timing import Timed, interleave, sets_for
+from bench.kernels.support.context import Context
+from bench.kernels.support.generated import drawn
+from bench.kernels.support.reasons import reason
+from bench.kernels.timing.clocks import Timed, interleave, sets_for
+from bench.kernels.timing.sites import Contender, Maker, Shape, UnavailableError
 from mhc_compile.codegen.runtime.dtypes import TORCH
 
 DIRECTIONS = ("forward", "both")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from bench.zoo.families.vision.pictures import VIT
 from bench.zoo.family import LAYERS, each, hf, under
 from bench.zoo.inputs import ids, image, picture, text
 from bench.zoo.sizes import BLOCK, CROSS, GROUPED, HEADED, IMAGE, SPECIAL, TEXT, WIDTH
-from bench.zoo.vision import VIT
 
 CLIP_TEXT = {**TEXT, "max_position_embeddings": 64, "projection_dim": 16}
 TOWERS: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Contenders tried in processes of their own first: what crashes or hangs there does not take the run with it.
 
-`python -m bench.kernels.probe NAME DEVICE SHAPE...` prints a line of JSON for each shape.
+`python -m bench.kernels.peers.probe NAME DEVICE SHAPE...` prints a line of JSON for each shape.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from bench.kernels.peers import TRIED
-from bench.kernels.race import Race
-from bench.kernels.reasons import reason
-from bench.kernels.sites import Shape
+from bench.kernels.support.reasons import reason
+from bench.kernels.timing.race import Race
+from bench.kernels.timing.sites import Shape
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def failing(names: Sequence[str], shapes: Sequence[Shape], device: str, seconds: float) -> dict[str, dict[Shape, str]]:
@@ -32,7 +32,14 @@ def failing(names: Sequence[str], shapes: Sequence[Shape], device: str, seconds:
 
 
 def _probed(name: str, shapes: Sequence[Shape], device: str, seconds: float) -> dict[Shape, str]:
-    command = [sys.executable, "-m", "bench.kernels.probe", name, device, *(json.dumps(astuple(s)) for s in shapes)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.kernels.peers.probe",
+        name,
+        device,
+        *(json.dumps(astuple(s)) for s in shapes),
+    ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
         said, end = done.stdout, f"its process ended with {done.returncode}: {done.stderr.strip()[-200:]}"

@@ -1,61 +1,44 @@
-"""Residual sums become sites: the graph in terms of the mhc IR."""
+"""Emits the mhc IR site by site."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
 from collections import defaultdict
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-from mhc_compile.passes.base import Context, PlannedSite
+from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
+from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import optable, provenance, views
-from mhc_compile.passes.graph.order import Places
-from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.order import Order, stable_topological_sort
+from mhc_compile.passes.graph.walk import between, operands, value
+from mhc_compile.passes.widen.widened import Crossing, Widened
 
 _OPS = torch.ops.mhc
 
 
-@dataclasses.dataclass(frozen=True)
-class Widen:
-    """`s = x + f(x)` becomes `S = write(X, f(read(X)))`.
-
-    Before:                          After:
-        f = branch(x)                    X = expand(x)            (or the streams of the sum that x comes from)
-        s = x + f                        pre, post, res = coefficients(X)
-        y = head(s)                      f = branch(read(X, pre))
-                                         S = write(X, f, post, res)
-                                         y = head(readout(S))
-
-    What feeds the branch reads H_pre x, what lies between two sums is applied to every stream, and every other reader
-    of a sum gets the readout, also where it is the same op that the streams went through.
-    """
-
-    name: ClassVar[str] = "widen"
-    rewrites: ClassVar[bool] = True
-
-    def __call__(self, gm: fx.GraphModule, context: Context) -> None:
-        """Rewrite the planned sites; each needs its binding."""
-        if context.plan.sites:
-            _Widener(gm, context).run()
-
-
-class _Widener:
+class Widener:
     """Emits the sites in program order, each new node right behind the node of the plain graph that it stands for."""
 
-    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
-        self.graph, self.context, self.n = gm.graph, context, context.config.streams
-        self.order: dict[fx.Node, int] = {node: i for i, node in enumerate(gm.graph.nodes)}
-        self.last_input = gm.graph.find_nodes(op="placeholder")[-1]
+    def __init__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
+        """Prepare to rewrite the planned sites, of which there is one at least."""
+        self.graph, self.config, self.n = gm.graph, request.config, request.config.streams
+        self.plan, facts = results[Plan], results[GraphFacts]
+        self.gives = request.carries and len(results[Bindings].by_name) != request.sites_of_model
+        self.order = facts.order
+        inputs = gm.graph.find_nodes(op="placeholder")
+        self.inputs, self.last_input = {node: i for i, node in enumerate(inputs)}, inputs[-1]
         self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
         self.regions: defaultdict[int, dict[fx.Node, fx.Node]] = defaultdict(dict)
         self.inflow: dict[fx.Node, fx.Node] = {}  # a graph input -> the input with its streams
-        self.sums: dict[fx.Node, PlannedSite] = {}
-        self.site: PlannedSite = context.plan.sites[0]
-        self.readers = {site.residual.total: self._readers(site) for site in context.plan.sites}
-        self.places = Places(gm)
+        self.sums: dict[fx.Node, PlacedSite] = {}
+        self.site: PlacedSite = self.plan.sites[0]
+        self.readers = {site.residual.total: self._readers(site) for site in self.plan.sites}
+        self.places = Order(facts)
         self.disordered = False
 
     @property
@@ -63,35 +46,54 @@ class _Widener:
         """Map nodes of the plain graph to their streams in the site's region; where one ends, another may start."""
         return self.regions[self.site.region]
 
-    def run(self) -> None:
+    def run(self) -> Widened:
         """Rewrite site by site, then serve the other readers and clean up."""
-        for site in self.context.plan.sites:
+        for site in self.plan.sites:
             self.site = site
             self._write(*self._read())
-        if self.context.carry_out:
+        if self.gives:
             self._give()
         self._serve()
         if self.disordered:
             stable_topological_sort(self.graph)
+        return self._crossings()
 
-    def _readers(self, site: PlannedSite) -> dict[fx.Node, list[fx.Node]]:
+    def _crossings(self) -> Widened:
+        """Return what is left of the plan, in facts that need no nodes."""
+        sites = self.plan.sites
+
+        def crossing(tensor: int, site: PlacedSite) -> Crossing:
+            phi = self.inputs[_bound(site).parameters.phi]
+            return Crossing(tensor, site.residual.name, phi, site.residual.axis)
+
+        first = {site.start: site for site in reversed(sites) if site.carried}
+        fresh = [site for site in sites if site.facts.starts and site.inflow is not None]
+        exits = self.plan.exits if self.gives else ()
+        return Widened(
+            sites=tuple(site.facts for site in sites),
+            takes=tuple(crossing(self.inputs[node], first[node]) for node in self.inflow),
+            gives=tuple(crossing(leaving.output, sites[leaving.site]) for leaving in exits),
+            starts=tuple(crossing(self.inputs[site.inflow], site) for site in fresh if site.inflow is not None),
+        )
+
+    def _readers(self, site: PlacedSite) -> dict[fx.Node, list[fx.Node]]:
         """Return who reads the carrier, or a node on its way, for the branch.
 
         What the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout.
         """
-        held = dict.fromkeys((site.source, *site.lifts))
-        before = between(site.source, (site.residual.carrier,), self.order)
-        inside = between(site.source, site.residual.branches, self.order) - before - held.keys()
+        held = dict.fromkeys((site.start, *site.lifts))
+        before = between(site.start, (site.residual.carrier,), self.order)
+        inside = between(site.start, site.residual.branches, self.order) - before - held.keys()
         return {node: [user for user in node.users if user in inside] for node in held}
 
     def _read(self) -> tuple[fx.Node, fx.Node]:
         """Bring the streams to the site, make its coefficients and let the branch read; return H_post and H_res."""
-        site, config = self.site, self.context.config
+        site, config = self.site, self.config
         residual = site.residual
         self._enter()
         for node in site.lifts:
             self._lift(node)
-        parameters = (self.context.bindings or {})[residual.name].parameters
+        parameters = _bound(site).parameters
         operands = (parameters.phi, parameters.alpha, parameters.delta, parameters.base)
         maps = (self.n, config.connection, config.projection, config.sinkhorn_iters, config.eps)
         at, x = self._where_gradients_flow(residual.carrier), self.streams[residual.carrier]
@@ -100,7 +102,7 @@ class _Widener:
         for node, readers in self.readers[residual.total].items():
             users = [user for user in readers if node in user.all_input_nodes]  # another site may have been first
             if users:
-                u = self._plain(at, node, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
+                u = self._from_streams(at, node, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
             for user in users:
                 user.replace_input_with(node, u)
                 self.disordered |= self.order[user] < self.order[at]
@@ -134,7 +136,7 @@ class _Widener:
 
     def _enter(self) -> None:
         """Make the streams of the site's source, unless they are there."""
-        source = self.site.source
+        source = self.site.start
         if source in self.streams:
             return
         if not self.site.carried:
@@ -145,7 +147,6 @@ class _Widener:
         if source not in self.inflow:
             with self.graph.inserting_after(self.last_input):
                 self.last_input = self.inflow[source] = self.graph.placeholder(f"{source.name}_streams")
-            self.context.takes.append(source)
         self._flow(source, self.inflow[source])
 
     def _lift(self, node: fx.Node) -> None:
@@ -180,25 +181,24 @@ class _Widener:
         """Return the streams of outputs that end in a sum, behind the graph's own outputs."""
         output = self.graph.find_nodes(op="output")[0]
         extra = []
-        for leaving in self.context.plan.exits:
-            before = self.context.plan.sites[leaving.site]
-            self.site = dataclasses.replace(before, source=before.residual.total, predecessor=leaving.site)
+        for leaving in self.plan.exits:
+            before = self.plan.sites[leaving.site]
+            self.site = dataclasses.replace(before, start=before.residual.total, predecessor=leaving.site)
             for node in leaving.lifts:
                 self._lift(node)
             end = leaving.lifts[-1] if leaving.lifts else before.residual.total
             extra.append(self.streams[end])
-            self.context.gives.append(leaving.output)
         output.args = ((*cast("tuple[fx.Node, ...]", output.args[0]), *extra),)
 
     def _serve(self) -> None:
         """From the end: erase sums and lifted ops that nobody reads; who still reads a sum gets the readout."""
-        sites = self.context.plan.sites
+        sites = self.plan.sites
         plain = {node for site in sites for node in (*site.residual.adds, *site.lifts)}
         for node in sorted(plain, key=self.order.__getitem__, reverse=True):
             if node.users and node in self.sums:
                 self.site = self.sums[node]
                 readers = list(node.users)
-                out = self._plain(node, node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
+                out = self._from_streams(node, node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:
@@ -212,7 +212,7 @@ class _Widener:
             last = plain.detach().movedim(self.site.residual.axis, -1)
             streams.meta["example_value"] = last.unsqueeze(-2).expand(*last.shape[:-1], self.n, last.shape[-1])
 
-    def _plain(self, at: fx.Node, like: fx.Node, x: fx.Node) -> fx.Node:
+    def _from_streams(self, at: fx.Node, like: fx.Node, x: fx.Node) -> fx.Node:
         """Give what was read from streams the layout and the example value of the plain node."""
         plain, axis = value(like), self.site.residual.axis
         if plain is not None:
@@ -240,32 +240,18 @@ class _Widener:
         before = self.tail.get(anchor, anchor)
         with self.graph.inserting_before(before.next):
             node: fx.Node = make()
-        node.meta = provenance.origin(self.site.residual.total) | {"mhc_site": self.site.residual.name}
+        node.meta = provenance.inherited(self.site.residual.total) | {"mhc_site": self.site.residual.name}
         self.tail[anchor] = node
         return node
 
 
+def _bound(site: PlacedSite) -> Binding:
+    """Return the binding of a site, which widen cannot do without."""
+    assert site.binding is not None  # PlanStreams bound it, since markers were there
+    return site.binding
+
+
 def _other(add: fx.Node, carrier: fx.Node, chain: tuple[fx.Node, ...]) -> fx.Node:
     """Return the operand of an add that does not hold the carrier."""
-    a, b = add.args[:2]
-    other = b if a is carrier or a in chain else a
-    assert isinstance(other, fx.Node)  # is_add saw two nodes
-    return other
-
-
-def stable_topological_sort(graph: fx.Graph) -> None:
-    """Move each node that stands before one of its inputs right behind the last of them; others keep their order."""
-    placed: set[fx.Node] = set()
-    waiting: dict[fx.Node, list[fx.Node]] = {}
-    queue = list(reversed(list(graph.nodes)))
-    position = graph._root
-    while queue:
-        node = queue.pop()
-        missing = next((arg for arg in node.all_input_nodes if arg not in placed), None)
-        if missing is not None:
-            waiting.setdefault(missing, []).append(node)
-            continue
-        position.append(node)
-        position = node
-        placed.add(node)
-        queue += reversed(waiting.pop(node, []))
+    a, b = operands(add)
+    return b if a is carrier or a in chain else a

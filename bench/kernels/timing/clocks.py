@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from bench.kernels.reasons import reason
+from bench.kernels.support.reasons import reason
 from mhc_compile.cli import measure
 
 Step = Callable[[int], object]  # of the number of a set of inputs

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from bench.kernels import cases, race, sites, work
-from bench.kernels.context import Context
-from bench.kernels.generated import Generated
-from bench.kernels.race import us
-from bench.kernels.reasons import reason
-from bench.kernels.sites import Shape
-from bench.kernels.timing import Timed, interleave, sets_for
+from bench.kernels.support import cases, work
+from bench.kernels.support.context import Context
+from bench.kernels.support.generated import Generated
+from bench.kernels.support.reasons import reason
+from bench.kernels.timing import race, sites
+from bench.kernels.timing.clocks import Timed, interleave, sets_for
+from bench.kernels.timing.race import us
+from bench.kernels.timing.sites import Shape
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.inspect.record import Launch, recording
 from mhc_compile.codegen.triton.generate import bytes_per_token

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from bench.kernels.cases import Sizes
-from bench.kernels.deadline import Deadline
-from bench.kernels.timing import Clock
+from bench.kernels.support.cases import Sizes
+from bench.kernels.support.deadline import Deadline
+from bench.kernels.timing.clocks import Clock
 
 
 @dataclasses.dataclass(frozen=True)

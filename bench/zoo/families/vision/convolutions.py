@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bench.zoo.families.vision.pictures import large
 from bench.zoo.family import each, hf
 from bench.zoo.inputs import SIDE, picture
 from bench.zoo.sizes import NOTHING
-from bench.zoo.vision import large
 
 CONVNEXT = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [2, 2], "image_size": SIDE}
 RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2]}

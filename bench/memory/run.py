@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 import mhc_compile as mhc
-from bench import memory_report, resident
 from bench.common import RESULTS, images, llama, place, save, tokens, vit
+from bench.memory import report, resident
 from bench.step import training_step
 from mhc_compile.cli import bench, measure
 from mhc_compile.plan.memory import Memory
@@ -99,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         timed = apart("time", setup, names)
         for row in rows:
             row["time"] = timed.get(row["name"])
-    rows = memory_report.compared(rows)
-    memory_report.show(title(setup), rows)
+    rows = report.compared(rows)
+    report.show(title(setup), rows)
     named = f"memory-{setup.model}"
     save(named, setup.device, asdict(setup), rows, args.out)
     if not args.no_plot:
         path = place(named, setup.device, args.out).with_suffix(".png")
-        print(f"wrote {memory_report.plot(title(setup), rows, path)}")
+        print(f"wrote {report.plot(title(setup), rows, path)}")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -146,7 +146,7 @@ def apart(work: str, setup: Setup, names: list[str], environment: dict[str, str]
     given = json.dumps({"work": work, "setup": asdict(setup), "names": names})
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory", "--worker", given],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         # Level 6: kineto has nothing to say on stderr.
         env={**os.environ, "KINETO_LOG_LEVEL": "6", **(environment or {})},
         stdout=subprocess.PIPE,

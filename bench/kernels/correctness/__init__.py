@@ -1,0 +1,1 @@
+"""Every generated op against its equations in fp64."""

@@ -1,0 +1,1 @@
+"""What every step needs: cases, a context, kernels to call, processes to work in."""

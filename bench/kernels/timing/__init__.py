@@ -1,0 +1,1 @@
+"""Times of ops, of the kernels within them, and of whole sites against each other."""

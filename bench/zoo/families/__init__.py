@@ -1,0 +1,1 @@
+"""The families by domain, as data; `bench.zoo.registry` collects them."""

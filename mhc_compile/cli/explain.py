@@ -1,0 +1,38 @@
+"""The command `explain`: what mhc sees in a user's model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import mhc_compile as mhc
+from mhc_compile.cli import factory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    factory.add_model_arguments(parser)
+    parser.add_argument("--training", action="store_true", help="tell what a training step keeps of the streams")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the report on the user's model."""
+    config = mhc.Config.from_options(factory.parse_options(args.options))
+    report = mhc.explain(*factory.load(args.factory), config=config, training=args.training)
+    if args.json:
+        print(json.dumps(as_json(report), indent=2))
+    else:
+        report.print()
+
+
+def as_json(report: mhc.Report) -> dict[str, Any]:
+    """The report as what JSON can hold."""
+    listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions", "cuts")}
+    payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
+    memory = {name: getattr(report.memory, name) for name in ("kept", "peak", "without", "before_rewrite", "moved")}
+    runs = [dataclasses.asdict(run) for run in report.memory.runs]
+    plain = {name: getattr(report, name) for name in ("breaks", "graphs", "parameters")}
+    return payload | plain | {"memory": memory | {"recompute": report.memory.recompute, "runs": runs}}

@@ -1,0 +1,90 @@
+"""What the user names on the command line: FILE.py:FACTORY, a model and its inputs, and options for it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mhc_compile.errors import ConfigError, FactoryError
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the model and its options to a command's arguments."""
+    command.add_argument(
+        "factory",
+        metavar="FILE.py:FACTORY",
+        help="a function without arguments in a file: it returns model, args[, kwargs]",
+    )
+    command.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fields of mhc_compile.Config, such as streams=2 exclude=layers.0.*",
+    )
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a VALUE that is no Python literal is a string.
+
+    Raises:
+        ConfigError: a text is no such pair.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--options takes KEY=VALUE, such as streams=2, not {pair!r}")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            options[name] = text
+    return options
+
+
+def load(target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Load FILE.py, call FACTORY in it, and return the model, its args and kwargs.
+
+    Raises:
+        FactoryError: there is no such file or function, or it returns something else. Its own errors pass through.
+    """
+    path, colon, name = target.rpartition(":")
+    if not (path and colon and name):
+        raise FactoryError(f"{target!r} is not FILE.py:FACTORY, such as my_model.py:make")
+    file = Path(path)
+    if not file.is_file():
+        raise FactoryError(f"there is no file {path!r}; give the path of the file with {name}()")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise FactoryError(f"{path!r} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    # As under `python FILE.py`: its neighbours can be imported, and its classes pickled.
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise FactoryError(f"{path} has no function {name}(); define one: model, args[, kwargs]")
+    return _checked(factory(), f"{path}:{name}")
+
+
+def _checked(made: Any, target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    model, inputs, keywords = (*made, {})[:3] if _has_parts(made) else (made, None, None)
+    if not (isinstance(model, torch.nn.Module) and isinstance(inputs, (tuple, list)) and isinstance(keywords, Mapping)):
+        parts = ", ".join(type(part).__name__ for part in made) if _has_parts(made) else None
+        raise FactoryError(
+            f"{target} must return (model, args) or (model, args, kwargs): a torch.nn.Module,"
+            f" a tuple, a dict; it returned {f'({parts})' if parts else type(made).__name__}"
+        )
+    return model, tuple(inputs), dict(keywords)
+
+
+def _has_parts(made: Any) -> bool:
+    return isinstance(made, tuple) and len(made) in (2, 3)

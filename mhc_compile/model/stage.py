@@ -1,0 +1,77 @@
+"""How far a module has come on its way to a plan, and what that means for a graph of it without markers.
+
+A graph with markers says itself which sites it holds. One without may be the first of a model that nobody has planned,
+a graph of a planned model that happens to hold no site, or the original function on purpose. Which of these it is
+depends on the module whose forward the graph is, and this file alone knows it:
+
+| stage | who moves a module there | what the backend does with a graph without markers |
+| --- | --- | --- |
+| `NOT_PLANNED` | every module starts here; `remove` returns here | plans it: the first call creates the sites found |
+| `COLLECTING` | a first call that has created sites | plans it too: other graphs of this forward may hold more |
+| `PLANNED` | `upgrade`, `restore`; after a first call the first graph with markers | compiles it as it is |
+| `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it | compiles it as it is |
+| `HOLDS_SITES` | nobody: a module in it has sites, by the plan of another module | compiles it as it is |
+| `DISABLED` | `with plain(model)`, until it ends | compiles it as it is |
+
+Where the first call finds no site, it warns; not while `COLLECTING`, since the model has sites in another graph.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from torch import nn
+
+from mhc_compile.model.sites import OwnerSites
+
+_KEY = "_mhc_stage"  # in the module's own __dict__, so that copies and pickles of it keep their stage
+
+
+class Stage(enum.Enum):
+    """How far a module has come; the table above says what each stage means."""
+
+    NOT_PLANNED = enum.auto()
+    COLLECTING = enum.auto()
+    PLANNED = enum.auto()
+    PART_OF_PLANNED = enum.auto()
+    HOLDS_SITES = enum.auto()
+    DISABLED = enum.auto()
+
+    @property
+    def plans_graphs(self) -> bool:
+        """Whether a graph without markers is planned; otherwise it is compiled as it is."""
+        return self in (Stage.NOT_PLANNED, Stage.COLLECTING)
+
+
+def stage_of(module: nn.Module | None) -> Stage:
+    """Return the stage of the module whose forward a graph is; without a module, `NOT_PLANNED`."""
+    if module is None:
+        return Stage.NOT_PLANNED
+    held = [each for each in module.modules() if isinstance(each, OwnerSites)]
+    if held and all(sites.disabled for sites in held):
+        return Stage.DISABLED
+    stage: Stage = vars(module).get(_KEY, Stage.HOLDS_SITES if held else Stage.NOT_PLANNED)
+    return stage
+
+
+def set_planned(model: nn.Module) -> None:
+    """Move a model to `PLANNED`, and every module in it to `PART_OF_PLANNED`."""
+    for module in model.modules():
+        vars(module)[_KEY] = Stage.PART_OF_PLANNED
+    vars(model)[_KEY] = Stage.PLANNED
+
+
+def set_collecting(model: nn.Module) -> None:
+    """Move a model to `COLLECTING`: a first call has created sites of one of its graphs."""
+    vars(model)[_KEY] = Stage.COLLECTING
+
+
+def close_first_call(module: nn.Module | None) -> None:
+    """Move from `COLLECTING` to `PLANNED`: graphs come back with their markers now, so all have been seen once."""
+    if module is not None and vars(module).get(_KEY) is Stage.COLLECTING:
+        vars(module)[_KEY] = Stage.PLANNED
+
+
+def forget_stage(module: nn.Module) -> None:
+    """Move one module back to `NOT_PLANNED`."""
+    vars(module).pop(_KEY, None)

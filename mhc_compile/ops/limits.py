@@ -1,0 +1,44 @@
+"""Which sites have generated kernels, and how many writes a kernel replays.
+
+These are limits of kernels, and yet they stand with the ops: passes decide by them what to fuse and what to keep, kernel
+generation refuses by them what it cannot write, and the two sides meet only here (passes import no codegen). Nothing in
+this file is needed to know what an op means.
+"""
+
+from __future__ import annotations
+
+import torch
+
+MOST_STREAMS = 16  # whose n^2 mixing weights a kernel holds in registers
+MOST_WRITES = 8  # that a kernel replays
+
+# an H200
+_FMA_PER_SECOND = 67e12 / 2 / 2  # of its fp32 units, half of whose slots a kernel fills
+_BYTES_PER_SECOND = 4.3e12  # what copying reaches
+
+
+def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
+    """Return why no kernel is generated for such a site, in a few words, or None where one is."""
+    if connection != "mhc":
+        return f"there are kernels for the connection 'mhc', not for {connection!r}"
+    if projection not in ("sinkhorn", "identity"):
+        return f"there are kernels for the projections 'sinkhorn' and 'identity', not for {projection!r}"
+    if n > MOST_STREAMS:
+        return f"there are kernels for up to {MOST_STREAMS} streams, not for {n}"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"there are kernels for bf16, fp16 and fp32, not for {dtype}"
+    return None
+
+
+def replay_limit(n: int, itemsize: int) -> int:
+    """Return the most writes that a kernel replays: so many that arithmetic stays behind its memory traffic.
+
+    Per feature a replayed write takes n^2 + n multiply-adds wherever a backward needs streams: for the coefficients,
+    for the streams, and for each group of columns of phi's gradient. All else takes about 70 at n = 4. It reads an
+    output once more in each of two launches, which move 4 n + 5 elements per feature without it.
+    """
+    write, wide = n * n + n, -(-(n * n + 2 * n) // 16) * 16
+    groups = -(-n // max(1, 160 // wide))  # as many of phi's columns as registers hold
+    spare = (4 * n + 5) * itemsize / _BYTES_PER_SECOND - 3.5 * write / _FMA_PER_SECOND
+    each = write * (2 + groups) / _FMA_PER_SECOND - 2 * itemsize / _BYTES_PER_SECOND
+    return MOST_WRITES if each <= 0 else min(MOST_WRITES, max(1, int(spare / each)))

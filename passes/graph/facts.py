@@ -1,0 +1,32 @@
+"""What several passes ask of a graph as it stands; the runner makes it anew after each rewrite."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import fx
+
+from mhc_compile.passes.graph.aliases import overwritten
+
+
+class GraphFacts:
+    """Facts of a graph, each found when it is first asked for."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        """Take the graph as it stands now."""
+        self._gm = gm
+
+    @cached_property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes, in program order."""
+        return tuple(self._gm.graph.nodes)
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """Each node's place in the program."""
+        return {node: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def overwritten(self) -> set[fx.Node]:
+        """The nodes whose value may change after they were computed."""
+        return overwritten(self._gm)

@@ -1,0 +1,93 @@
+"""Whether kernels can run: asking changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mhc_compile as mhc
+from mhc_compile.codegen.runtime import build, cache, dispatch
+from mhc_compile.codegen.runtime.support import Support, support, why_not
+from mhc_compile.errors import CacheError, MissingDependencyError
+from tests import nets
+
+CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda:0", "meta"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is new enough."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_which_devices_get_kernels() -> None:
+    assert support("auto", [CUDA, CPU]).types == support("triton", [CUDA, CPU]).types == {"cuda"}
+    assert support("reference", [CUDA, CPU]) == Support(frozenset(), None, None)
+
+
+def test_why_others_do_not() -> None:
+    found = support("auto", [CPU, META])
+    assert found == Support(
+        frozenset(),
+        "generated kernels run on CUDA devices, not on 'meta'",
+        "generated kernels run on GPUs, not on a CPU",
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+def test_asking_makes_no_directory_and_registers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "deep" / "cache"))
+    before = dict(dispatch._REGISTERED)
+    assert why_not(CUDA) is None
+    assert list(tmp_path.iterdir()) == []
+    assert before == dispatch._REGISTERED
+
+
+def test_explain_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register(key: str = "CUDA") -> None:
+        raise AssertionError(f"explain registered kernels for {key}")
+
+    monkeypatch.setattr(dispatch, "register", register)
+    assert len(mhc.explain(nets.Net(), (nets.inputs(),)).sites) > 0
+
+
+def _missing() -> None:
+    raise MissingDependencyError("generated kernels need Triton")
+
+
+def _unfit() -> None:
+    raise CacheError("/x is not writable; set MHC_CACHE_DIR")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("module", "name", "fail", "said"),
+    [
+        pytest.param(build, "require_triton", _missing, "generated kernels need Triton", id="no-triton"),
+        pytest.param(cache, "check", _unfit, "/x is not writable; set MHC_CACHE_DIR", id="no-directory"),
+    ],
+)
+def test_what_is_missing_is_said(
+    module: object, name: str, fail: Callable[[], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, fail)
+    assert why_not(CUDA) == said
+
+
+def test_the_check_of_the_directory_is_that_of_its_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "open"))
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for ask in (cache.check, cache.directory):
+        with pytest.raises(CacheError, match="may be written by other users"):
+            ask()
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/inside"):
+        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / place))
+        for ask in (cache.check, cache.directory):
+            with pytest.raises(CacheError):
+                ask()
