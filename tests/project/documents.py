@@ -54,10 +54,12 @@ def fenced(lines: Callable[[], list[str]], language: str = "") -> str:
 
 
 def pipeline() -> list[str]:
-    """Return the tuples of passes/__init__.py as they stand there."""
+    """Return what passes/__init__.py says of each pass, and its tuples."""
     text = (ROOT / "passes" / "__init__.py").read_text("utf-8")
-    tuples = [node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)]
-    return [line for node in tuples for line in text.split("\n")[node.lineno - 1 : node.end_lineno]]
+    tree = ast.parse(text)
+    told = [line[4:] for line in (ast.get_docstring(tree) or "").splitlines() if line.startswith("    ")]
+    tuples = [node for node in tree.body if isinstance(node, ast.AnnAssign) and node.value is not None]
+    return [*told, "", *(f"{ast.unparse(node.target)} = {ast.unparse(node.value)}" for node in tuples)]
 
 
 def bound() -> list[str]:

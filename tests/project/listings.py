@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
-from mhc_compile.backend.rewriting import read_markers
+from mhc_compile.backend.rewriting import config_of_markers
 from mhc_compile.capture.frames import frame_root
 from mhc_compile.capture.graphs import copy_graph, without_markers
 from mhc_compile.capture.owners import Stack
-from mhc_compile.passes import PIPELINE, Context, Findings, Plan
+from mhc_compile.passes import PIPELINE, Findings, Plan, Request, Results
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.walk import value
 from mhc_compile.passes.runner import run
@@ -52,23 +52,20 @@ class Pair(nn.Module):
 
 
 class State(NamedTuple):
-    """A graph, and what the passes that have run found."""
+    """A graph, and what the passes that have run returned."""
 
     gm: fx.GraphModule
-    findings: Findings
-    plan: Plan
+    results: Results
 
 
 def after(graph: fx.GraphModule, passes: int, kernels: bool) -> State:
     """Run the first passes of the pipeline on a copy of Dynamo's graph; called while Dynamo compiles its frame."""
-    markers = read_markers(graph, {"recompute": 2})
-    assert markers is not None  # the model is upgraded
-    for node in markers.gm.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default):
-        markers.gm.graph.erase_node(node)
-    context = Context(markers.config, Stack.of(frame_root()), markers.bindings)
-    context.devices = frozenset(("cpu",)) if kernels else frozenset()
-    run(PIPELINE[:passes], markers.gm, context)
-    return State(markers.gm, context.findings, context.plan)
+    config = config_of_markers(graph, {"recompute": 2})
+    assert config is not None  # the model is upgraded
+    made = copy_graph(graph)
+    devices = frozenset(("cpu",)) if kernels else frozenset[str]()
+    request = Request(config=config, namer=Stack.of(frame_root()), devices=devices)
+    return State(made, run(PIPELINE[:passes], made, request))
 
 
 def in_dynamo(see: Callable[[fx.GraphModule], None]) -> None:
@@ -106,7 +103,7 @@ def found_residuals() -> list[str]:
         return [
             f"{each.name}: {each.kind}, {names[each.total]} = {names[each.carrier]}"
             f" + {' + '.join(names[branch] for branch in each.branches)}, features on axis {each.axis}"
-            for each in state.findings.residuals
+            for each in state.results[Findings].residuals
         ]
 
     return of_state(told, "find-residuals")
@@ -116,7 +113,7 @@ def planned_sites() -> list[str]:
     """Return what plan-streams planned, a line for each site."""
 
     def told(state: State) -> list[str]:
-        sites = state.plan.sites
+        sites = state.results[Plan].sites
         before = [None if each.predecessor is None else sites[each.predecessor].residual.name for each in sites]
         return [
             f"{each.residual.name}: region {each.region}, continues the streams of {name}, lifts {list(each.lifts)}"

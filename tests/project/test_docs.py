@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import mhc_compile as mhc
-from mhc_compile.passes.find_residuals import REASONS
+from mhc_compile import errors
+from mhc_compile.passes import reasons
 from tests.project.documents import MAKERS, REMEDY, arguments, documents, made, ops, parts
 from tests.project.rules import ROOT
 
 LONGEST = 320
-ELSEWHERE_REASONS = {"excluded", "single-site-region", "broken-forward", "hidden-by-autograd"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -116,7 +116,23 @@ def test_every_option_has_a_row() -> None:
 
 
 def test_every_reason_has_a_row() -> None:
-    assert set(column(text_of("docs/finding.md"), "## Reasons")) == REASONS.keys() | ELSEWHERE_REASONS
+    shown = {reasons.reject(key, owner="", source="", other="", site="").reason for key in reasons.ADDS}
+    assert set(column(text_of("docs/finding.md"), "## Reasons")) == shown
+    assert set(column(text_of("docs/finding.md"), "## What a kernel leaves out")) == reasons.LEFT_OUT.keys()
+
+
+def test_reasons_are_told_of_as_they_are() -> None:
+    """Whether an add is a residual connection stands in the second column."""
+    _, _, section = text_of("docs/finding.md").partition("\n## Reasons\n")
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    told = {name: answer.strip() == "yes" for names, answer in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert {key: residual for key, (residual, _) in reasons.ADDS.items() if told.get(key, residual) != residual} == {}
+
+
+def test_errors_that_are_named_exist() -> None:
+    for path in documents():
+        named = set(re.findall(r"`(\w+(?:Error|Warning))`", path.read_text("utf-8")))
+        assert [name for name in named if not hasattr(errors, name)] == [], path.name
 
 
 def test_every_public_name_is_told_of() -> None:

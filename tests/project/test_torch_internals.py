@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from mhc_compile.capture.frames import given
+from mhc_compile.capture.frames import traced_with
 from mhc_compile.passes.graph import optable
 from tests.project.torch_internals import USES, Use, files_with_test, found, parsed, private
 
@@ -82,7 +82,7 @@ def test_what_dynamo_says_of_inputs() -> None:
     examples: list[Any] = []
 
     def look(gm: fx.GraphModule) -> None:
-        examples.extend(given(node) for node in gm.graph.find_nodes(op="placeholder"))
+        examples.extend(traced_with(node) for node in gm.graph.find_nodes(op="placeholder"))
 
     gm = graph_of(lambda self, x: x * self.weight * self.scale, look)
     inputs = gm.graph.find_nodes(op="placeholder")
