@@ -58,8 +58,8 @@ def pipeline() -> list[str]:
     text = (ROOT / "passes" / "__init__.py").read_text("utf-8")
     tree = ast.parse(text)
     told = [line[4:] for line in (ast.get_docstring(tree) or "").splitlines() if line.startswith("    ")]
-    tuples = [node for node in tree.body if isinstance(node, ast.AnnAssign) and node.value is not None]
-    return [*told, "", *(f"{ast.unparse(node.target)} = {ast.unparse(node.value)}" for node in tuples)]
+    tuples = {ast.unparse(node.target): node.value for node in tree.body if isinstance(node, ast.AnnAssign)}
+    return [*told, "", *(f"{name} = {ast.unparse(value)}" for name, value in tuples.items() if value is not None)]
 
 
 def bound() -> list[str]:

@@ -129,6 +129,15 @@ def test_reasons_are_told_of_as_they_are() -> None:
     assert {key: residual for key, (residual, _) in reasons.ADDS.items() if told.get(key, residual) != residual} == {}
 
 
+def test_the_zoo_is_quoted_right() -> None:
+    found = re.search(r"\*\*(\d+) of (\d+) families pass", text_of("bench/ZOO.md"))
+    assert found is not None
+    for page in ("README.md", "docs/limits.md"):
+        assert re.findall(r"(\d+) architectures.{1,120}? (\d+) pass in", text_of(page).replace("\n", " ")) == [
+            found.groups()[::-1]
+        ]
+
+
 def test_errors_that_are_named_exist() -> None:
     for path in documents():
         named = set(re.findall(r"`(\w+(?:Error|Warning))`", path.read_text("utf-8")))
