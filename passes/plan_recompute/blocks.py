@@ -9,7 +9,7 @@ import torch
 
 from mhc_compile.config import Config
 from mhc_compile.errors import MHCWarning
-from mhc_compile.ops import connections, seams
+from mhc_compile.ops import connections, limits
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes.base import Plan, PlannedSite
 from mhc_compile.passes.graph import checkpoints
@@ -116,7 +116,7 @@ def _run(sites: Sequence[PlannedSite], config: Config, devices: frozenset[str]) 
     assert tensor is not None  # a residual has a value
     channels, itemsize = int(tensor.shape[first.residual.axis]), tensor.dtype.itemsize
     kernels = tensor.device.type in devices
-    kernels = kernels and seams.why_not(n, config.connection, config.projection, tensor.dtype) is None
+    kernels = kernels and limits.why_not(n, config.connection, config.projection, tensor.dtype) is None
     kind, maps = connections.get(config.connection), Maps(n, config.projection, config.sinkhorn_iters)
     width, logits = kind.phi_shape(maps, channels)
     rows = n * channels // width
@@ -130,7 +130,7 @@ def _run(sites: Sequence[PlannedSite], config: Config, devices: frozenset[str]) 
         2 * n + n**2 + rows * (logits + 1),
         first.predecessor is None and not first.carried,
         bool(checkpoints.tags(first.residual.total)),
-        seams.replay_limit(n, itemsize) if kernels else 0,
+        limits.replay_limit(n, itemsize) if kernels else 0,
     )
 
 

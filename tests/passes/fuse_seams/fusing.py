@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mhc_compile.backend import rewriting
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from mhc_compile.passes import PIPELINE, Context
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
@@ -118,6 +118,6 @@ def kernels_everywhere() -> Iterator[Counter[str]]:
     pipeline = (_OnCpu(), *PIPELINE, _Count(counts))
     with (
         mock.patch.object(rewriting, "PIPELINE", pipeline),
-        mock.patch.object(seams, "why_not", return_value=None),
+        mock.patch.object(limits, "why_not", return_value=None),
     ):
         yield counts
