@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from mhc_compile.errors import NarrowParametersError, SiteNotFoundError
-from mhc_compile.ops.library import MARKER
+from mhc_compile.ops.signatures import Marker, named
 from mhc_compile.passes.base import Binding, Parameters, Request, Results, site_name
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.walk import value
+
+MARKER = torch.ops.mhc.site.default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +51,10 @@ class BindSites:
         found = dict(_bind(marker, request) for marker in markers(gm))
         for body in dict(checkpoints.bodies(gm)).values():
             for marker in markers(body):
+                site, owner = named(Marker, marker.args).name, request.namer.owner(marker)
                 raise SiteNotFoundError(
-                    f"site {marker.args[1]!r} of {request.namer.owner(marker)!r} runs inside an op with a graph of its"
-                    " own, such as torch.cond, where it did not when the model was upgraded: remove(model) and upgrade"
-                    " it as it runs now"
+                    f"site {site!r} of {owner!r} runs inside an op with a graph of its own, such as torch.cond, where"
+                    " it did not when the model was upgraded: remove(model) and upgrade it as it runs now"
                 )
         for marker in list(markers(gm)):
             gm.graph.erase_node(marker)
@@ -67,13 +69,14 @@ def markers(module: Any) -> Iterator[fx.Node]:
 
 def _bind(marker: fx.Node, request: Request) -> tuple[str, Binding]:
     """Return the name and the binding of a marker's site."""
-    tensors, label, _, entry = marker.args
+    given = named(Marker, marker.args)
     owner = request.namer.owner(marker)
-    name = site_name(owner, str(label))
-    parameters = Parameters(*tensors)  # type: ignore[misc]  # the marker takes four
+    name = site_name(owner, given.name)
+    tensors: Any = given.parameters
+    parameters = Parameters(*tensors)
     _check_dtypes(parameters, name)
     title = request.known_as(parameters.phi) or name
-    return name, Binding(owner=owner, parameters=parameters, entry=bool(entry), title=title)
+    return name, Binding(owner=owner, parameters=parameters, entry=given.entry, title=title)
 
 
 def _check_dtypes(parameters: Parameters, site: str) -> None:

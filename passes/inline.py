@@ -12,7 +12,9 @@ from torch import fx
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import Maps
 from mhc_compile.ops.functions import accumulator
+from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Expand, Read, Readout, Write, named
 from mhc_compile.passes.base import Request, Results
+from mhc_compile.passes.graph import ir
 from mhc_compile.passes.graph.walk import value
 
 
@@ -33,50 +35,47 @@ class Inline:
         if not request.inline:
             return
         for node in list(gm.graph.nodes):
-            body = _BODIES.get(node.target) if node.op == "call_function" else None
-            if body is not None:
-                _inline(gm.graph, node, body)
+            if node.op == "call_function" and node.target in _BODIES:
+                _inline(gm.graph, node, *_BODIES[node.target])
 
 
-def _inline(graph: fx.Graph, node: fx.Node, body: Callable[..., Any]) -> None:
+def _inline(
+    graph: fx.Graph, node: fx.Node, kind: type[tuple[Any, ...]], body: Callable[[Any, torch.Tensor | None], Any]
+) -> None:
     """Replace a node by its body, traced through proxies; of several results each reader gets its own."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    args = [fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args]
-    like = value(node)
-    if node.target is torch.ops.mhc.readout.default and like is not None:
-        args.append(accumulator(like.dtype))  # the other ops accumulate in the dtype of their coefficients
+    given = named(kind, (fx.Proxy(arg, tracer) if isinstance(arg, fx.Node) else arg for arg in node.args))
     with graph.inserting_before(node):
-        result = body(*args)
-    if isinstance(result, tuple):
-        for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]].node)  # type: ignore[index]  # getitem's
+        made = body(given, value(node))
+    if isinstance(made, tuple):
+        for name, user in ir.results(node, type(made)):
+            user.replace_all_uses_with(getattr(made, name).node)
             graph.erase_node(user)
     else:
-        node.replace_all_uses_with(result.node)
+        node.replace_all_uses_with(made.node)
     graph.erase_node(node)
 
 
-def _coefficients(
-    x: Any,
-    phi: Any,
-    alpha: Any,
-    delta: Any,
-    base: Any,
-    n: int,
-    connection: str,
-    projection: str,
-    iters: int,
-    eps: float,
-) -> Any:
-    kind = connections.get(connection)
-    y, _ = reference.logits(kind.rows(x), phi, eps)
-    return kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
+def _coefficients(given: Coefficients, _: torch.Tensor | None) -> CoefficientsResult:
+    site, how = given.parameters, given.maps
+    kind = connections.get(how.connection)
+    y, r = reference.logits(kind.rows(given.x), site.phi, how.eps)
+    maps = kind.activate(y, site.alpha, site.base + site.delta, Maps(how.n, how.projection, how.iters))
+    return CoefficientsResult(*maps, y, r)
 
 
-_BODIES: dict[Any, Any] = {
-    torch.ops.mhc.expand.default: reference.expand,
-    torch.ops.mhc.read.default: reference.read,
-    torch.ops.mhc.write.default: reference.write,
-    torch.ops.mhc.readout.default: reference.readout,
-    torch.ops.mhc.coefficients.default: _coefficients,
+def _readout(given: Readout, like: torch.Tensor | None) -> torch.Tensor:
+    """Accumulate in a dtype that a proxy cannot tell; the other ops do in the dtype of their coefficients."""
+    return reference.readout(given.x, given.n, *([] if like is None else [accumulator(like.dtype)]))
+
+
+_BODIES: dict[Any, tuple[type[tuple[Any, ...]], Callable[[Any, torch.Tensor | None], Any]]] = {
+    torch.ops.mhc.expand.default: (Expand, lambda given, _: reference.expand(given.x, given.n)),
+    torch.ops.mhc.read.default: (Read, lambda given, _: reference.read(given.x, given.h_pre, given.n)),
+    torch.ops.mhc.write.default: (
+        Write,
+        lambda given, _: reference.write(given.x, given.f, given.h_post, given.h_res, given.n),
+    ),
+    torch.ops.mhc.readout.default: (Readout, _readout),
+    torch.ops.mhc.coefficients.default: (Coefficients, _coefficients),
 }

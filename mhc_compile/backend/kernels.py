@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mhc_compile.codegen import Spec, generate
-from mhc_compile.codegen.runtime import build, dispatch, interpreter
+from mhc_compile.codegen.runtime import build, dispatch, interpreter, spec_of_call
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
 from mhc_compile.errors import KernelError, MHCWarning
@@ -49,10 +49,10 @@ def name_sites(gm: fx.GraphModule) -> None:
     served: dict[Spec, list[str]] = {}
     for op in ("enter", "seam", "leave", "seam_in_block", "leave_in_block"):
         for node in gm.graph.find_nodes(op="call_function", target=getattr(torch.ops.mhc, op).default):
-            for spec in dispatch.specs(op, *fx.map_arg(node.args, value)):
+            for spec in spec_of_call.specs(op, *fx.map_arg(node.args, value)):
                 served.setdefault(spec, []).append(node.meta["mhc_site"])
     for spec, sites in served.items():
-        build.note(generate(spec), spec.name, sites)
+        build.keep_file(generate(spec), spec.name, sites)
 
 
 def report(config: Config, unfused: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config, current_function
 from mhc_compile.errors import CarryError, ConfigMismatchError, PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import holder
+from mhc_compile.ops.signatures import Marker, named
 from mhc_compile.passes import PIPELINE, Request
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.runner import run
@@ -55,7 +56,7 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
         PlanMismatchError: the graph holds sites of several models, made with different options.
         CarryError: the graph was cut for DistributedDataParallel's buckets.
     """
-    specs = {str(marker.args[2]) for module in gm.modules() for marker in markers(module)}
+    specs = {named(Marker, marker.args).spec for module in gm.modules() for marker in markers(module)}
     if not specs:
         return None
     if is_split(gm):

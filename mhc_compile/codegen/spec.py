@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mhc_compile.errors import ConfigError
+from mhc_compile.ops.limits import MOST_STREAMS
 from mhc_compile.ops.norms import NORMS
-from mhc_compile.ops.seams import MOST_STREAMS
 
 OPS = ("enter", "seam", "leave", "coefficients", "replay")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # name -> bytes
 _REPLAYS = {"seam": (False, True), "leave": (False, True), "replay": (True,)}  # whether an op may have a history
+_WRITTEN = {"equal_streams": "plain", "equal_head": "plain_head"}  # field -> its name in generated files
+_READ = {written: name for name, written in _WRITTEN.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Spec:
         offset: whether a vector `[C]` is added to the branch's output (bias).
         scale: whether it is then scaled by one (layer scale).
         multiplier: constant factor of the branch's output.
-        plain: the streams are all equal and come as one tensor `[T, C]`: the start of a region.
+        equal_streams: the streams are all equal and come as one tensor `[T, C]`: the start of a region.
         history: the writes between x, then a block's head, and the streams that the op's backward reads. With any,
             the file is for that backward alone.
-        plain_head: that head is of equal streams, as in `plain`.
+        equal_head: that head is of equal streams and comes as one tensor, too.
     """
 
     op: str
@@ -67,9 +69,9 @@ class Spec:
     offset: bool = False
     scale: bool = False
     multiplier: float = 1.0
-    plain: bool = False
+    equal_streams: bool = False
     history: tuple[Step, ...] = ()
-    plain_head: bool = False
+    equal_head: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can be written for."""
@@ -84,7 +86,7 @@ class Spec:
             if getattr(self, name) not in values:
                 known = ", ".join(map(repr, values))
                 raise ConfigError(f"no kernel can be generated for {name}={getattr(self, name)!r}; there are {known}")
-        unfit = self.plain if self.history else self.plain_head
+        unfit = self.equal_streams if self.history else self.equal_head
         if unfit or bool(self.history) not in _REPLAYS.get(self.op, (False,)):
             raise ConfigError(f"no kernel can be generated that replays {len(self.history)} writes for {self.op!r}")
         if not 1 <= self.n <= MOST_STREAMS or self.channels < 1:
@@ -118,7 +120,7 @@ class Spec:
     @property
     def heads(self) -> int:
         """Return how many different streams x holds: one where all are equal."""
-        return 1 if self.plain or self.plain_head else self.n
+        return 1 if self.equal_streams or self.equal_head else self.n
 
     @property
     def matrices(self) -> int:
@@ -134,21 +136,25 @@ class Spec:
     def name(self) -> str:
         """Return a file name's stem, readable."""
         flags = [self.norm] * (self.norm != "none")
-        flags += [word for word in ("offset", "scale", "plain") if getattr(self, word)]
+        flags += [word for word in ("offset", "scale") if getattr(self, word)] + ["plain"] * self.equal_streams
         if self.history:
-            flags += [f"replay{len(self.history)}", *["plain"] * self.plain_head]
+            flags += [f"replay{len(self.history)}", *["plain"] * self.equal_head]
         dtype = self.dtype if self.branch == self.dtype or not self.mixes else f"{self.dtype}_{self.branch}"
         return "_".join([self.op, f"n{self.n}", f"c{self.channels}", dtype, *flags])
 
     def table(self) -> dict[str, Any]:
-        """Return all fields in plain types; those of a history only where there is one."""
-        fields = dataclasses.asdict(self)
+        """Return all fields as Python's own types, those of a history only where there is one.
+
+        Files that exist already, and what was tuned for them, go by the names in `_WRITTEN`.
+        """
+        fields = {_WRITTEN.get(name, name): value for name, value in dataclasses.asdict(self).items()}
         return {name: fields[name] for name in fields if self.history or name not in ("history", "plain_head")}
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Spec:
         """Return the Spec of such a table."""
-        return cls(**{**table, "history": tuple(Step(**step) for step in table.get("history", ()))})
+        fields = {_READ.get(name, name): value for name, value in table.items()}
+        return cls(**{**fields, "history": tuple(Step(**step) for step in table.get("history", ()))})
 
 
 def power(x: int) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mhc_compile.ops import reference
+from mhc_compile.ops import reference, signatures
+from mhc_compile.ops.signatures import filled, named
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -43,74 +44,82 @@ class Expand(Function):
     """x `[..., C]` to n copies `[..., n, C]`."""
 
     @staticmethod
-    def forward(x: Tensor, n: int) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         """Copy."""
-        return reference.expand(x, n)
+        given = named(signatures.Expand, inputs)
+        return reference.expand(given.x, given.n)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep nothing."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """Sum over the streams."""
-        return g.sum(-2, dtype=accumulator(g.dtype)).type_as(g), None
+        return filled(signatures.Expand, x=g.sum(-2, dtype=accumulator(g.dtype)).type_as(g))
 
 
 class Read(Function):
     """u = H_pre x."""
 
     @staticmethod
-    def forward(x: Tensor, h_pre: Tensor, n: int) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         """Read."""
-        return reference.read(x, h_pre, n)
+        given = named(signatures.Read, inputs)
+        return reference.read(given.x, given.h_pre, given.n)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep streams and weights."""
-        ctx.save_for_backward(*inputs[:2])
+        given = named(signatures.Read, inputs)
+        ctx.save_for_backward(given.x, given.h_pre)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """Return the gradients of x and h_pre."""
-        return *read_backward(g, *ctx.saved_tensors), None
+        dx, dpre = read_backward(g, *ctx.saved_tensors)
+        return filled(signatures.Read, x=dx, h_pre=dpre)
 
 
 class Write(Function):
     """X' = H_res X + H_post^T f."""
 
     @staticmethod
-    def forward(x: Tensor, f: Tensor, h_post: Tensor, h_res: Tensor, n: int) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         """Write."""
-        return reference.write(x, f, h_post, h_res, n)
+        given = named(signatures.Write, inputs)
+        return reference.write(given.x, given.f, given.h_post, given.h_res, given.n)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep all operands."""
-        ctx.save_for_backward(*inputs[:4])
-        ctx.n = inputs[4]
+        given = named(signatures.Write, inputs)
+        ctx.save_for_backward(given.x, given.f, given.h_post, given.h_res)
+        ctx.n = given.n
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """Return the gradients of x, f, h_post and h_res."""
         x, f, h_post, h_res = ctx.saved_tensors
-        return *write_backward(g, x, f, h_post, h_res, ctx.n), None
+        dx, df, dpost, dres = write_backward(g, x, f, h_post, h_res, ctx.n)
+        return filled(signatures.Write, x=dx, f=df, h_post=dpost, h_res=dres)
 
 
 class Readout(Function):
     """The mean over the streams."""
 
     @staticmethod
-    def forward(x: Tensor, n: int) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         """Average."""
-        return reference.readout(x, n, accumulator(x.dtype))
+        given = named(signatures.Readout, inputs)
+        return reference.readout(given.x, given.n, accumulator(given.x.dtype))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the number of streams."""
-        ctx.n = inputs[1]
+        ctx.n = named(signatures.Readout, inputs).n
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         """Give every stream its share."""
-        return reference.expand(g / ctx.n, ctx.n), None
+        return filled(signatures.Readout, x=reference.expand(g / ctx.n, ctx.n))

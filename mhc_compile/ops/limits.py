@@ -1,8 +1,8 @@
 """Which sites have generated kernels, and how many writes a kernel replays.
 
-These are limits of kernels, and yet they stand with the ops: passes decide by them what to fuse and what to keep, kernel
-generation refuses by them what it cannot write, and the two sides meet only here (passes import no codegen). Nothing in
-this file is needed to know what an op means.
+These are limits of kernels, and yet they stand with the ops. Passes decide by them what to fuse and what to keep, and
+codegen refuses by them what it cannot write; neither side imports the other, so both meet here. No op's meaning depends
+on this file.
 """
 
 from __future__ import annotations

@@ -10,11 +10,29 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from mhc_compile.ops import signatures
+from mhc_compile.ops.signatures import (
+    Coefficients,
+    CoefficientsResult,
+    Enter,
+    EnterResult,
+    Expand,
+    Leave,
+    Options,
+    Read,
+    Seam,
+    SeamResult,
+    SiteInputs,
+    Write,
+    Written,
+    named,
+    position,
+)
 from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.fuse_seams import branch_norm, branch_tail
 from mhc_compile.passes.fuse_seams.branch_norm import Norm
 from mhc_compile.passes.fuse_seams.branch_tail import Tail
-from mhc_compile.passes.graph import provenance
+from mhc_compile.passes.graph import ir, provenance
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.order import Order
 from mhc_compile.passes.graph.walk import value
@@ -33,7 +51,7 @@ class FuseSeams:
         X = expand(x)
         pre, post, res = coefficients(X)       u, post, res = enter(x, plain)
         f = branch(norm(read(X, pre)))         f = branch(u)
-        Y = write(X, f * gamma, post, res)     Y, u, post, res = seam(x, f, post, res, gamma, plain)
+        Y = write(X, f * gamma, post, res)     Y, u, post, res = seam(x, f, post, res, gamma, equal)
         pre, post, res = coefficients(Y)
         g = branch(norm(read(Y, pre)))         g = branch(u)
         Z = write(Y, g, post, res)             z = leave(Y, g, post, res)
@@ -61,15 +79,25 @@ class FuseSeams:
 
 @dataclasses.dataclass(frozen=True)
 class _Arrival:
-    """The coefficients of a site and the read of the same streams; `parts` holds H_pre, H_post and H_res."""
+    """The coefficients of a site, the maps that are picked of them, by name, and the read of the same streams."""
 
     coefficients: fx.Node
-    parts: Mapping[Any, fx.Node]
+    maps: Mapping[str, fx.Node]
     read: fx.Node
 
     @property
-    def x(self) -> Any:
-        return self.coefficients.args[0]
+    def given(self) -> Coefficients:
+        """What the coefficients are made of."""
+        return named(Coefficients, self.coefficients.args)
+
+    def site(self, norm: Norm) -> SiteInputs:
+        """Return what enter and seam take of the site."""
+        weight: Any = norm.weight
+        shift: Any = norm.shift
+        return SiteInputs(self.given.parameters, weight, shift)
+
+    def options(self, norm: Norm, equal: bool) -> Options:
+        return Options(self.given.maps, norm.kind, norm.eps, equal)
 
 
 class _Fuser:
@@ -101,13 +129,14 @@ class _Fuser:
         at = arrival.coefficients
         norm = self._norm(arrival, at)
         if norm is not None:
-            x, plain = self._streams(arrival.x, at)
-            made = self._emit(_OPS.enter.default, (x, *_site(arrival, norm), plain), at, at)
-            self._arrive(made, 0, arrival, norm, at)
+            x, equal = self._streams(arrival.given.x, at)
+            given = Enter(x, arrival.site(norm), arrival.options(norm, equal))
+            made = self._emit(_OPS.enter.default, ir.args(given), at, at)
+            self._arrive(made, EnterResult, arrival, norm, at)
 
     def _seam(self, arrival: _Arrival) -> bool:
         """Fuse the write that made the streams with what reads them, if it can be."""
-        at = arrival.x
+        at: Any = arrival.given.x
         if (
             not isinstance(at, fx.Node)
             or at.target is not _WRITE
@@ -117,11 +146,12 @@ class _Fuser:
         norm = self._norm(arrival, at)
         if norm is None:
             return False
-        written, plain, tail = self._written(at)
-        made = self._emit(_OPS.seam.default, (*written, *_site(arrival, norm), plain), at, at)
+        x, equal, written, tail = self._written(at)
+        given = Seam(x, written, arrival.site(norm), arrival.options(norm, equal))
+        made = self._emit(_OPS.seam.default, ir.args(given), at, at)
         made.meta["mhc_site"] = arrival.coefficients.meta["mhc_site"]  # whose parameters it holds
-        self._arrive(made, 1, arrival, norm, at)
-        self._take(made, 0, at, at)
+        self._arrive(made, SeamResult, arrival, norm, at)
+        self._take(made, position(SeamResult, "x"), at, at)
         self._erase((at, *tail.nodes))
         return True
 
@@ -130,8 +160,9 @@ class _Fuser:
         readout, *others = at.users or (None,)
         if readout is None or others or readout.target is not _READOUT or not self.places.can_merge(at, readout):
             return
-        written, plain, tail = self._written(at)
-        made = self._emit(_OPS.leave.default, (*written, self.n, plain), at, at)
+        x, equal, written, tail = self._written(at)
+        given = Leave(x, written, self.n, equal)
+        made = self._emit(_OPS.leave.default, ir.args(given), at, at)
         readout.replace_all_uses_with(made)
         self._erase((readout, at, *tail.nodes))
 
@@ -140,7 +171,8 @@ class _Fuser:
         for norm in branch_norm.readings(arrival.read):
             if not self.places.can_merge(arrival.coefficients, arrival.read, *norm.nodes):
                 continue
-            behind = self.places.needed([*_parameters(arrival), *norm.operands], at)
+            parameters: list[Any] = [*arrival.given.parameters]
+            behind = self.places.needed([*parameters, *norm.operands], at)
             if behind is not None:
                 for node in behind:
                     at.prepend(node)
@@ -148,21 +180,23 @@ class _Fuser:
                 return norm
         return None
 
-    def _written(self, write: fx.Node) -> tuple[tuple[Any, ...], bool, Tail]:
-        """Return what seam and leave take of a write, whether its streams are all the same, and the branch's tail."""
-        streams, f, post, res, _ = write.args
-        assert isinstance(f, fx.Node)  # as widen made it
-        x, plain = self._streams(streams, write)
-        tail = branch_tail.peel(f, lambda node: self._is_inside(node, write))
-        vectors = [self._flat(vector, write) for vector in (tail.offset, tail.scale)]
-        return (x, tail.f, post, res, *vectors, tail.multiplier), plain, tail
+    def _written(self, write: fx.Node) -> tuple[Any, bool, Written, Tail]:
+        """Return the streams of a write, whether all are equal, what is written, and the branch's tail."""
+        given = named(Write, write.args)
+        output: Any = given.f
+        x, equal = self._streams(given.x, write)
+        tail = branch_tail.peel(output, lambda node: self._is_inside(node, write))
+        f: Any = tail.f
+        offset, scale = (self._flat(vector, write) for vector in (tail.offset, tail.scale))
+        parts = signatures.Tail(offset, scale, tail.multiplier)
+        return x, equal, Written(f, given.h_post, given.h_res, parts), tail
 
     def _is_inside(self, node: fx.Node, write: fx.Node) -> bool:
         """Tell whether a node serves a branch's output alone, and what it reads is the same at the write."""
         read = {node, *node.all_input_nodes}
         return len(node.users) == 1 and self.places.overwritten.isdisjoint(read) and self.places.can_merge(node, write)
 
-    def _flat(self, vector: fx.Node | None, at: fx.Node) -> fx.Node | None:
+    def _flat(self, vector: fx.Node | None, at: fx.Node) -> Any:
         """Return a vector without axes in front of its features."""
         tensor = value(vector) if vector is not None else None
         if vector is None or tensor is None or tensor.dim() == 1:
@@ -172,20 +206,20 @@ class _Fuser:
         return made
 
     def _streams(self, x: Any, at: fx.Node) -> tuple[Any, bool]:
-        """Return the tensor of which all streams are copies and True, else the streams and False."""
-        plain = x.target is _EXPAND and self.places.same_mode(x, at)
-        return (x.args[0] if plain else x), plain
+        """Return the tensor that all streams equal and True, else the streams and False."""
+        equal = x.target is _EXPAND and self.places.same_mode(x, at)
+        return (named(Expand, x.args).x if equal else x), equal
 
-    def _arrive(self, made: fx.Node, first: int, arrival: _Arrival, norm: Norm, at: fx.Node) -> None:
-        """Let who read a site's results read those of the op, u being its result number `first`; erase the site."""
-        self._take(made, first, norm.result, at)
-        for part in (1, 2):
-            if part in arrival.parts:
-                self._take(made, first + part, arrival.parts[part], at)
-        self._erase((arrival.coefficients, arrival.read, *arrival.parts.values(), *norm.nodes))
+    def _arrive(self, made: fx.Node, kind: type[Any], arrival: _Arrival, norm: Norm, at: fx.Node) -> None:
+        """Readers of the site's results now read the op's results; the site goes."""
+        self._take(made, position(kind, "u"), norm.result, at)
+        for name in ("h_post", "h_res"):
+            if name in arrival.maps:
+                self._take(made, position(kind, name), arrival.maps[name], at)
+        self._erase((arrival.coefficients, arrival.read, *arrival.maps.values(), *norm.nodes))
 
     def _take(self, made: fx.Node, index: int, node: fx.Node, at: fx.Node) -> None:
-        """Let who read a node read a result of an op."""
+        """Readers of a node now read a result of the op."""
         if node.users:
             node.replace_all_uses_with(self._emit(operator.getitem, (made, index), at, made))
 
@@ -209,18 +243,9 @@ class _Fuser:
 
 def _arrival(coefficients: fx.Node) -> _Arrival | None:
     """Match coefficients with the one read of the same streams."""
-    parts = {part.args[1]: part for part in coefficients.users}
-    (read, *others) = parts[0].users if 0 in parts else (None,)
-    if read is None or others or read.target is not _READ or read.args[0] is not coefficients.args[0]:
+    maps = dict(ir.results(coefficients, CoefficientsResult))
+    (read, *others) = maps["h_pre"].users if "h_pre" in maps else (None,)
+    if read is None or others or read.target is not _READ:
         return None
-    return _Arrival(coefficients, parts, read)
-
-
-def _parameters(arrival: _Arrival) -> list[Any]:
-    """Return phi, alpha, delta and base."""
-    return list(arrival.coefficients.args[1:5])
-
-
-def _site(arrival: _Arrival, norm: Norm) -> tuple[Any, ...]:
-    """Return what enter and seam take of a site, but for `plain`."""
-    return (*_parameters(arrival), norm.weight, norm.shift, *arrival.coefficients.args[5:], norm.kind, norm.eps)
+    arrival = _Arrival(coefficients, maps, read)
+    return arrival if named(Read, read.args).x is arrival.given.x else None

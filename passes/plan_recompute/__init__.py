@@ -10,8 +10,19 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from mhc_compile.ops.signatures import (
+    History,
+    Leave,
+    LeaveInBlock,
+    Replay,
+    Seam,
+    SeamInBlock,
+    SeamResult,
+    Write,
+    named,
+)
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.graph import checkpoints, provenance
+from mhc_compile.passes.graph import checkpoints, ir, provenance
 from mhc_compile.passes.plan_recompute.blocks import plan_blocks
 from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.passes.widen import Widened
@@ -92,7 +103,8 @@ def _tag(gm: fx.GraphModule, takes: int, blocks: dict[str, int]) -> dict[fx.Node
             flowing.add(node)
             if block is not None:
                 again[node] = block
-                node.args = (*node.args, block) if node.target is _WRITE else node.args
+                if node.target is _WRITE:
+                    node.args = ir.args(named(Write, node.args)._replace(block=block))
     return again
 
 
@@ -121,12 +133,12 @@ class _Rebuilt:
     """How streams are made again: the writes since a head, which is one stream where all are still equal."""
 
     head: Any
-    plain: bool
-    writes: tuple[fx.Node, ...] = ()
+    equal: bool
+    writes: tuple[Seam, ...] = ()
 
-    def history(self) -> tuple[Any, ...]:
-        """Return what the ops take of it behind the head: lists of f, H_post, H_res and tails, and `plain`."""
-        return *([write.args[i] for write in self.writes] for i in range(1, 7)), self.plain
+    def history(self) -> History:
+        """Return the writes as the ops take them."""
+        return History.of((seam.written for seam in self.writes), self.equal)
 
 
 class _Replay:
@@ -142,23 +154,38 @@ class _Replay:
     def run(self) -> dict[fx.Node, int]:
         """Rewrite the ops; return streams that are made again as a whole, with their block."""
         for node in [node for node in self.graph.nodes if node.target in _IN_BLOCK]:
-            origin = self.origins.get(node.args[0]) or _Rebuilt(node.args[0], bool(node.args[-1]))
-            if node.target is _SEAM and node.meta["mhc_site"] in self.blocks.keys() - self.heads:
-                self._follow(node, dataclasses.replace(origin, writes=(*origin.writes, node)))
-            if origin.head is not node.args[0]:
-                node.args = (*node.args, origin.head, *origin.history())
-                node.target = _IN_BLOCK[node.target]
+            if node.target is _SEAM:
+                self._seam(node, named(Seam, node.args))
+            else:
+                self._leave(node, named(Leave, node.args))
         return self.again
+
+    def _seam(self, node: fx.Node, given: Seam) -> None:
+        origin = self._origin(given.x, given.options.equal_streams)
+        if node.meta["mhc_site"] in self.blocks.keys() - self.heads:
+            self._follow(node, dataclasses.replace(origin, writes=(*origin.writes, given)))
+        if origin.head is not given.x:
+            node.target, node.args = _IN_BLOCK[_SEAM], ir.args(SeamInBlock(given, origin.head, origin.history()))
+
+    def _leave(self, node: fx.Node, given: Leave) -> None:
+        origin = self._origin(given.x, given.equal_streams)
+        if origin.head is not given.x:
+            node.target, node.args = _IN_BLOCK[_LEAVE], ir.args(LeaveInBlock(given, origin.head, origin.history()))
+
+    def _origin(self, x: Any, equal: bool) -> _Rebuilt:
+        """Return how the streams that a write goes to are made again."""
+        return self.origins.get(x) or _Rebuilt(x, equal)
 
     def _follow(self, seam: fx.Node, origin: _Rebuilt) -> None:
         """Remember how the streams that a seam makes are made again; beyond what a kernel replays, as a whole."""
         site = seam.meta["mhc_site"]
-        for streams in [part for part in seam.users if part.args[1] == 0]:
+        for streams in [node for name, node in ir.results(seam, SeamResult) if name == "x"]:
             if len(origin.writes) > self.limits[site]:
+                given = ir.args(Replay(origin.head, origin.history(), self.n))
                 with self.graph.inserting_after(streams):
-                    made = self.graph.call_function(_OPS.replay.default, (origin.head, *origin.history(), self.n))
+                    made = self.graph.call_function(_OPS.replay.default, given)
                 made.meta = provenance.inherited(seam)
                 provenance.give_value(made)
                 self.again[made] = self.blocks[site]
-                origin = _Rebuilt(made, plain=False)
+                origin = _Rebuilt(made, equal=False)
             self.origins[streams] = origin

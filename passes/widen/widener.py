@@ -10,9 +10,20 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from mhc_compile.ops import signatures
+from mhc_compile.ops.signatures import (
+    Coefficients,
+    CoefficientsResult,
+    Expand,
+    MapOptions,
+    Read,
+    Readout,
+    Write,
+    position,
+)
 from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
 from mhc_compile.passes.bind_sites import Bindings
-from mhc_compile.passes.graph import optable, provenance, views
+from mhc_compile.passes.graph import ir, optable, provenance, views
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.order import Order, stable_topological_sort
 from mhc_compile.passes.graph.walk import between, operands, value
@@ -42,7 +53,7 @@ class Widener:
         self.disordered = False
 
     @property
-    def streams(self) -> dict[fx.Node, fx.Node]:
+    def streams(self) -> dict[fx.Node, Any]:
         """Map nodes of the plain graph to their streams in the site's region; where one ends, another may start."""
         return self.regions[self.site.region]
 
@@ -86,23 +97,27 @@ class Widener:
         inside = between(site.start, site.residual.branches, self.order) - before - held.keys()
         return {node: [user for user in node.users if user in inside] for node in held}
 
-    def _read(self) -> tuple[fx.Node, fx.Node]:
+    def _read(self) -> tuple[Any, Any]:
         """Bring the streams to the site, make its coefficients and let the branch read; return H_post and H_res."""
         site, config = self.site, self.config
         residual = site.residual
         self._enter()
         for node in site.lifts:
             self._lift(node)
-        parameters = _bound(site).parameters
-        operands = (parameters.phi, parameters.alpha, parameters.delta, parameters.base)
-        maps = (self.n, config.connection, config.projection, config.sinkhorn_iters, config.eps)
+        bound: Any = _bound(site).parameters
+        parameters = signatures.Parameters(bound.phi, bound.alpha, bound.delta, bound.base)
         at, x = self._where_gradients_flow(residual.carrier), self.streams[residual.carrier]
-        made = self._emit(at, _OPS.coefficients.default, x, *operands, *maps)
-        pre, post, res = (self._emit(at, operator.getitem, made, i) for i in range(3))
+        given = ir.args(Coefficients(x, parameters, MapOptions.of(config)))
+        made = self._emit(at, _OPS.coefficients.default, *given)
+        pre, post, res = (
+            self._emit(at, operator.getitem, made, position(CoefficientsResult, name))
+            for name in ("h_pre", "h_post", "h_res")
+        )
         for node, readers in self.readers[residual.total].items():
             users = [user for user in readers if node in user.all_input_nodes]  # another site may have been first
             if users:
-                u = self._from_streams(at, node, self._emit(at, _OPS.read.default, self.streams[node], pre, self.n))
+                read = ir.args(Read(self.streams[node], pre, self.n))
+                u = self._from_streams(at, node, self._emit(at, _OPS.read.default, *read))
             for user in users:
                 user.replace_input_with(node, u)
                 self.disordered |= self.order[user] < self.order[at]
@@ -116,7 +131,7 @@ class Widener:
         behind = (node for node in self.order if self.order[node] > self.order[carrier])
         return next(node for node in behind if self.places.same_mode(node, total))
 
-    def _write(self, post: fx.Node, res: fx.Node) -> None:
+    def _write(self, post: Any, res: Any) -> None:
         """Add the branch's output to the streams, in the dtype that the plain sum had."""
         residual = self.site.residual
         total, x = residual.total, self.streams[residual.carrier]
@@ -124,14 +139,14 @@ class Widener:
         if kept is not None and summed is not None and kept.dtype != summed.dtype:
             x = self._method(total, "to", x, summed.dtype)
         terms = [_other(add, residual.carrier, residual.adds) for add in reversed(residual.adds)]
-        f = terms[0]
+        f: Any = terms[0]
         for term in terms[1:]:
             f = self._emit(total, operator.add, f, term)
             f.meta["example_value"] = summed
         if optable.is_difference(total):
             f = self._method(total, "neg", f)
         f = self._place_last(total, f)
-        self._flow(total, self._emit(total, _OPS.write.default, x, f, post, res, self.n))
+        self._flow(total, self._emit(total, _OPS.write.default, *ir.args(Write(x, f, post, res, self.n))))
         self.sums[total] = self.site
 
     def _enter(self) -> None:
@@ -140,8 +155,8 @@ class Widener:
         if source in self.streams:
             return
         if not self.site.carried:
-            plain = self._place_last(source, source)
-            self._flow(source, self._emit(source, _OPS.expand.default, plain, self.n))
+            plain: Any = self._place_last(source, source)
+            self._flow(source, self._emit(source, _OPS.expand.default, *ir.args(Expand(plain, self.n))))
             self.disordered |= source in self.sums  # of another region: its readout comes behind
             return
         if source not in self.inflow:
@@ -158,7 +173,8 @@ class Widener:
         def operand(arg: fx.Node) -> fx.Node:
             tensor = value(arg)
             if arg in self.streams or tensor is None or tensor.dim() == 0:
-                return self.streams.get(arg, arg)
+                found: fx.Node = self.streams.get(arg, arg)
+                return found
             if axis != -1:
                 ends = (axis, -1) if tensor.dim() >= -axis else None
                 arg = self._method(node, "movedim", arg, *ends) if ends else self._method(node, "unsqueeze", arg, -1)
@@ -168,7 +184,7 @@ class Widener:
         view = views.on_streams(node, self.n) if optable.name(node) in optable.VIEW else None
         if view is not None:
             method, more = view
-            source = self.streams[node.args[0]]  # type: ignore[index]  # a view's first argument is the tensor
+            source: fx.Node = self.streams[node.args[0]]  # type: ignore[index]  # a view's first argument is the tensor
             made = self._new(node, lambda: self.graph.call_method(method, (source, *more)))
         else:
             args, kwargs = fx.map_arg(node.args, operand), fx.map_arg(node.kwargs, operand)
@@ -198,7 +214,8 @@ class Widener:
             if node.users and node in self.sums:
                 self.site = self.sums[node]
                 readers = list(node.users)
-                out = self._from_streams(node, node, self._emit(node, _OPS.readout.default, self.streams[node], self.n))
+                readout = ir.args(Readout(self.streams[node], self.n))
+                out = self._from_streams(node, node, self._emit(node, _OPS.readout.default, *readout))
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:
@@ -224,7 +241,8 @@ class Widener:
         axis = self.site.residual.axis
         return x if axis == -1 else self._method(at, "movedim", x, axis, -1)
 
-    def _emit(self, at: fx.Node, target: Any, *args: Any) -> fx.Node:
+    def _emit(self, at: fx.Node, target: Any, *args: Any) -> Any:
+        """Create a node of an op; as an argument of the IR it stands for a tensor."""
         return self._new(at, lambda: self.graph.call_function(target, args))
 
     def _method(self, at: fx.Node, method: str, *args: Any) -> fx.Node:

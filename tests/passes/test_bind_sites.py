@@ -11,9 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mhc_compile.capture.graphs import copy_graph
 from mhc_compile.errors import NarrowParametersError, SiteNotFoundError
-from mhc_compile.ops.library import MARKER
 from mhc_compile.passes import ANALYSIS
-from mhc_compile.passes.bind_sites import Bindings, BindSites
+from mhc_compile.passes.bind_sites import MARKER, Bindings, BindSites
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.runner import run
 from tests.passes.helpers import C, Layer, graph, mark, marked, ops, request, tokens

@@ -43,7 +43,7 @@ def chunks(spec: Spec, given: Named, upstream: Named) -> Iterator[tuple[slice, N
 def equations(spec: Spec, t: Mapping[str, Tensor]) -> Named:
     """Return an op's results by the names that generated files give them."""
     x, n = t["x"], spec.n
-    if spec.plain:
+    if spec.equal_streams:
         x = x.unsqueeze(-2).expand(*x.shape[:-1], n, x.shape[-1])
     made: Named = {}
     if spec.mixes:

@@ -46,7 +46,7 @@ class Sizes:
         others = [spec for c in self.channels for spec in ops(n, c) if spec.op != "seam"]
         kinds = [
             Spec("seam", n, c, **LAYER),
-            Spec("seam", n, c, plain=True),
+            Spec("seam", n, c, equal_streams=True),
             Spec("enter", n, c, **RMS),
             Spec("seam", n, c, projection="identity"),
             *(Spec("seam", n, c, dtype=dtype, branch=dtype, **RMS) for dtype in ("fp16", "fp32")),
@@ -59,7 +59,7 @@ def ops(n: int, channels: int) -> list[Spec]:
     """Return the four ops as a model uses them: it enters with equal streams, and RMSNorm follows each read."""
     return [
         Spec("seam", n, channels, **RMS),
-        Spec("enter", n, channels, plain=True, **RMS),
+        Spec("enter", n, channels, equal_streams=True, **RMS),
         Spec("leave", n, channels),
         Spec("coefficients", n, channels),
     ]

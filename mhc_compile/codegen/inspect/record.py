@@ -124,7 +124,7 @@ def layouts(spec: Spec, tokens: int) -> dict[str, Layout]:
     dtype, branch, fp32 = TORCH[spec.dtype], TORCH[spec.branch], torch.float32
     wide, narrow = ((tokens, n, c), dtype), ((tokens, c), dtype)
     known: dict[str, Layout] = {
-        "x": narrow if spec.plain or spec.plain_head else wide,
+        "x": narrow if spec.equal_streams or spec.equal_head else wide,
         **dict.fromkeys(("new", "g_new"), wide),
         **dict.fromkeys(("u", "g_u", "g_out"), narrow),
         "f": ((tokens, c), branch),

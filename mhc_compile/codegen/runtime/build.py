@@ -38,7 +38,7 @@ def load(text: str, name: str) -> ModuleType:
     with _LOCK:
         if text not in _LOADED:
             require_triton()
-            path = note(text, name)
+            path = keep_file(text, name)
             _LOG.info("%s", path)
             if os.environ.get(SHOW, "0") not in ("", "0"):
                 print(f"mhc_compile: {path}", file=sys.stderr)
@@ -46,7 +46,7 @@ def load(text: str, name: str) -> ModuleType:
         return _LOADED[text]
 
 
-def note(text: str, name: str, sites: Iterable[str] = ()) -> Path:
+def keep_file(text: str, name: str, sites: Iterable[str] = ()) -> Path:
     """Keep a generated text in its file, and name sites that it serves at the end of it; return the file.
 
     Raises:

@@ -13,7 +13,7 @@ MOST_GATES = (
 
 def distinct(spec: Spec) -> int:
     """Return how many different streams the op has before its write: one where all are still equal."""
-    return 1 if spec.plain else spec.n
+    return 1 if spec.equal_streams else spec.n
 
 
 def current(spec: Spec) -> int:
@@ -79,7 +79,7 @@ def some_gates(spec: Spec, i: int) -> str:
 
 
 def _gates(spec: Spec, i: int) -> str:
-    return _load_gates(spec.n, i, spec.plain, "p", "r")
+    return _load_gates(spec.n, i, spec.equal_streams, "p", "r")
 
 
 def _load_gates(n: int, i: int, plain: bool, post: str, res: str, number: str = "") -> str:

@@ -87,7 +87,7 @@ def title(spec: Spec) -> str:
         "coefficients": "coefficients",
         "replay": "replay",
     }[spec.op]
-    streams = "equal streams" if spec.plain else "streams"
+    streams = "equal streams" if spec.equal_streams else "streams"
     norm = {"none": "", "layer": ", LayerNorm taken in"}.get(spec.norm, ", RMSNorm taken in")
     ways = " and ".join(spec.directions)
     return f"{what}, {ways}, for {spec.n} {streams} of {spec.channels} features in {spec.dtype}{norm}."
@@ -98,7 +98,7 @@ def since(spec: Spec) -> str:
     if not spec.history:
         return ""
     head = (
-        f"one tensor, which all {spec.n} streams are copies of" if spec.plain_head else "the streams at a block's head"
+        f"one tensor, which all {spec.n} streams are copies of" if spec.equal_head else "the streams at a block's head"
     )
     writes = "1 write is" if len(spec.history) == 1 else f"{len(spec.history)} writes are"
     return f"x is {head}; {writes} replayed from there, rounded as the forward rounded them."

@@ -234,9 +234,9 @@ def _written(spec: Spec, i: int, j: int) -> list[str]:
     at = f"by_token + (piece * tl.cast(T, tl.int64) + token) * {n + n * n}"
     text = [f"g_grad {sign} p{i}[:, None] * d", f"tl.store({at} + {i}, tl.sum(d * g, 1), live)"]
     text += [f"x{s}_grad {sign} r{i}_{s}[:, None] * d" for s in range(j)]
-    text += ["same = tl.sum(d * x0, 1)"] * spec.plain
+    text += ["same = tl.sum(d * x0, 1)"] * spec.equal_streams
     for s in range(n):
-        product = "same" if spec.plain else f"tl.sum(d * x{s}, 1)"
+        product = "same" if spec.equal_streams else f"tl.sum(d * x{s}, 1)"
         text.append(f"tl.store({at} + {n + i * n + s}, {product}, live)")
     return text
 

@@ -198,7 +198,7 @@ def forward(spec: Spec) -> str:
         _FORWARD,
         inputs=", ".join(inputs(spec)),
         returns=", ".join(outputs(spec)),
-        axes="-1" if spec.plain else "-2",
+        axes="-1" if spec.equal_streams else "-2",
         allocate=_allocate(spec),
         launch=fill(_EITHER, **words, two=two.strip("\n")) if spec.reads else two,
         outputs=", ".join(outputs(spec)),
@@ -207,7 +207,7 @@ def forward(spec: Spec) -> str:
 
 def _dx(spec: Spec) -> str:
     """Allocate the gradient of the streams that the op's write had: x, or what is replayed from it."""
-    if not spec.plain_head:
+    if not spec.equal_head:
         return "dx = torch.empty_like(x)"
     return f"dx = torch.empty((*f.shape[:-1], {spec.n}, C.value), dtype=x.dtype, device=x.device)"
 
@@ -215,7 +215,7 @@ def _dx(spec: Spec) -> str:
 def _leave_backward(spec: Spec) -> str:
     """Write the function that runs the backward of leave."""
     allocate = "dx, df, dpost, dres = (torch.empty_like(t) for t in (x, f, post, res))"
-    if spec.plain_head:
+    if spec.equal_head:
         allocate = lines([_dx(spec), "df, dpost, dres = (torch.empty_like(t) for t in (f, post, res))"])
     return fill(_LEAVE_BACKWARD, inputs=", ".join(fragments.sources(spec)), allocate=allocate)
 

@@ -51,7 +51,7 @@ def _gates(spec: Spec) -> str:
             [f"{name} = {entries[0]}", *(f"{name} += {entry}" for entry in entries[1:]), f"{name} = {name} / {n}"]
         )
 
-    shared = range(n) if spec.plain else None  # every column multiplies the same stream
+    shared = range(n) if spec.equal_streams else None  # every column multiplies the same stream
     text = [mean("p", [fragments.scalar("post", n, i) for i in range(n)])]
     for j in range(fragments.distinct(spec)):
         entries = [fragments.scalar("res", n * n, i * n + s) for i in range(n) for s in shared or (j,)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc_compile.ops.fused import History
+from mhc_compile.ops.signatures import History
 from tests.mhc_compile.ops.fused import Fused
 from tests.mhc_compile.ops.helpers import normal
 from tests.mhc_compile.ops.test_seams_compiler import arguments

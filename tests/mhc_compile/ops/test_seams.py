@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from tests.mhc_compile.ops import helpers
 from tests.mhc_compile.ops.fused import Fused, only_given
 from tests.mhc_compile.ops.helpers import TOKENS, check, near, normal, spread_out
@@ -185,7 +185,7 @@ def test_second_derivatives_are_refused_not_wrong(op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("n", [1, 4, 16])
 def test_sites_with_kernels(n: int, projection: str, dtype: torch.dtype) -> None:
-    assert seams.why_not(n, "mhc", projection, dtype) is None
+    assert limits.why_not(n, "mhc", projection, dtype) is None
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_sites_with_kernels(n: int, projection: str, dtype: torch.dtype) -> None
     ids=str,
 )
 def test_sites_without_kernels_are_told_why(site: tuple[int, str, str, torch.dtype], named: str) -> None:
-    assert named in str(seams.why_not(*site))
+    assert named in str(limits.why_not(*site))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mhc_compile.ops.seams import NO_HISTORY
+from mhc_compile.ops.signatures import NO_HISTORY
 from tests.mhc_compile.ops import helpers
 from tests.mhc_compile.ops.fused import Fused, only_given
 from tests.mhc_compile.ops.helpers import check, normal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mhc_compile.backend import kernels, rewriting
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from mhc_compile.passes import PIPELINE, Request, Results
 from mhc_compile.passes.graph import optable
 from tests.passes import streams
@@ -106,6 +106,6 @@ def kernels_everywhere() -> Iterator[Counter[str]]:
         mock.patch.object(rewriting, "PIPELINE", pipeline),
         mock.patch.object(kernels, "enable", return_value=CPU),
         mock.patch.object(kernels, "name_sites"),
-        mock.patch.object(seams, "why_not", return_value=None),
+        mock.patch.object(limits, "why_not", return_value=None),
     ):
         yield counts

@@ -14,7 +14,7 @@ from hypothesis import given
 
 import mhc_compile as mhc
 from mhc_compile.errors import MHCWarning
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from mhc_compile.passes import ANALYSIS, Plan
 from mhc_compile.passes.base import SiteFacts
 from mhc_compile.passes.plan_recompute import blocks
@@ -101,7 +101,7 @@ def test_kernels_replay() -> None:
     for dtype in (torch.float32, torch.float64):  # there are no kernels for the latter
         model = Chain(3).to(dtype)
         (run,) = plan_blocks(*plan(model, tokens(dtype=dtype), devices=frozenset({"cpu"}), recompute=2))
-        assert run.replays == (seams.replay_limit(2, 4) if dtype is torch.float32 else 0)
+        assert run.replays == (limits.replay_limit(2, 4) if dtype is torch.float32 else 0)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.6, 0.5])

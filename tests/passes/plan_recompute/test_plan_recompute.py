@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from mhc_compile.ops import seams
+from mhc_compile.ops import limits
 from mhc_compile.passes.graph import checkpoints, optable
 from tests.passes.fuse_seams.fusing import Pair, ours, pair
 from tests.passes.helpers import Attention, C, graph, mlp, rewritten, tokens
@@ -182,7 +182,7 @@ def test_decisions_are_in_the_text(make: Callable[[int], nn.Module]) -> None:
 
 def replayed(model: nn.Module, *args: Tensor, limit: int = 8, **options: Any) -> Pair:
     """Graphs without and with fused ops whose backwards replay."""
-    with mock.patch.object(seams, "replay_limit", return_value=limit):
+    with mock.patch.object(limits, "replay_limit", return_value=limit):
         return pair(model, *(args or (tokens(),)), **options)
 
 

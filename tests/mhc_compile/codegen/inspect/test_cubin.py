@@ -58,7 +58,7 @@ def test_other_sizes(op: str, n: int, channels: int) -> None:
 
 def test_streams_that_are_still_equal() -> None:
     for op in ("enter", "seam"):
-        check(spec(op, 4, plain=True), "sm_90")
+        check(spec(op, 4, equal_streams=True), "sm_90")
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

@@ -44,7 +44,7 @@ def forward(x, h_post=None):
 
 
 def test_toy_is_counted_to_the_byte() -> None:
-    spec = Spec("enter", 2, C, "fp32", plain=True)
+    spec = Spec("enter", 2, C, "fp32", equal_streams=True)
     rows = {
         (row.kernel, row.tensor, row.kind): row
         for row in count(TOY.replace(", h_post=None", ""), spec, "forward", TOKENS)
@@ -69,9 +69,9 @@ def test_toy_is_counted_to_the_byte() -> None:
         # the roles of the second backward kernel ask for once more, next to each other in the same launch
         ({"op": "seam"}, ("4n+4", "6n+4"), ("6n+6", "8n+10"), "1n+1"),
         ({"op": "seam", "norm": "rms", "weight": True}, ("4n+4", "6n+4"), ("6n+6", "8n+10"), "1n+1"),
-        ({"op": "seam", "plain": True}, ("2n+6", "4n+6"), ("2n+10", "2n+16"), "2"),
+        ({"op": "seam", "equal_streams": True}, ("2n+6", "4n+6"), ("2n+10", "2n+16"), "2"),
         ({"op": "enter"}, ("2n+2", "4n+2"), ("4n+2", "6n+4"), "1n"),
-        ({"op": "enter", "plain": True}, ("4", "6"), ("6", "10"), "1"),
+        ({"op": "enter", "equal_streams": True}, ("4", "6"), ("6", "10"), "1"),
         ({"op": "leave"}, ("2n+4", "2n+4"), ("4n+6", "4n+6"), "0"),
         ({"op": "coefficients"}, ("2n", "2n"), ("4n", "4n"), "1n"),
     ],
@@ -85,7 +85,7 @@ def test_generated_kernels_move_what_the_design_says(
     def size(formula: str) -> int:
         return C * int(eval(formula.replace("n", "*n"), {"n": n}))
 
-    groups = {8: 4}.get(n, 1) if options != {"op": "enter", "plain": True} else 1
+    groups = {8: 4}.get(n, 1) if options != {"op": "enter", "equal_streams": True} else 1
     for direction, formulas in (("forward", forward), ("backward", backward)):
         least, most = map(size, formulas)
         found = total(count(generate(spec), spec, direction, TOKENS), spec, direction, TOKENS)
@@ -99,11 +99,11 @@ def test_generated_kernels_move_what_the_design_says(
 def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, plain: bool) -> None:
     """In place of x_l: the head, and for each write an output and its maps, once per launch."""
     history, head = (Step(),) * writes, 1 if plain else n
-    seam = Spec("seam", n, C, history=history, plain_head=plain)
+    seam = Spec("seam", n, C, history=history, equal_head=plain)
     found = total(count(generate(seam), seam, "backward", TOKENS), seam, "backward", TOKENS)
     least = 2 * C * (n + 1 + head + writes + n + 2)
     assert (found.call, found.launch) == (found.least, found.most) == (least, least + 2 * C * (head + writes + 2))
-    replay = Spec("replay", n, C, history=history, plain_head=plain)
+    replay = Spec("replay", n, C, history=history, equal_head=plain)
     found = total(count(generate(replay), replay, "forward", TOKENS), replay, "forward", TOKENS)
     assert found.call == found.launch == found.requested == found.least == 2 * C * (head + writes + n)
 

@@ -51,13 +51,13 @@ def test_a_text_is_loaded_once_and_another_text_beside_it(folder: Path) -> None:
 
 
 def test_sites_are_named_behind_the_text_each_once(folder: Path) -> None:
-    path = build.note(TEXT, "toy", ["layers.0.mlp", "layers.1.mlp"])
+    path = build.keep_file(TEXT, "toy", ["layers.0.mlp", "layers.1.mlp"])
     build.load(TEXT, "toy")
-    assert build.note(TEXT, "toy", ["layers.1.mlp", "head"]) == path
+    assert build.keep_file(TEXT, "toy", ["layers.1.mlp", "head"]) == path
     assert path.read_text() == TEXT + "".join(f"\n# Serves: {s}\n" for s in ("layers.0.mlp", "layers.1.mlp", "head"))
     assert build.load(TEXT, "toy").__file__ == str(path)
     path.write_text(path.read_text().replace("2 * x", "3 * x"))
-    build.note(TEXT, "toy", ["tail"])
+    build.keep_file(TEXT, "toy", ["tail"])
     assert path.read_text() == TEXT + "\n# Serves: tail\n"
 
 

@@ -16,7 +16,7 @@ from mhc_compile.errors import ConfigError
 
 SPECS = [
     Spec("seam", 4, 4096, norm="layer", weight=True, shift=True, offset=True, scale=True, multiplier=0.5),
-    Spec("seam", 3, 40, "fp32", "bf16", plain=True, projection="identity"),
+    Spec("seam", 3, 40, "fp32", "bf16", equal_streams=True, projection="identity"),
     Spec("enter", 8, 128, "fp16", norm="rms_cast", weight=True),
     Spec("leave", 2, 5129),
     Spec("coefficients", 16, 64, iters=7),

@@ -1,0 +1,106 @@
+"""How torch gets to know an op of the mhc IR: its schema, what it means, its shapes, its gradient.
+
+What is registered here takes an op's signature and returns its named results; torch's flat arguments and lists are seen
+by this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhc_compile.ops import signatures
+from mhc_compile.ops.signatures import OPS, flat, named
+
+MEANINGS: dict[str, Callable[..., Any]] = {}  # how ops that do not decompose run where no kernel is registered
+
+_LIBRARY = torch.library.Library("mhc", "DEF")
+_IMPLEMENT: Callable[..., None] = _LIBRARY.impl  # torch leaves it untyped
+_SAVED = object()  # stands for a tensor among what is saved
+
+for _name, _op in OPS.items():
+    _LIBRARY.define(signatures.schema(_name, *_op))
+
+
+def decompose(name: str, function: Callable[..., Any]) -> None:
+    """Let an op be a function of its flat arguments that disappears wherever a graph is traced to ATen."""
+    _IMPLEMENT(name, function, "CompositeImplicitAutograd")
+
+
+def mark(name: str, meaning: Callable[[Any], None], fake: Callable[[Any], None]) -> None:
+    """Register an op that returns nothing and must not be removed as dead code."""
+    arguments = OPS[name].arguments
+    _IMPLEMENT(name, lambda *args: meaning(named(arguments, args)), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mhc::{name}", lambda *args: fake(named(arguments, args)), lib=_LIBRARY)
+    torch.fx.node.has_side_effect(getattr(torch.ops.mhc, name).default)
+
+
+def register(
+    name: str,
+    meaning: Callable[[Any], Any],
+    fake: Callable[[Any], Any],
+    gradient: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
+) -> None:
+    """Register an op that stays one op however it is traced.
+
+    Args:
+        name: of the op, one of OPS.
+        meaning: its results for its signature, which runs where there is no kernel: without autocast, and results are
+            made contiguous.
+        fake: new tensors like its results, for its signature.
+        gradient: takes torch's context and the gradients of its results; without one, a derivative is refused.
+        save: takes torch's context, the signature and the named results.
+    """
+    arguments, results = OPS[name]
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            made = meaning(named(arguments, (first, *rest)))
+            return made.contiguous() if results is Tensor else [t.contiguous() for t in flat(made)]
+
+    def shapes(*args: Any) -> Any:
+        made = fake(named(arguments, args))
+        return made if results is Tensor else flat(made)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if save is not None:
+            save(ctx, named(arguments, inputs), output if results is Tensor else named(results, output))
+
+    MEANINGS[name] = run
+    _IMPLEMENT(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mhc::{name}", shapes, lib=_LIBRARY)
+    torch.library.register_autograd(f"mhc::{name}", gradient or _refuse, setup_context=keep, lib=_LIBRARY)
+
+
+def call(name: str, given: tuple[Any, ...]) -> Any:
+    """Run an op on its signature; return its results by name, or its one tensor."""
+    made, results = getattr(torch.ops.mhc, name)(*flat(given)), OPS[name].results
+    return made if results is Tensor else named(results, made)
+
+
+def save(ctx: Any, *values: Any) -> None:
+    """Keep values for the backward: tensors as autograd wants them, all else as it is."""
+    ctx.save_for_backward(*(value for value in values if isinstance(value, Tensor)))
+    ctx.values = [_SAVED if isinstance(value, Tensor) else value for value in values]
+
+
+def saved(ctx: Any) -> Iterator[Any]:
+    """Return what was kept, in its order."""
+    tensors = iter(ctx.saved_tensors)
+    return (next(tensors) if value is _SAVED else value for value in ctx.values)
+
+
+def upstream(gradient: Tensor | None, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the gradient of a result, zeros where nobody used it."""
+    return like.new_zeros(shape) if gradient is None else gradient
+
+
+def _refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    raise NotImplementedError(
+        "second derivatives of hyper-connections are not implemented (as under torch.compile in general); take them"
+        " of the original function, `with mhc_compile.plain(model):`"
+    )
