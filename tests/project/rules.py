@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     f"{PACKAGE}.passes": (
         "graph",
         "base",
-        "canonicalize find_residuals fuse_seams inline plan_recompute plan_streams widen",
+        "bind_sites canonicalize find_residuals fuse_seams inline plan_recompute plan_streams reasons widen",
         "runner",
         "__init__",
     ),
