@@ -76,6 +76,11 @@ LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES
 
 
+def in_short(value: object) -> str:
+    """A rule's name, a path, or the first words of a file."""
+    return value.__name__ if callable(value) else " ".join(str(value).split()[:4])
+
+
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
@@ -101,6 +106,7 @@ LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_
         (check_function_length, "bench/run.py", LONG_FUNCTION),
         (check_function_length, "bench/run.py", LONG_METHOD),
     ],
+    ids=in_short,
 )
 def test_rule_bites(rule: Rule, path: str, text: str) -> None:
     assert len(list(rule(Source(path, text)))) == 1
@@ -117,6 +123,7 @@ def test_rule_bites(rule: Rule, path: str, text: str) -> None:
         ("bench/run.py", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
         ("bench/run.py", "x = 1\n" * MAX_FILE_LINES),
     ],
+    ids=in_short,
 )
 def test_rules_let_good_code_pass(path: str, text: str) -> None:
     source = Source(path, text)

@@ -58,6 +58,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         ({"streams": 3, "projection": "identity"}, (15, 6), 6),
         ({"streams": 3, "connection": "hc"}, (5, 5), 15),
     ],
+    ids=["mhc 3", "mhc 4", "identity", "hc"],
 )
 def test_parameters(options: dict[str, Any], shape: tuple[int, int], bias: int) -> None:
     made = site(**options)
@@ -261,6 +262,7 @@ def test_details_may_differ() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("version", 2), ("function", Config(streams=4).function()), ("sites", [])],
+    ids=["version", "function", "sites"],
 )
 def test_checkpoints_of_another_plan_are_refused(key: str, value: Any) -> None:
     other = RootSites(json.dumps(PLAN | {key: value})).get_extra_state()
