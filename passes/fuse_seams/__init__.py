@@ -57,8 +57,8 @@ class FuseSeams:
         Z = write(Y, g, post, res)             z = leave(Y, g, post, res)
         z = readout(Z)
 
-    A norm of the read goes in where it alone consumes it (see `norms`), what a branch ends with where the write alone
-    does (see `tails`). Between the parts of a tail the plain graph rounds in 16 bits, the op does not, as little as
+    A norm of the read goes in where it alone consumes it (see `branch_norm`), what a branch ends with where the write alone
+    does (see `branch_tail`). Between the parts of a tail the plain graph rounds in 16 bits, the op does not, as little as
     Inductor's kernels do; in front of a norm's weight it rounds where the plain graph does.
 
     Who else reads the new streams, such as a readout or a second tower, reads the seam's: its backward adds their
