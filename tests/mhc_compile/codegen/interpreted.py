@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mhc_compile.codegen.runtime import dispatch, tune
-from tests.mhc_compile.ops import helpers, test_seams_compiler
-from tests.mhc_compile.ops.block import Block, same
-from tests.mhc_compile.ops.fused import Fused, only_given
-from tests.mhc_compile.ops.helpers import Function, check, spread_out, values_and_gradients
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.block import Block, same
+from tests.mhc_compile.equations.fused import Fused, arguments, backward_arguments, only_given
+from tests.mhc_compile.equations.helpers import Function, check, spread_out, values_and_gradients
 
 Tiles = dict[str, dict[str, int]]
 
@@ -127,14 +127,14 @@ def mixed_types(case: Fused, op: str) -> None:
 def opcheck(case: Fused, op: str) -> None:
     """Let torch check schema, fakes and autograd of an op, and of its backward, that kernels run."""
     dispatch.register("CPU")
-    given = test_seams_compiler.arguments(case, op)
+    given = arguments(case, op)
     base = None if op == "leave" else given[4 if op == "enter" else 10]
     for t in given:
         if isinstance(t, Tensor) and t is not base:
             t.requires_grad_()
     with launching(None) as launched:
         torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(given))
-        back = test_seams_compiler.backward_arguments(case, op)
+        back = backward_arguments(case, op)
         torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(back))
     assert {"forward", "backward"} <= set(launched)
 

@@ -7,8 +7,8 @@ import torch
 
 from mhc_compile.codegen.inspect import subprocess_call
 from tests.mhc_compile.codegen import interpreted
-from tests.mhc_compile.ops.block import Block
-from tests.mhc_compile.ops.fused import Fused
+from tests.mhc_compile.equations.block import Block
+from tests.mhc_compile.equations.fused import Fused
 
 OPS = ["enter", "seam", "leave", "coefficients"]
 ops = pytest.mark.parametrize("op", OPS)

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from tests.mhc_compile.ops.fused import Fused, only_given
-from tests.mhc_compile.ops.helpers import near, values_and_gradients
+from tests.mhc_compile.equations.fused import Fused, only_given
+from tests.mhc_compile.equations.helpers import near, values_and_gradients
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ from torch import Tensor
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import HC, MHC, Maps, Start
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import TOKENS, Case, check, near, normal, spread_out
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.helpers import TOKENS, Case, check, near, normal, spread_out
 
 KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
 kinds = pytest.mark.parametrize(("connection", "projection"), KINDS, ids=str)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mhc_compile.ops.functions import accumulator
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import Case, at, normal
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.helpers import Case, at, normal
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mhc_compile.errors import ConfigError
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import (
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.helpers import (
     TOKENS,
     Case,
     Function,

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mhc_compile.errors import NotCompiledError
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import Case, check, coefficients, inputs, normal, whole, whole_by_equation
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.helpers import Case, check, coefficients, inputs, normal, whole, whole_by_equation
 
 KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
 kinds = pytest.mark.parametrize(("connection", "projection"), KINDS, ids=str)

@@ -13,10 +13,10 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils.checkpoint import CheckpointPolicy
 
 from mhc_compile.ops import limits
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.block import Block, same
-from tests.mhc_compile.ops.fused import Fused
-from tests.mhc_compile.ops.helpers import normal, spread_out
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.block import Block, same
+from tests.mhc_compile.equations.fused import Fused
+from tests.mhc_compile.equations.helpers import normal, spread_out
 
 FP64, BF16 = torch.float64, torch.bfloat16
 ops = pytest.mark.parametrize("op", ["seam", "leave"])

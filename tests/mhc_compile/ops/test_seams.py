@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mhc_compile.ops import limits
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.fused import Fused, only_given
-from tests.mhc_compile.ops.helpers import TOKENS, check, near, normal, spread_out
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.fused import Fused, only_given
+from tests.mhc_compile.equations.helpers import TOKENS, check, near, normal, spread_out
 
 KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
 NORMS = ["none", "rms", "rms weight", "rms_cast weight", "layer", "layer weight", "layer weight shift"]

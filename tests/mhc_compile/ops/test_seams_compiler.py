@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mhc_compile.ops.signatures import NO_HISTORY
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.fused import Fused, only_given
-from tests.mhc_compile.ops.helpers import check, normal
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.fused import Fused, arguments, backward_arguments, only_given
+from tests.mhc_compile.equations.helpers import check, normal
 
 OPS = ["enter", "seam", "leave"]
 ops = pytest.mark.parametrize("op", OPS)
@@ -27,29 +26,6 @@ CASES = [
     Fused(2, 5, (4,), connection="hc", norm="rms"),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-def arguments(case: Fused, op: str) -> list[Any]:
-    """Everything that the op takes."""
-    tensors = case.tensors(op)
-    if op == "enter":
-        return [*tensors, *case.options]
-    rest = case.options if op == "seam" else (case.n, case.plain)
-    return [*tensors[:6], case.multiplier, *tensors[6:], *rest]
-
-
-def backward_arguments(case: Fused, op: str) -> list[Any]:
-    """Everything that the op's backward takes, with random gradients."""
-    given = arguments(case, op)
-    made = helpers.tensors(getattr(torch.ops.mhc, op)(*given))
-    count = {"enter": 3, "seam": 4, "leave": 1}[op]
-    grads = [normal(*t.shape, seed=20 + i).to(t.dtype) for i, t in enumerate(made[:count])]
-    if op == "leave":
-        return [*grads, *given, *NO_HISTORY]
-    at = 1 if op == "enter" else 7
-    phi, alpha, delta, base, weight, shift = given[at : at + 6]
-    history = NO_HISTORY if op == "seam" else ()
-    return [*grads, *given[:at], phi, alpha, base + delta, weight, shift, *made[count:], *case.options, *history]
 
 
 @ops

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mhc_compile.ops.signatures import History
-from tests.mhc_compile.ops.fused import Fused
-from tests.mhc_compile.ops.helpers import normal
-from tests.mhc_compile.ops.test_seams_compiler import arguments
+from tests.mhc_compile.equations.fused import Fused, arguments
+from tests.mhc_compile.equations.helpers import normal
 
 
 @dataclasses.dataclass(frozen=True)

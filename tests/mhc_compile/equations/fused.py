@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import Case, Function, normal
+from mhc_compile.ops.signatures import NO_HISTORY
+from tests.mhc_compile.equations import helpers
+from tests.mhc_compile.equations.helpers import Case, Function, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,3 +117,26 @@ def only_given(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Fu
         return function(*full)
 
     return run, [t for t in tensors if t is not None]
+
+
+def arguments(case: Fused, op: str) -> list[Any]:
+    """Everything that the op takes."""
+    tensors = case.tensors(op)
+    if op == "enter":
+        return [*tensors, *case.options]
+    rest = case.options if op == "seam" else (case.n, case.plain)
+    return [*tensors[:6], case.multiplier, *tensors[6:], *rest]
+
+
+def backward_arguments(case: Fused, op: str) -> list[Any]:
+    """Everything that the op's backward takes, with random gradients."""
+    given = arguments(case, op)
+    made = helpers.tensors(getattr(torch.ops.mhc, op)(*given))
+    count = {"enter": 3, "seam": 4, "leave": 1}[op]
+    grads = [normal(*t.shape, seed=20 + i).to(t.dtype) for i, t in enumerate(made[:count])]
+    if op == "leave":
+        return [*grads, *given, *NO_HISTORY]
+    at = 1 if op == "enter" else 7
+    phi, alpha, delta, base, weight, shift = given[at : at + 6]
+    history = NO_HISTORY if op == "seam" else ()
+    return [*grads, *given[:at], phi, alpha, base + delta, weight, shift, *made[count:], *case.options, *history]
