@@ -57,9 +57,10 @@ class FuseSeams:
         Z = write(Y, g, post, res)             z = leave(Y, g, post, res)
         z = readout(Z)
 
-    A norm of the read goes in where it alone consumes it (see `branch_norm`), what a branch ends with where the write alone
-    does (see `branch_tail`). Between the parts of a tail the plain graph rounds in 16 bits, the op does not, as little as
-    Inductor's kernels do; in front of a norm's weight it rounds where the plain graph does.
+    A norm of the read goes in where it alone consumes the read (see `branch_norm`); what a branch ends with goes in
+    where the write alone consumes it (see `branch_tail`). Between the parts of a tail the plain graph rounds to 16
+    bits; the op does not, and neither do Inductor's kernels. In front of a norm's weight the op rounds where the plain
+    graph does.
 
     Who else reads the new streams, such as a readout or a second tower, reads the seam's: its backward adds their
     gradients. Left alone are sites whose coefficients and read are of different streams, writes in front of an op on
