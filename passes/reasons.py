@@ -71,10 +71,9 @@ CUTS = {
 LEFT_OUT = {
     "norm-axes": "it normalises other axes than the features alone",
     "norm-dtype": "it computes, or returns, in another dtype than a kernel would",
-    "norm-inside": "something else reads what is inside of it",
     "norm-kind": "there are kernels for LayerNorm and RMSNorm only",
     "norm-place": "a checkpoint, a change of the gradient mode or an operand that is made later stands in between",
-    "norm-shared": "its input is read by others, too",
+    "norm-shared": "something else reads its input, or what is inside of it",
     "norm-spelling": "it is written out in a way that is not known; F.rms_norm and F.layer_norm are",
     "norm-weight": "its weight or bias is not a vector of the features in the norm's dtype",
     "tail-dropout": "its random numbers are the plain graph's",

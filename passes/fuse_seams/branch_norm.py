@@ -16,7 +16,7 @@ _DEFAULT_EPS = 1e-5  # of layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class Norm:
+class BranchNorm:
     """What a read goes through.
 
     Attributes:
@@ -41,7 +41,7 @@ class Norm:
         return [node for node in (self.weight, self.shift) if node is not None]
 
 
-def readings(u: fx.Node) -> Iterator[Norm]:
+def readings(u: fx.Node) -> Iterator[BranchNorm]:
     """Iterate over the norms that alone consume a read and return its dtype: with all that belongs to it first.
 
     Matched are `layer_norm` and `rms_norm` of the last axis, and
@@ -57,7 +57,7 @@ def readings(u: fx.Node) -> Iterator[Norm]:
         start = _library(u) or _written_out(u)
         if start is not None:
             yield from reversed([norm for norm in _extended(start, u) if _is_whole(norm, u)])
-    yield Norm("none", 0.0, None, None, u, ())
+    yield BranchNorm("none", 0.0, None, None, u, ())
 
 
 def why_left_out(u: fx.Node) -> str | None:
@@ -67,16 +67,16 @@ def why_left_out(u: fx.Node) -> str | None:
         return None
     if next(iter(readings(u))).kind != "none":
         return "norm-place"
-    if len(u.users) > 1 and not _is_square_of_many(u):
-        return "norm-shared"
     if optable.name(reader) not in optable.NORM:
-        return "norm-inside" if _written_out(u) is not None else "norm-spelling"
+        return "norm-spelling" if _written_out(u) is None else "norm-shared"
     if optable.name(reader) not in ("layer_norm", "rms_norm"):
         return "norm-kind"
     if tuple(optable.argument(reader, 1, "normalized_shape", ())) != (_features(u),):
         return "norm-axes"
+    if len(u.users) > 1:
+        return "norm-shared"
     vectors = [node for node in _arguments(reader, _wide(u))[:2] if node is not None]
-    return "norm-dtype" if all(_is_vector(node, u) for node in vectors) else "norm-weight"
+    return "norm-dtype" if all(_is_of_features(node, u) for node in vectors) else "norm-weight"
 
 
 def _readers_past_casts(u: fx.Node) -> Iterator[fx.Node]:
@@ -96,11 +96,6 @@ def _begins_a_norm(node: fx.Node) -> bool:
     return squared or centre
 
 
-def _is_square_of_many(u: fx.Node) -> bool:
-    """Tell whether the readers are those of one written-out norm: what is normalised, and what it is divided by."""
-    return any(optable.name(node) not in optable.NORM for node in _readers_past_casts(u) if _begins_a_norm(node))
-
-
 def _wide(u: fx.Node) -> torch.dtype:
     """Return the dtype in which a norm of u is computed."""
     tensor = value(u)
@@ -118,7 +113,7 @@ def _reader(node: fx.Node | None) -> fx.Node | None:
     return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
 
 
-def _library(u: fx.Node) -> Norm | None:
+def _library(u: fx.Node) -> BranchNorm | None:
     """Match a function of torch's on the read, or on the read in a wider dtype."""
     given, norm, nodes = u, _reader(u), ()  # type: tuple[Any, Any, tuple[fx.Node, ...]]
     if norm is not None and optable.is_cast(norm) and _dtype(norm) == _wide(u):
@@ -129,10 +124,10 @@ def _library(u: fx.Node) -> Norm | None:
     shape = optable.argument(norm, 1, "normalized_shape", ())
     if optable.argument(norm, 0, "input") is not given or tuple(shape) != (_features(u),) or eps is None:
         return None
-    if not all(_is_vector(node, u) for node in (weight, shift) if node is not None):
+    if not all(_is_of_features(node, u) for node in (weight, shift) if node is not None):
         return None
     kind = "layer" if optable.name(norm) == "layer_norm" else "rms"
-    return Norm(kind, eps, weight, shift, norm, (*nodes, norm))
+    return BranchNorm(kind, eps, weight, shift, norm, (*nodes, norm))
 
 
 def _arguments(norm: fx.Node, wide: torch.dtype) -> tuple[Any, Any, float | None]:
@@ -144,7 +139,7 @@ def _arguments(norm: fx.Node, wide: torch.dtype) -> tuple[Any, Any, float | None
     return weight, None, torch.finfo(wide).eps if eps is None else number(eps)
 
 
-def _written_out(u: fx.Node) -> Norm | None:
+def _written_out(u: fx.Node) -> BranchNorm | None:
     """Match `h / sqrt(mean(h^2) + eps)`, where each h is the read or a cast of it, step by step."""
     casts = [user for user in u.users if optable.is_cast(user) and user.args[0] is u and _dtype(user) == _wide(u)]
     held = dict.fromkeys((u, *casts))
@@ -161,7 +156,7 @@ def _written_out(u: fx.Node) -> Norm | None:
     steps = (square, mean, total, root, result)
     if any(_dtype(node) != _wide(u) for node in steps):
         return None
-    return Norm("rms", eps, None, None, result, (*casts, *steps))
+    return BranchNorm("rms", eps, None, None, result, (*casts, *steps))
 
 
 def _is_square(node: fx.Node, h: fx.Node) -> bool:
@@ -191,7 +186,7 @@ def _divides(node: fx.Node, root: fx.Node, total: fx.Node, held: list[fx.Node]) 
     return inverse and optable.name(node) == "mul" and other(node, root) in held
 
 
-def _extended(norm: Norm, u: fx.Node) -> Iterator[Norm]:
+def _extended(norm: BranchNorm, u: fx.Node) -> Iterator[BranchNorm]:
     """Iterate over the norm and what casts and a weight behind it make of it."""
     rounded = _dtype(norm.result) != _wide(u)
     while True:
@@ -204,13 +199,13 @@ def _extended(norm: Norm, u: fx.Node) -> Iterator[Norm]:
             norm = dataclasses.replace(norm, result=node, nodes=(*norm.nodes, node))
             continue
         weight = other(node, norm.result) if optable.name(node) == "mul" else None
-        if norm.kind != "rms" or norm.weight is not None or not _is_vector(weight, u):
+        if norm.kind != "rms" or norm.weight is not None or not _is_of_features(weight, u):
             return
         kind = "rms_cast" if rounded else "rms"
         norm = dataclasses.replace(norm, kind=kind, weight=weight, result=node, nodes=(*norm.nodes, node))
 
 
-def _is_whole(norm: Norm, u: fx.Node) -> bool:
+def _is_whole(norm: BranchNorm, u: fx.Node) -> bool:
     """Tell whether nobody else reads what is inside the norm, and whether its result is like the read."""
     made, given, nodes = value(norm.result), value(u), set(norm.nodes)
     if made is None or given is None or made.shape != given.shape or made.dtype != given.dtype:
@@ -218,7 +213,7 @@ def _is_whole(norm: Norm, u: fx.Node) -> bool:
     return all(user in nodes for node in (u, *nodes) if node is not norm.result for user in node.users)
 
 
-def _is_vector(node: Any, u: fx.Node) -> bool:
+def _is_of_features(node: Any, u: fx.Node) -> bool:
     """Tell whether a node is a vector `[C]` in the read's dtype or the wide one."""
     tensor = value(node) if isinstance(node, fx.Node) else None
     if tensor is None or tensor.dim() != 1 or tensor.shape[0] != _features(u):

@@ -13,7 +13,7 @@ from mhc_compile.passes.graph.walk import number, other, value
 
 
 @dataclasses.dataclass(frozen=True)
-class Tail:
+class BranchTail:
     """A branch's output as `(f + offset) * multiplier * scale`, and the nodes that compute that of f."""
 
     f: fx.Node
@@ -23,7 +23,7 @@ class Tail:
     nodes: tuple[fx.Node, ...] = ()
 
 
-def peel(output: fx.Node, may_go: Callable[[fx.Node], bool]) -> Tail:
+def peel(output: fx.Node, may_go: Callable[[fx.Node], bool]) -> BranchTail:
     """Return a branch's output without what a fused op can do as well.
 
     That is a vector `[C]` that is added, one that multiplies, Python numbers that multiply or divide, a change of sign,
@@ -34,7 +34,7 @@ def peel(output: fx.Node, may_go: Callable[[fx.Node], bool]) -> Tail:
         output: what is written to the streams.
         may_go: tells whether nobody needs a node on the way but its reader.
     """
-    best = tail = Tail(output)
+    best = tail = BranchTail(output)
     while may_go(tail.f):
         step = _step(tail)
         if step is None:
@@ -45,7 +45,7 @@ def peel(output: fx.Node, may_go: Callable[[fx.Node], bool]) -> Tail:
     return best
 
 
-def why_left_out(tail: Tail, may_go: Callable[[fx.Node], bool]) -> str | None:
+def why_left_out(tail: BranchTail, may_go: Callable[[fx.Node], bool]) -> str | None:
     """Return why the walk ended at a pointwise op, a key of `reasons.LEFT_OUT`; None where it ended at real work."""
     op = optable.name(tail.f)
     if op in optable.DROPOUT:
@@ -56,11 +56,10 @@ def why_left_out(tail: Tail, may_go: Callable[[fx.Node], bool]) -> str | None:
         return "tail-shared" if len(tail.f.users) > 1 else "tail-place"
     if op not in ("mul", "div", "truediv", "add", "sub", "neg") and not optable.is_cast(tail.f):
         return "tail-op"
-    tensors = [node for node in tail.f.all_input_nodes if value(node) is not None]
-    return "tail-operand" if len(tensors) > 1 else "tail-order"
+    return "tail-operand" if _step(BranchTail(tail.f)) is None else "tail-order"
 
 
-def _step(tail: Tail) -> Tail | None:
+def _step(tail: BranchTail) -> BranchTail | None:
     """Take in the op that makes f."""
     node, op = tail.f, optable.name(tail.f)
     given = node.args[0] if node.args else None
@@ -93,17 +92,17 @@ def _factor(node: fx.Node, op: str) -> float | None:
     return None
 
 
-def _with_vector(tail: Tail, role: str) -> Tail | None:
+def _with_vector(tail: BranchTail, role: str) -> BranchTail | None:
     """Take in a product with a vector or a sum with one, whichever operand it is."""
     for f in tail.f.all_input_nodes:
         vector = other(tail.f, f)
-        found = _onto(tail, f, **{role: vector}) if _is_vector(vector, tail.f) else None
+        found = _onto(tail, f, **{role: vector}) if _is_row(vector, tail.f) else None
         if found is not None:
             return found
     return None
 
 
-def _onto(tail: Tail, f: Any, **changes: Any) -> Tail | None:
+def _onto(tail: BranchTail, f: Any, **changes: Any) -> BranchTail | None:
     """Return the tail of a tensor f that is like what the last op makes of it."""
     made, given = value(tail.f), value(f) if isinstance(f, fx.Node) else None
     if made is None or given is None or made.shape != given.shape or not given.is_floating_point():
@@ -111,7 +110,7 @@ def _onto(tail: Tail, f: Any, **changes: Any) -> Tail | None:
     return dataclasses.replace(tail, f=f, **changes)
 
 
-def _is_vector(node: Any, like: fx.Node) -> bool:
+def _is_row(node: Any, like: fx.Node) -> bool:
     """Tell whether a node holds one number per feature, features last."""
     tensor, made = value(node) if isinstance(node, fx.Node) else None, value(like)
     if tensor is None or made is None or not tensor.is_floating_point() or not 0 < tensor.dim() <= made.dim():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mhc_compile"
-CODE = (PACKAGE, "passes", "tests", "bench")
+CODE = (PACKAGE, "passes", "tests", "bench", "examples")
 
 # From the bottom up, for each package: a unit (a file of it, or one of its packages) imports from lower rows and from
 # its own, never in a circle; `__init__` is the package's face. A new file or folder needs a place here.
@@ -37,7 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     f"{PACKAGE}.passes": (
         "graph",
         "base",
-        "canonicalize find_residuals fuse_seams inline plan_recompute plan_streams widen",
+        "bind_sites canonicalize find_residuals fuse_seams inline plan_recompute plan_streams reasons widen",
         "runner",
         "__init__",
     ),
