@@ -15,7 +15,7 @@ from bench.zoo import check, table
 from bench.zoo.__main__ import chosen
 from bench.zoo.family import Family, each, lib
 from bench.zoo.registry import DOMAINS, FAMILIES
-from tests.nets import Net, inputs
+from tests.nets.small import Net, inputs
 
 QUICK = chosen([], quick=True)
 

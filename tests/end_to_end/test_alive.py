@@ -15,7 +15,7 @@ import mhc_compile as mhc
 from mhc_compile import backend
 from mhc_compile.model import start_values
 from mhc_compile.ops.connections import Start
-from tests.nets import WIDTH, Net, PostBlock, Shared, compiled, inputs, made
+from tests.nets.small import WIDTH, Net, PostBlock, Shared, compiled, inputs, made
 
 APART, DEAD = 1e-6, 2e-7
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from mhc_compile.errors import CarryError, ConfigMismatchError, NotCompiledError, PlanMismatchError
-from tests.nets import (
+from tests.nets.small import (
     Block,
     Net,
     PostBlock,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
-from tests.nets import Block, Net, PostBlock, inputs, made
+from tests.nets.small import Block, Net, PostBlock, inputs, made
 
 
 class Bottleneck(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import NotCompiledError
-from tests.nets import compiled, perturb, relative
-from tests.zoo import GROUPED, VOCABULARY
+from tests.nets.library import GROUPED, VOCABULARY
+from tests.nets.small import compiled, perturb, relative
 
 NEW = 8
 

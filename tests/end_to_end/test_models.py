@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import mhc_compile as mhc
-from tests.nets import compiled, floats, gradient_error, gradients, own_parameters, perturb, relative
-from tests.zoo import CASES
+from tests.nets.library import CASES
+from tests.nets.small import compiled, floats, gradient_error, gradients, own_parameters, perturb, relative
 
 TOLERANCE = 1e-5
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import MHCError, NotCompiledError, SiteNotFoundError
-from tests.nets import Block, Net, compiled, inputs, made, perturb, relative, upgraded
+from tests.nets.small import Block, Net, compiled, inputs, made, perturb, relative, upgraded
 
 REMEDY = r"model\.compile\(backend='mhc'\)"
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 import mhc_compile as mhc
 from mhc_compile.errors import NotCompiledError
-from tests.nets import (
+from tests.nets.small import (
     Net,
     afresh,
     agree,

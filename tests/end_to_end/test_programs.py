@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import mhc_compile as mhc
-from tests.nets import (
+from tests.nets.small import (
     Net,
     PostBlock,
     Results,

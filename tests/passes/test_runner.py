@@ -15,7 +15,7 @@ from mhc_compile.errors import PassError, PlanMismatchError
 from mhc_compile.passes import ANALYSIS, PIPELINE, Plan, Request, Results
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import Layer, graph, marked, request, tokens
+from tests.nets.structures import Layer, graph, marked, request, tokens
 
 
 @dataclasses.dataclass(frozen=True)

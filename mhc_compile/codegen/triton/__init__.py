@@ -10,5 +10,5 @@ one_launch    kernels `both`, `back`: two of those above in one launch
 leave         kernels `leave`, `leave_backward`
 replay        kernel `replay`, and replaying inside the backward kernels
 sinkhorn      Sinkhorn-Knopp in registers, and its gradient
-fragments     lines that several kernels share
+fragments     what several kernels share, such as the replay of a block's writes
 """

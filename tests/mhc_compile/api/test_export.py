@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from mhc_compile.errors import CaptureError, NotUpgradedError
-from tests.nets import Block, Net, Plain, PostBlock, Shared, inputs, made, perturb, upgraded
+from tests.nets.small import Block, Net, Plain, PostBlock, Shared, inputs, made, perturb, upgraded
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from mhc_compile import backend
 from mhc_compile.backend import compilers
 from mhc_compile.config import Config
 from mhc_compile.errors import ConfigError
-from tests.nets import (
+from tests.nets.small import (
     Net,
     PostBlock,
     Shared,

@@ -1,4 +1,4 @@
-"""What runs in the process where generated kernels are interpreted (see `mhc_compile.codegen.inspect.subprocess_call`)."""
+"""What runs in the process where generated kernels are interpreted (see `codegen.inspect.subprocess_call`)."""
 
 from __future__ import annotations
 

@@ -45,9 +45,11 @@ def test_a_default_at_the_end_may_be_missing() -> None:
     assert named(Outer, [1, 2, 3, 4]).e == 7
 
 
-@pytest.mark.parametrize(("values", "trouble"), [([1, 2, 3], "fewer"), ([1, 2, 3, 4, 5, 6], "more")], ids=["3", "6"])
+@pytest.mark.parametrize(
+    ("values", "trouble"), [([1, 2, 3], "missing 1 .* 'd'"), ([1, 2, 3, 4, 5, 6], "6 were given")], ids=["3", "6"]
+)
 def test_another_number_of_values_is_refused(values: list[int], trouble: str) -> None:
-    with pytest.raises(TypeError, match=f"Outer takes 5 values and was given {trouble}"):
+    with pytest.raises(TypeError, match=rf"Outer\(\) .*{trouble}"):
         named(Outer, values)
 
 
@@ -56,14 +58,14 @@ def test_values_behind_are_left() -> None:
     assert take(Outer, values).e == 4
     assert list(take(Inner, values)) == [5, 6]
     assert list(values) == [7, 8]
-    with pytest.raises(TypeError, match="Inner takes 2 values and was given fewer"):
+    with pytest.raises(TypeError, match=r"Inner\(\) missing 1 .* 'c'"):
         take(Inner, iter([1]))
 
 
 def test_values_go_to_the_places_of_their_names() -> None:
     assert filled(Outer, c=1, a=2) == (2, None, 1, None, None)
-    with pytest.raises(ValueError, match="Outer has no field f, inner"):
-        filled(Outer, inner=1, f=2)
+    with pytest.raises(TypeError, match=r"Outer\(\) .* 'inner'"):
+        filled(Outer, inner=1)
     with pytest.raises(ValueError, match="not in tuple"):
         position(Outer, "inner")
 

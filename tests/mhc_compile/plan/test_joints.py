@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError
-from tests.nets import Net, compile_blocks, compiled, gradients, inputs, made, perturb, upgraded
+from tests.nets.small import Net, compile_blocks, compiled, gradients, inputs, made, perturb, upgraded
 
 
 def parts(layers: int = 3, **kwargs: Any) -> tuple[nn.Module, list[nn.Module], Tensor]:

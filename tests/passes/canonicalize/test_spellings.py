@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
-from tests.passes.helpers import C, Layer, graph, ops, request, tokens
+from tests.nets.structures import C, Layer, graph, ops, request, tokens
 
 Function = Callable[[Any, Tensor], Any]
 

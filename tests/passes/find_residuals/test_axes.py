@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mhc_compile.passes.find_residuals import axes
-from tests.passes.helpers import Layer, graph
+from tests.nets.structures import Layer, graph
 
 A, B, D = frozenset((0,)), frozenset((1,)), frozenset((2,))
 SHAPE = (2, 6, 8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mhc_compile.passes import ANALYSIS, Findings, Residual
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import C, Layer, Step, explain, graph, names, request, tokens
+from tests.nets.structures import C, Layer, Step, explain, graph, names, request, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from mhc_compile.passes.graph.optable import is_cast
+from tests.nets.structures import C, tokens
 from tests.passes.fuse_seams.fusing import Pair, fused, words
 from tests.passes.fuse_seams.norm_spellings import (
     EPS,
@@ -24,7 +25,6 @@ from tests.passes.fuse_seams.norm_spellings import (
     wide_rms_norm,
     wide_weight,
 )
-from tests.passes.helpers import C, tokens
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 

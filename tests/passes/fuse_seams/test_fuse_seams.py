@@ -11,8 +11,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.widen import Widened
+from tests.nets.structures import C, Layer, example_inputs, graph, rewritten, tokens
 from tests.passes.fuse_seams.fusing import CPU, Pair, fused, ours, pair, words
-from tests.passes.helpers import C, Layer, example_inputs, graph, rewritten, tokens
 
 FUSED = ("enter", "seam", "leave")
 

@@ -16,12 +16,12 @@ from torch._inductor.utils import fresh_cache
 
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
-from tests import nets as small
-from tests.passes import networks as nets
+from tests.nets import networks as nets
+from tests.nets import small
+from tests.nets.networks import KINDS, NETS
+from tests.nets.random_networks import Drawing, Net, drawings, networks
+from tests.nets.streams import Hand, apart, by_hand, load, near, perturbed, run
 from tests.passes.fuse_seams.fusing import kernels_everywhere, ours, pair
-from tests.passes.streams import Hand, apart, by_hand, load, near, perturbed, run
-from tests.passes.test_random_networks import Drawing, Net, drawings, networks
-from tests.passes.test_streams import KINDS, NETS
 
 LIFTED = (nets.ScaledCarrier, nets.LearnedCarrier)  # read other streams than their coefficients
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from mhc_compile.passes.graph import optable
-from tests.passes.helpers import C, Layer, Step, graph, tokens
+from tests.nets.structures import C, Layer, Step, graph, tokens
 
 FAMILIES = {name: value for name, value in vars(optable).items() if isinstance(value, frozenset) and name.isupper()}
 PLACES = (torch, F, Tensor, operator, torch.ops.aten)

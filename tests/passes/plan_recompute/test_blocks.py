@@ -21,8 +21,8 @@ from mhc_compile.passes.plan_recompute import blocks
 from mhc_compile.passes.plan_recompute.blocks import best, peak, plan_blocks
 from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.passes.runner import run as run_passes
-from tests.passes.helpers import graph, request, tokens
-from tests.passes.plan_recompute.test_plan_recompute import Branches, Chain, Middle, Tower
+from tests.nets.chains import Branches, Chain, Middle, Tower
+from tests.nets.structures import graph, request, tokens
 
 RUN = SiteRun(
     sites=tuple(map(str, range(24))), region=0, streams=4, channels=512, itemsize=2, tokens=1000, coefficients=49,

@@ -19,9 +19,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import mhc_compile as mhc
 from mhc_compile.cli.measure import saved_bytes
 from mhc_compile.passes.graph import checkpoints
-from tests import nets
-from tests.end_to_end.test_user_checkpoints import Checkpointed, Halves
-from tests.nets import (
+from tests.nets import small
+from tests.nets.checkpointed import Checkpointed, Halves
+from tests.nets.partition import WORK, parts
+from tests.nets.small import (
     Net,
     PostBlock,
     Shared,
@@ -34,12 +35,11 @@ from tests.nets import (
     same,
     upgraded,
 )
-from tests.partition import WORK, parts
 
 SIZES = (1, 3, 8)
 
 
-def steps(model: nn.Module, x: Tensor, how: Any, compiler: str = "aot_eager", **options: Any) -> nets.Results:
+def steps(model: nn.Module, x: Tensor, how: Any, compiler: str = "aot_eager", **options: Any) -> small.Results:
     """One step with the same random numbers every time."""
     torch._dynamo.reset()
     torch.manual_seed(3)
@@ -164,7 +164,7 @@ def test_selective_checkpoints_of_branches() -> None:
     model = upgraded(Selective, 4, moved=True)
     expected = steps(model, inputs(), "off")
     found = parts(model, inputs(), recompute=4)
-    assert nets.agree(steps(model, inputs(), 4), expected)
+    assert small.agree(steps(model, inputs(), 4), expected)
     assert found.streams(4) == 1
     assert found.ops()[1]["aten.addmm.default"] == 0  # no product of the forward runs again
 
@@ -175,7 +175,7 @@ def test_activation_memory_budget(budget: float) -> None:
     model = upgraded(Net, 3, moved=True)
     expected = steps(model, inputs(), "off")
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert nets.agree(steps(model, inputs(), 3), expected)
+        assert small.agree(steps(model, inputs(), 3), expected)
 
 
 def test_saved_tensors_on_the_cpu() -> None:
@@ -209,7 +209,7 @@ def test_dynamic_shapes() -> None:
         x = inputs(*shape)
         torch._dynamo.maybe_mark_dynamic(x, (0, 1))
         found = results(run, model, x)
-        assert nets.agree(found, nets.afresh(model, x))
+        assert small.agree(found, small.afresh(model, x))
 
 
 def test_gradients_accumulate() -> None:
@@ -275,4 +275,4 @@ def test_two_plans_and_one_warm_cache() -> None:
             events.append([name for name in ("hit", "miss") if counters["aot_autograd"][f"autograd_cache_{name}"]])
     assert events == [["miss"], ["miss"], ["hit"], ["hit"]]
     assert kept[0] == kept[2] > kept[1] == kept[3]
-    assert all(nets.agree(each, found[0], 1e-6) for each in found[1:])
+    assert all(small.agree(each, found[0], 1e-6) for each in found[1:])

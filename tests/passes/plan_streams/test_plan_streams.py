@@ -15,7 +15,7 @@ from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import (
+from tests.nets.structures import (
     Attention,
     C,
     Layer,
