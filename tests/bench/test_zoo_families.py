@@ -43,6 +43,7 @@ def test_slack_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("names", "found"),
     [(["llama"], ["transformers/llama"]), (["transformers/gpt2", "ber?"], ["transformers/gpt2", "transformers/bert"])],
+    ids=["a name", "a path and a pattern"],
 )
 def test_choice(names: list[str], found: list[str]) -> None:
     assert [family.key for family in chosen(names, quick=False)] == found

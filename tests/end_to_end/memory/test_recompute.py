@@ -64,7 +64,14 @@ def vit(layers: int = 2) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [Net, lambda n: Net(n, PostBlock), lambda n: Net(n, dropout=0.3), Checkpointed, Halves]
+    "make",
+    [
+        Net,
+        pytest.param(lambda n: Net(n, PostBlock), id="Net(n, PostBlock)"),
+        pytest.param(lambda n: Net(n, dropout=0.3), id="Net(n, dropout=0.3)"),
+        Checkpointed,
+        Halves,
+    ],
 )
 def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> None:
     model = upgraded(make, 4, moved=True)
@@ -188,7 +195,7 @@ def test_saved_tensors_on_the_cpu() -> None:
     assert same(found[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     model = upgraded(Net, 3, moved=True)
     found = []
