@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,18 @@ from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.helpers import TENSORS, Case, Function, normal, of_tensors
 
 FUSED = ("enter", "seam", "leave")
+# what an op does not take is always the same, or pairs would meet where they do nothing
+UNUSED: dict[str, dict[str, Any]] = {
+    "enter": {"offset": False, "scale": False, "multiplier": 1.0},
+    "seam": {},
+    "leave": {"norm": "none", "kind": ("mhc", "sinkhorn"), "projection": "sinkhorn", "iters": 20},
+    "coefficients": {"norm": "none", "equal": False, "offset": False, "scale": False, "multiplier": 1.0},
+}
+
+
+def exists(row: Mapping[str, Any]) -> bool:
+    """Tell whether a combination says nothing that its op does not take."""
+    return all(row.get(name, value) == value for name, value in UNUSED[row["op"]].items())
 
 
 @dataclasses.dataclass(frozen=True)

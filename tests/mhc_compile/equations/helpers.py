@@ -100,7 +100,7 @@ def at(function: Function, *last: Any) -> Function:
     return lambda *tensors: function(*tensors, *last)
 
 
-def by_op(op: str, n: int) -> Function:
+def by_op(op: str, n: int) -> Callable[..., Tensor]:
     """One of `expand`, `read`, `write` and `readout` as a function of its tensors."""
     return lambda *tensors: getattr(torch.ops.mhc, op)(*tensors, n=n)
 

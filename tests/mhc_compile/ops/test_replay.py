@@ -30,7 +30,7 @@ AXES: dict[str, Any] = {
 
 def has_writes(row: Any) -> bool:
     """Without a write the head is the streams, which are not equal."""
-    return not (row.get("equal") and row.get("writes") == 0)
+    return not (row["equal"] and row["writes"] == 0)
 
 
 @pairwise(has_writes, **AXES)

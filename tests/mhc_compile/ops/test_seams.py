@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from mhc_compile.ops import limits
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, EnterResult
 from tests.mhc_compile.equations import helpers
-from tests.mhc_compile.equations.fused import FUSED, Fused, only_given
+from tests.mhc_compile.equations.fused import FUSED, Fused, exists, only_given
 from tests.mhc_compile.equations.helpers import KINDS, TOKENS, check, near, normal, spread_out
 from tests.pairwise import pairwise, sampled
 
@@ -52,18 +53,18 @@ def made(op: str, strided: bool, equal: bool, offset: bool, scale: bool, **more:
     return Fused(**more, **given, connection=connection, projection=projection), op, strided
 
 
-def wide_enough(row: Any) -> bool:
+def sound(row: Mapping[str, Any]) -> bool:
     """Of one feature a norm in fp32 leaves rounding errors."""
-    return row.get("c") != 1 or row.get("dtype") != torch.float32
+    return exists(row) and (row["c"] != 1 or row["norm"] == "none" or row["dtype"] == torch.float64)
 
 
-@pairwise(wide_enough, into="row", **SPACE)
+@pairwise(sound, into="row", **SPACE)
 def test_values_and_every_gradient(row: dict[str, Any]) -> None:
     compare(*made(**row))
 
 
 @pytest.mark.slow
-@sampled(400, into="row", **{**SPACE, "c": [5, 7, 9]})
+@sampled(400, sound, into="row", **{**SPACE, "c": [5, 7, 9]})
 def test_any_combination(row: dict[str, Any]) -> None:
     compare(*made(**row))
 
