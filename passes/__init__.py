@@ -5,7 +5,7 @@
     find_residuals   which adds are residual connections, and why the others are not           -> Findings
     plan_streams     which of them share streams, and what is lifted in between                -> Plan
     widen            residual sums become sites: the mhc IR                                    -> Widened
-    fuse_seams       what lies between two branches becomes one op, for generated kernels
+    fuse_seams       what lies between two branches becomes one op, for generated kernels           -> Fused
     plan_recompute   what a training step keeps of the streams, and what it makes again        -> Recompute
     inline           the IR becomes plain torch, for graphs that run without this package
 

@@ -1,4 +1,14 @@
-"""Generated Triton kernels: a Spec becomes the text of a file, the file a module, the module an op's kernel."""
+"""Generated kernels: a call of an op becomes a Spec, the Spec a text, the text a module, the module the op's kernel.
+
+    spec       Spec: all that a generated file depends on
+    text       templates of source
+    triton/    Spec -> the text of a file with Triton kernels (GPUs)
+    runtime/   from a call of an op to a kernel that runs: dispatch, files, tiles
+    inspect/   what kernels do, seen without a GPU: traffic, launches, machine code
+
+A second target language, such as C++ for the CPU, is a folder beside `triton/` with a `generate` of its own: what it
+makes of a Spec is its own matter, while ops, Specs, files and tuning stay as they are.
+"""
 
 from __future__ import annotations
 

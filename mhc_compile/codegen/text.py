@@ -24,14 +24,9 @@ def fill(template: str, **parts: object) -> str:
     return _WORD.sub(lambda match: str(parts[match[1]]), _ALONE.sub(block, template))
 
 
-def each(count: int, line: str, by: str = "\n") -> str:
+def each(count: int, line: str) -> str:
     """Repeat a line for i in range(count), `{i}` standing for the index."""
-    return by.join(line.format(i=i) for i in range(count))
-
-
-def pairs(count: int, line: str) -> str:
-    """Repeat a line for all i and j in range(count)."""
-    return "\n".join(line.format(i=i, j=j) for i in range(count) for j in range(count))
+    return "\n".join(line.format(i=i) for i in range(count))
 
 
 def lines(parts: Iterable[str]) -> str:

@@ -105,11 +105,12 @@ class MHC:
     def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
         """Return gradients through the unrolled projection, not through its fixed point."""
         n, widths = maps.n, self._widths(maps)
+        dpre, dpost, dres = grads
         gate = _spread(alpha, widths)
         z = y * gate + bias
         s = torch.sigmoid(z[..., : 2 * n])
-        d = s * (1 - s) * torch.cat([grads[0], 2 * grads[1]], -1)
-        mix = projections.get(maps.projection).vjp(z[..., 2 * n :], grads[2], n, maps.iters)
+        d = s * (1 - s) * torch.cat([dpre, 2 * dpost], -1)
+        mix = projections.get(maps.projection).vjp(z[..., 2 * n :], dres, n, maps.iters)
         dz = by_token(torch.cat([d, mix], -1))
         dalpha = torch.stack([part.sum() for part in (dz * by_token(y)).sum(0).split(widths)])
         return (dz * gate).view_as(y), dalpha, dz.sum(0)
@@ -147,11 +148,12 @@ class HC:
     def vjp(self, y: Tensor, alpha: Tensor, bias: Tensor, maps: Maps, grads: Triple) -> Triple:
         """Return gradients of the gated tanh."""
         n = maps.n
-        g = torch.cat([grads[0].unsqueeze(-1), grads[1].unsqueeze(-1), grads[2].transpose(-1, -2)], -1)
+        dpre, dpost, dres = grads
+        g = torch.cat([dpre.unsqueeze(-1), dpost.unsqueeze(-1), dres.transpose(-1, -2)], -1)
         t = torch.tanh(y)
         by_logit = by_token(g * t).sum(0)
         dalpha = torch.stack([by_logit[0], by_logit[1], by_logit[2:].sum()])
-        dbias = torch.cat([by_token(part).sum(0) for part in (grads[0], grads[1], grads[2].flatten(-2))])
+        dbias = torch.cat([by_token(part).sum(0) for part in (dpre, dpost, dres.flatten(-2))])
         return g * _spread(alpha, (1, 1, n)) * (1 - t * t), dalpha, dbias
 
     def start_bias(self, start: Start, maps: Maps) -> Tensor:

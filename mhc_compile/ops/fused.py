@@ -37,7 +37,7 @@ from mhc_compile.ops.signatures import (
 )
 
 
-def streams(x: Tensor, n: int, equal: bool) -> Tensor:
+def _streams(x: Tensor, n: int, equal: bool) -> Tensor:
     """Return the streams: x, or n copies of it where all are equal."""
     return reference.expand(x, n) if equal else x
 
@@ -69,7 +69,7 @@ def replay(given: Replay) -> Tensor:
 
 
 def _replayed(head: Tensor, history: History, n: int) -> Tensor:
-    x = streams(head, n, history.equal_head)
+    x = _streams(head, n, history.equal_head)
     for written in history.writes():
         x = _write(x, written, n)
     return x
@@ -78,19 +78,19 @@ def _replayed(head: Tensor, history: History, n: int) -> Tensor:
 def enter(given: Enter) -> EnterResult:
     """Return what a site and its branch need of streams x."""
     o = given.options
-    return _arrive(streams(given.x, o.n, o.equal_streams), given.site, o)
+    return _arrive(_streams(given.x, o.n, o.equal_streams), given.site, o)
 
 
 def seam(given: Seam) -> SeamResult:
     """Return the new streams, and what `enter` returns for them."""
     o = given.options
-    new = _write(streams(given.x, o.n, o.equal_streams), given.written, o.n)
+    new = _write(_streams(given.x, o.n, o.equal_streams), given.written, o.n)
     return SeamResult(new, _arrive(new, given.site, o))
 
 
 def leave(given: Leave) -> Tensor:
     """Return the readout of the new streams, which are not rounded before it."""
-    wide = streams(given.x, given.n, given.equal_streams).type_as(given.written.h_post)
+    wide = _streams(given.x, given.n, given.equal_streams).type_as(given.written.h_post)
     new = _write(wide, given.written, given.n)
     return reference.readout(new, given.n, accumulator(new.dtype)).type_as(given.x)
 
@@ -117,7 +117,7 @@ def _arrive_backward(upstream: SiteUpstream, x: Tensor, site: SavedSite, o: Opti
 def _write_backward(g: Tensor, x: Tensor, written: Written, n: int, equal: bool) -> WrittenGradients:
     """Return the gradients of x and of what was written to it for that of the new streams."""
     f, h_post, h_res, tail = written
-    wide = streams(x, n, equal).type_as(h_post)
+    wide = _streams(x, n, equal).type_as(h_post)
     dx, df, dpost, dres = write_backward(g, wide, with_tail(f, tail, h_post), h_post, h_res, n)
     dx, df = dx.sum(-2) if equal else dx, df * tail.multiplier
     doffset, dscale = h_post.new_empty(0), h_post.new_empty(0)
@@ -132,7 +132,7 @@ def _write_backward(g: Tensor, x: Tensor, written: Written, n: int, equal: bool)
 def enter_backward(given: EnterBackward) -> EnterGradients:
     """Return the gradients of x and of the site."""
     x, o = given.x, given.options
-    dx, site = _arrive_backward(given.upstream, streams(x, o.n, o.equal_streams), given.site, o)
+    dx, site = _arrive_backward(given.upstream, _streams(x, o.n, o.equal_streams), given.site, o)
     return EnterGradients((dx.sum(-2) if o.equal_streams else dx).type_as(x), site)
 
 
@@ -140,7 +140,7 @@ def seam_backward(given: SeamBackward) -> SeamGradients:
     """Make the new streams again; their gradient is that of who reads them and that of the site."""
     o, equal = given.options, given.options.equal_streams
     x = _replayed(given.x, given.history, o.n) if given.history.fs else given.x
-    new = _write(streams(x, o.n, equal), given.written, o.n)
+    new = _write(_streams(x, o.n, equal), given.written, o.n)
     dx, site = _arrive_backward(given.upstream, new, given.site, o)
     return SeamGradients(_write_backward(dx.add_(given.g_x), x, given.written, o.n, equal), site)
 

@@ -28,7 +28,7 @@ class FuseSeams:
 
     Before:                                    After:
         X = expand(x)
-        pre, post, res = coefficients(X)       u, post, res = enter(x, plain)
+        pre, post, res = coefficients(X)       u, post, res = enter(x, equal)
         f = branch(norm(read(X, pre)))         f = branch(u)
         Y = write(X, f * gamma, post, res)     Y, u, post, res = seam(x, f, post, res, gamma, equal)
         pre, post, res = coefficients(Y)

@@ -84,14 +84,15 @@ def _selective(node: fx.Node) -> bool:
 
 def _body(node: fx.Node) -> fx.GraphModule:
     """Return the graph that a checkpoint runs."""
-    named = node.args[0]
+    named, *_ = node.args
     assert isinstance(named, fx.Node)  # Dynamo names it by a get_attr
     return node.graph.owning_module.get_submodule(str(named.target))  # type: ignore
 
 
 def _inline(gm: fx.GraphModule, node: fx.Node, tagged: dict[str, Any]) -> None:
-    body, named, tagged = _body(node), node.args[0], tagged | tags(node)
-    copies: Any = dict(zip(body.graph.find_nodes(op="placeholder"), node.args[1:], strict=True))
+    body, tagged = _body(node), tagged | tags(node)
+    named, *given = node.args
+    copies: Any = dict(zip(body.graph.find_nodes(op="placeholder"), given, strict=True))
     inputs = set(copies)
     with gm.graph.inserting_before(node):
         returned: Any = gm.graph.graph_copy(body.graph, copies)
@@ -101,7 +102,8 @@ def _inline(gm: fx.GraphModule, node: fx.Node, tagged: dict[str, Any]) -> None:
             if old.op == "get_attr":
                 copies[old].target = _adopt(gm, operator.attrgetter(str(old.target))(body), tagged)
     for user in list(node.users):
-        user.replace_all_uses_with(returned[user.args[1]])  # a getitem: the op returns a tuple
+        _, index = user.args  # of a getitem: the op returns a tuple
+        user.replace_all_uses_with(returned[index])
         gm.graph.erase_node(user)
     gm.graph.erase_node(node)
     if isinstance(named, fx.Node) and not named.users:

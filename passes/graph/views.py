@@ -40,8 +40,8 @@ def on_streams(node: fx.Node, n: int) -> Call | None:
         return (op, tuple(dims)) if len(dims) == 1 + (op == "flatten") and _are_tokens(dims, rank) else None
     if op == "getitem":
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        plain = all(isinstance(i, slice) for i in index) and len(index) < rank
-        return ("__getitem__", (node.args[1],)) if plain else None
+        slices = all(isinstance(i, slice) for i in index) and len(index) < rank
+        return ("__getitem__", (node.args[1],)) if slices else None
     return None
 
 

@@ -184,8 +184,9 @@ class Widener:
         view = views.on_streams(node, self.n) if optable.name(node) in optable.VIEW else None
         if view is not None:
             method, more = view
-            source: fx.Node = self.streams[node.args[0]]  # type: ignore[index]  # a view's first argument is the tensor
-            made = self._new(node, lambda: self.graph.call_method(method, (source, *more)))
+            tensor, *_ = node.args
+            streams: fx.Node = self.streams[tensor]  # type: ignore[index]  # a node
+            made = self._new(node, lambda: self.graph.call_method(method, (streams, *more)))
         else:
             args, kwargs = fx.map_arg(node.args, operand), fx.map_arg(node.kwargs, operand)
             made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
@@ -204,7 +205,8 @@ class Widener:
                 self._lift(node)
             end = leaving.lifts[-1] if leaving.lifts else before.residual.total
             extra.append(self.streams[end])
-        output.args = ((*cast("tuple[fx.Node, ...]", output.args[0]), *extra),)
+        (returned,) = output.args
+        output.args = ((*cast("tuple[fx.Node, ...]", returned), *extra),)
 
     def _serve(self) -> None:
         """From the end: erase sums and lifted ops that nobody reads; who still reads a sum gets the readout."""

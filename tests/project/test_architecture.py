@@ -11,16 +11,19 @@ from tests.project.rules import (
     CODE,
     LAYERS,
     LEVELS,
+    MAX_ENTRIES,
     MAX_FILE_LINES,
     MAX_FUNCTION_LINES,
     NOT_TO_MENTION,
     PACKAGE,
+    ROOT,
     RULES,
     Rule,
     Source,
     check_absolute,
     check_docstring,
     check_file_length,
+    check_folders,
     check_function_length,
     check_layers,
     check_no_lending,
@@ -58,6 +61,22 @@ def test_rule_on_circles_bites() -> None:
     two = Source("mhc_compile/b/__init__.py", "from mhc_compile import a")
     assert len(circle([one, two])) == 3
     assert circle([one]) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    assert_none(list(check_folders(path.relative_to(ROOT).as_posix() for path in files())))
+
+
+def test_rule_on_folders_bites() -> None:
+    few = [f"bench/kernels/{i}.py" for i in range(MAX_ENTRIES)]
+    fine = [*few, "bench/kernels/__init__.py", "bench/kernels/README.md", "bench/other/deep/er.py", "bench/common.py"]
+    elsewhere = [f"{folder}/{i}" for folder in ("bench/results", ".ci") for i in range(MAX_ENTRIES + 1)]
+    assert list(check_folders([*fine, *elsewhere])) == []
+    for crowd in (["bench/kernels/one_more.py"], ["bench/kernels/folder/a.py", "bench/kernels/folder/b.py"]):
+        (complaint,) = check_folders([*fine, *crowd])
+        assert complaint.startswith(f"bench/kernels: {MAX_ENTRIES + 1} entries")
+    (complaint,) = check_folders(f"docs/{i}.md" for i in range(MAX_ENTRIES + 1))
+    assert complaint.startswith("docs: ")
 
 
 def test_no_file_mentions_the_working_notes() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tests.project.rules import PACKAGE, Source, sources
 
 LIBRARIES = ("torch", "triton")
-OF_PYTHON = frozenset("_asdict _fields _make _replace".split())  # of every NamedTuple
+OF_PYTHON = frozenset("_asdict _field_defaults _fields _make _replace".split())  # of every NamedTuple
 OURS = re.compile(r"_mhc_\w+|_in_block")  # attributes that we add to what is torch's, and ends of our ops' names
 TOLD_BY_TEXT = frozenset("_param_name_to_source _source_to_user_stacks _graph".split())  # attributes, by getattr
 

@@ -82,10 +82,10 @@ def _gates(spec: Spec, i: int) -> str:
     return _load_gates(spec.n, i, spec.equal_streams, "p", "r")
 
 
-def _load_gates(n: int, i: int, plain: bool, post: str, res: str, number: str = "") -> str:
+def _load_gates(n: int, i: int, equal: bool, post: str, res: str, number: str = "") -> str:
     """Load entry i of a write's H_post and row i of its H_res, under names that start as given."""
     entries = [scalar(f"res{number}", n * n, i * n + j) for j in range(n)]
-    if plain:  # every column multiplies the same stream
+    if equal:  # every column multiplies the same stream
         entries = [" + ".join(entries)]
     first = scalar(f"post{number}", n, i)
     first = first if number else f"pinned({first})"

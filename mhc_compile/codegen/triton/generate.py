@@ -55,7 +55,7 @@ def generate(spec: Spec) -> str:
             grad_streams.streams(spec),
             grad_sums.reduce(spec),
             *(
-                [one_launch.counters(spec), one_launch.both(spec) if fore else "", one_launch.back(spec)]
+                [one_launch.COUNTERS, one_launch.both(spec) if fore else "", one_launch.back(spec)]
                 if spec.reads
                 else []
             ),

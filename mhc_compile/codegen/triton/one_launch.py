@@ -11,7 +11,7 @@ from mhc_compile.codegen.spec import Spec
 from mhc_compile.codegen.text import fill
 from mhc_compile.codegen.triton import forward, grad_logits, grad_streams
 
-_COUNTERS = '''
+COUNTERS = '''
 @triton.jit
 def done(counter):
     """Counts a task that is done: all that its program stored is there before."""
@@ -80,11 +80,6 @@ def back(
         begin, end = split * share, tl.minimum(T, (split + 1) * share)
         slice_back($slice, T, begin, end, role, piece, split, BS, BCS, BP)
 '''
-
-
-def counters(spec: Spec) -> str:
-    """Write the helpers."""
-    return _COUNTERS
 
 
 def both(spec: Spec) -> str:

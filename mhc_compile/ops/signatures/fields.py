@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,7 +22,6 @@ _TYPES: dict[Any, str] = {
     bool: "bool",
     str: "str",
 }
-_END = object()
 
 
 def named(kind: type[N], values: Iterable[Any]) -> N:
@@ -34,10 +34,7 @@ def named(kind: type[N], values: Iterable[Any]) -> N:
     Raises:
         TypeError: there are too few values, or too many.
     """
-    rest = iter(values)
-    made = take(kind, rest)
-    if next(rest, _END) is not _END:
-        raise TypeError(f"{kind.__name__} takes {len(names(kind))} values and was given more")
+    made: N = _reader(kind)(*values)
     return made
 
 
@@ -47,21 +44,12 @@ def take(kind: type[N], values: Iterator[Any]) -> N:
     Raises:
         TypeError: there are too few values.
     """
-    try:
-        made: N = _reader(kind)(values)
-    except StopIteration:
-        raise TypeError(f"{kind.__name__} takes {len(names(kind))} values and was given fewer") from None
-    return made
+    return named(kind, itertools.islice(values, len(names(kind))))
 
 
 def flat(value: tuple[Any, ...]) -> list[Any]:
     """Return the values of a NamedTuple, those of the NamedTuples in it in their places."""
-    made: list[Any] = []
-    for part, nested in zip(value, _nested(type(value)), strict=True):
-        if nested:
-            made += flat(part)
-        else:
-            made.append(part)
+    made: list[Any] = _writer(type(value))(value)
     return made
 
 
@@ -84,12 +72,10 @@ def filled(kind: type[tuple[Any, ...]], **values: Any) -> tuple[Any, ...]:
     """Return these values at the places of the flat fields of their names, and None at the others.
 
     Raises:
-        ValueError: there is no field of such a name.
+        TypeError: there is no field of such a name.
     """
-    fields = names(kind)
-    if unknown := values.keys() - set(fields):
-        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
-    return tuple(map(values.get, fields))
+    made: tuple[Any, ...] = _filler(kind)(**values)
+    return made
 
 
 def schema(name: str, arguments: type[tuple[Any, ...]], results: Any) -> str:
@@ -99,39 +85,61 @@ def schema(name: str, arguments: type[tuple[Any, ...]], results: Any) -> str:
     return f"{name}({taken}) -> {made}"
 
 
+# Every call of an op goes through the next three. So each is compiled once per signature, to an expression such as
+# `lambda x, offset, scale, n: Seam(x, Tail(offset, scale), n)`.
+
+
 @functools.cache
-def _reader(kind: type[Any]) -> Callable[[Iterator[Any]], Any]:
-    """Return a function that takes a NamedTuple's values from an iterator; made once, since it runs at every call."""
+def _reader(kind: type[tuple[Any, ...]]) -> Callable[..., Any]:
+    """Return a function from flat values to the NamedTuple."""
+    kinds: dict[str, Any] = {}
+
+    def made(kind: type[tuple[Any, ...]]) -> str:
+        kinds[kind.__name__] = kind
+        parts = (made(hint) if _is_part(hint) else name for name, hint in _fields(kind))
+        return f"{kind.__name__}({', '.join(parts)})"
+
+    return _compiled(kind, ", ".join(name + default for name, _, default in _leaves(kind)), made(kind), kinds)
+
+
+@functools.cache
+def _writer(kind: type[tuple[Any, ...]]) -> Callable[[Any], Any]:
+    """Return a function from the NamedTuple to its flat values."""
+
+    def found(kind: type[tuple[Any, ...]], at: str) -> list[str]:
+        if not any(_is_part(hint) for _, hint in _fields(kind)):
+            return [f"*{at}"]
+        inside = (found(hint, f"{at}.{name}") if _is_part(hint) else [f"{at}.{name}"] for name, hint in _fields(kind))
+        return list(itertools.chain(*inside))
+
+    return _compiled(kind, "value", f"[{', '.join(found(kind, 'value'))}]", {})
+
+
+@functools.cache
+def _filler(kind: type[tuple[Any, ...]]) -> Callable[..., Any]:
+    """Return a function from flat values by name, None for those that are not given, to their tuple."""
+    given = ", ".join(f"{name}=None" for name in names(kind))
+    return _compiled(kind, f"*, {given}", f"({', '.join(names(kind))},)", {})
+
+
+def _compiled(kind: type[tuple[Any, ...]], parameters: str, result: str, kinds: dict[str, Any]) -> Callable[..., Any]:
+    function: Callable[..., Any] = eval(f"lambda {parameters}: {result}", kinds)
+    function.__name__ = function.__qualname__ = kind.__name__  # what a TypeError tells
+    return function
+
+
+def _fields(kind: Any) -> list[tuple[str, Any]]:
     hints = get_type_hints(kind)
-    defaults: dict[str, Any] = kind._field_defaults
-
-    def one(field: str) -> Callable[[Iterator[Any]], Any]:
-        if _is_part(hints[field]):
-            return _reader(hints[field])
-        return (lambda values: next(values, defaults[field])) if field in defaults else next
-
-    takes = [one(field) for field in kind._fields]
-    return lambda values: kind._make([take(values) for take in takes])
+    return [(name, hints[name]) for name in kind._fields]
 
 
 @functools.cache
-def _nested(kind: type[Any]) -> tuple[bool, ...]:
-    """Tell of each field whether it is a NamedTuple itself."""
-    hints = get_type_hints(kind)
-    return tuple(_is_part(hints[field]) for field in kind._fields)
-
-
-@functools.cache
-def _leaves(kind: type[Any]) -> tuple[tuple[str, Any, str], ...]:
+def _leaves(kind: type[tuple[Any, ...]]) -> tuple[tuple[str, Any, str], ...]:
     """Return name, type and default, as `=0` or nothing, of each flat field."""
-    hints = get_type_hints(kind)
     made: list[tuple[str, Any, str]] = []
-    for field in kind._fields:
-        if _is_part(hints[field]):
-            made += _leaves(hints[field])
-        else:
-            given = kind._field_defaults
-            made.append((field, hints[field], f"={given[field]}" if field in given else ""))
+    given: dict[str, Any] = kind._field_defaults  # type: ignore[attr-defined]  # of a NamedTuple
+    for field, hint in _fields(kind):
+        made += _leaves(hint) if _is_part(hint) else [(field, hint, f"={given[field]}" if field in given else "")]
     return tuple(made)
 
 
