@@ -43,11 +43,13 @@ def test_slack_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("names", "found"),
     [(["llama"], ["transformers/llama"]), (["transformers/gpt2", "ber?"], ["transformers/gpt2", "transformers/bert"])],
+    ids=["a name", "a path and a pattern"],
 )
 def test_choice(names: list[str], found: list[str]) -> None:
     assert [family.key for family in chosen(names, quick=False)] == found
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
 def test_quick_family(family: Family) -> None:
     torch._dynamo.reset()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.nets import networks as nets
 from tests.nets.streams import Part
 
-EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "100"))  # networks in all: three of five rewritten, one cut, one twice
+EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "40"))  # networks in all: three of five rewritten, one cut, one twice
 
 
 def networks(share: int) -> settings:

@@ -168,6 +168,13 @@ def check_absolute(source: Source) -> Iterator[str]:
             yield f"{source.at(node)}: a relative import"
 
 
+def check_no_lending(source: Source) -> Iterator[str]:
+    """What tests share stands in modules that hold no tests."""
+    for node, name in imported(source) if source.module.startswith("tests.") else ():
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split(".")):
+            yield f"{source.at(node)}: imports {name}, a module of tests; what both need wants a module of its own"
+
+
 def check_file_length(source: Source) -> Iterator[str]:
     length = len(source.text.splitlines())
     if length > MAX_FILE_LINES:
@@ -228,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     check_layers,
     check_sides,
     check_absolute,
+    check_no_lending,
     check_file_length,
     check_function_length,
 )

@@ -26,6 +26,7 @@ from tests.project.rules import (
     check_folders,
     check_function_length,
     check_layers,
+    check_no_lending,
     check_no_notes,
     check_placed,
     check_sides,
@@ -95,6 +96,11 @@ LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES
 
 
+def in_short(value: object) -> str:
+    """A rule's name, a path, or the first words of a file."""
+    return str(getattr(value, "__name__", " ".join(str(value).split()[:2])))
+
+
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
@@ -116,10 +122,13 @@ LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_
         (check_sides, "mhc_compile/codegen/runtime/seam.py", "from torch import fx"),
         (check_sides, "mhc_compile/codegen/seam.py", "import torch\ntorch.fx.Node"),
         (check_absolute, "passes/widen.py", "from ..ops import library"),
+        (check_no_lending, "tests/test_x.py", "from tests.passes.test_y import Net"),
+        (check_no_lending, "tests/passes/helpers.py", "def f():\n    from tests.passes import test_y"),
         (check_file_length, "tests/test_x.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
         (check_function_length, "bench/run.py", LONG_FUNCTION),
         (check_function_length, "bench/run.py", LONG_METHOD),
     ],
+    ids=in_short,
 )
 def test_rule_bites(rule: Rule, path: str, text: str) -> None:
     assert len(list(rule(Source(path, text)))) == 1
@@ -133,9 +142,11 @@ def test_rule_bites(rule: Rule, path: str, text: str) -> None:
         ("mhc_compile/codegen/triton/host.py", "import triton, torch\nfrom torch.fxx import y"),
         ("passes/widen.py", "from mhc_compile.passes.base import Pass\nimport torch.fx"),
         ("tests/test_x.py", "from mhc_compile import cli"),
+        ("tests/test_x.py", "from tests.nets.small import Net\nfrom torch.testing import test_y"),
         ("bench/run.py", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
         ("bench/run.py", "x = 1\n" * MAX_FILE_LINES),
     ],
+    ids=in_short,
 )
 def test_rules_let_good_code_pass(path: str, text: str) -> None:
     source = Source(path, text)

@@ -33,12 +33,14 @@ def check(make: Make, shapes: Sequence[tuple[int, ...]], sites: int, config: mhc
     assert apart(run(plain, {}, args), expected) > 1e-2
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_connection(n: int, kind: tuple[str, str]) -> None:
     check(*NETS["pre-norm"], mhc.Config(streams=n, connection=kind[0], projection=kind[1]))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 @pytest.mark.parametrize("net", list(NETS)[1:])
 def test_every_structure(net: str, connection: str) -> None:

@@ -63,8 +63,16 @@ def vit(layers: int = 2) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
-    "make", [Net, lambda n: Net(n, PostBlock), lambda n: Net(n, dropout=0.3), Checkpointed, Halves]
+    "make",
+    [
+        Net,
+        pytest.param(lambda n: Net(n, PostBlock), id="Net(n, PostBlock)"),
+        pytest.param(lambda n: Net(n, dropout=0.3), id="Net(n, dropout=0.3)"),
+        Checkpointed,
+        Halves,
+    ],
 )
 def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> None:
     model = upgraded(make, 4, moved=True)
@@ -75,6 +83,7 @@ def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> 
         assert same(found[1], grads)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_blocks_keep_the_streams_of_their_first_site(size: int) -> None:
     """The first site of all keeps one stream, for it has nothing else."""
@@ -94,6 +103,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("make", "given", "config"),
     [(*MODELS[i % 2], config) for i, config in enumerate(CONFIGS)],
@@ -112,6 +122,7 @@ def test_as_much_is_kept_as_is_planned(make: Callable[[], nn.Module], given: Any
         assert kept - before == pytest.approx(memory.kept - memory.before_rewrite, abs=0.02 * memory.kept)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(("make", "given"), MODELS, ids=["llama", "vit"])
 def test_no_branch_runs_twice(make: Callable[[], nn.Module], given: Any) -> None:
     """Nor are coefficients made again."""
@@ -169,6 +180,7 @@ def test_selective_checkpoints_of_branches() -> None:
     assert found.ops()[1]["aten.addmm.default"] == 0  # no product of the forward runs again
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("budget", [0.0, 0.3, 0.7])
 def test_activation_memory_budget(budget: float) -> None:
     """Torch's own budget recomputes more; the function is the same."""
@@ -188,7 +200,7 @@ def test_saved_tensors_on_the_cpu() -> None:
     assert same(found[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     model = upgraded(Net, 3, moved=True)
     found = []

@@ -57,6 +57,7 @@ def step(
     return out, gradients(out, parameters), saved.bytes
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "make",
@@ -227,6 +228,7 @@ def switch_on(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("way", ["whole", "layers"])
 def test_hugging_face(way: str) -> None:
     plain, call = llama()

@@ -34,6 +34,7 @@ def near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
         assert (ours[name] - tensor).abs().max() <= tolerance * tensor.abs().max(), name
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize(
     "config",
     [mhc.Config(streams=3), mhc.Config(streams=2, connection="hc"), mhc.Config(projection="identity")],

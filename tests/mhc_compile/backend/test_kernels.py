@@ -73,6 +73,7 @@ def test_kernels_that_were_asked_for_are_an_error_on_a_cpu() -> None:
         (MissingDependencyError("generated kernels need Triton"), "need Triton"),
         (CacheError("/x is not writable; set MHC_CACHE_DIR"), "set MHC_CACHE_DIR"),
     ],
+    ids=["no triton", "no cache"],
 )
 def test_what_is_missing_is_said_once(
     error: Exception, named: str, capability: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from mhc_compile.codegen.runtime import dispatch, tune
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import Replay, flat
 from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.block import Block, same
-from tests.mhc_compile.equations.fused import Fused, arguments, backward_arguments, only_given
+from tests.mhc_compile.equations.fused import Fused, only_given, trainable
 from tests.mhc_compile.equations.helpers import Function, check, spread_out, values_and_gradients
 
 Tiles = dict[str, dict[str, int]]
@@ -68,7 +70,8 @@ def doubly_stochastic(n: int, scale: float) -> tuple[float, float]:
     """Return how far rows and columns of H_res are from sums of 1."""
     case = Fused(n, 16, (64,), dtype=torch.float32, scale=scale)
     by_op, _, given = prepared(case, "coefficients")
-    mixing = helpers.tensors(by_op(*given))[2].double()
+    _, _, res = by_op(*given)
+    mixing = res.double()
     return float((mixing.sum(-1) - 1).abs().max()), float((mixing.sum(-2) - 1).abs().max())
 
 
@@ -127,15 +130,10 @@ def mixed_types(case: Fused, op: str) -> None:
 def opcheck(case: Fused, op: str) -> None:
     """Let torch check schema, fakes and autograd of an op, and of its backward, that kernels run."""
     dispatch.register("CPU")
-    given = arguments(case, op)
-    base = None if op == "leave" else given[4 if op == "enter" else 10]
-    for t in given:
-        if isinstance(t, Tensor) and t is not base:
-            t.requires_grad_()
     with launching(None) as launched:
-        torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(given))
-        back = backward_arguments(case, op)
-        torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(back))
+        torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(trainable(case.signature(op))))
+        back = case.backward_signature(op)
+        torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(flat(back)))
     assert {"forward", "backward"} <= set(launched)
 
 
@@ -143,6 +141,7 @@ def replayed(block: Block, op: str) -> None:
     """Assert that gradients by kernels that replay are, to the bit, those by kernels that read what was written."""
     dispatch.register("CPU")
     with poisoned(), launching(None) as launched:
-        assert torch.equal(torch.ops.mhc.replay(block.head(), *block.history(), block.case.n), block.streams())
+        made = call("replay", Replay(block.head(), block.history(), block.case.n))
+        assert torch.equal(made, block.streams())
         same(block, op)
     assert launched.count("backward") == 2

@@ -9,6 +9,7 @@ import torch
 
 from tests.mhc_compile.equations.fused import Fused, only_given
 from tests.mhc_compile.equations.helpers import near, values_and_gradients
+from tests.pairwise import pairwise
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,15 +18,12 @@ pytestmark = [
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
-@pytest.mark.parametrize("n", [2, 4, 8])
-@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
-def test_values_and_every_gradient(op: str, n: int, plain: bool, dtype: torch.dtype) -> None:
+@pairwise(op=["enter", "seam", "leave"], n=[2, 4, 8], equal=[False, True], dtype=[torch.float32, torch.bfloat16])
+def test_values_and_every_gradient(op: str, n: int, equal: bool, dtype: torch.dtype) -> None:
     from mhc_compile.codegen.runtime import dispatch
 
     dispatch.register("CUDA")
-    case = Fused(n, 264, (300,), dtype=dtype, norm="rms_cast weight", plain=plain)
+    case = Fused(n, 264, (300,), dtype=dtype, norm="rms_cast weight", equal_streams=equal)
     by_op, given = only_given(case.by_op(op), case.tensors(op))
     on_gpu = [t.cuda() for t in given]
     found = values_and_gradients(by_op, on_gpu, wide=False)

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhc_compile.ops.signatures import History
-from tests.mhc_compile.equations.fused import Fused, arguments
-from tests.mhc_compile.equations.helpers import normal
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import History, LeaveInBlock, Seam, SeamInBlock, Tail, Written, flat, named
+from tests.mhc_compile.equations.fused import Fused, upstream, with_gradients
+from tests.mhc_compile.equations.helpers import tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """`writes` writes behind a head, which is plain where the case is; what follows is a site of the same case."""
+    """`writes` writes behind a head of the case's streams; what follows is a site of the same case."""
 
     case: Fused
     writes: int
@@ -25,39 +26,34 @@ class Block:
 
     def history(self) -> History:
         """Each write is of another branch, with other maps; tails are there in every other one."""
-        columns: list[list[Any]] = [[] for _ in range(6)]
-        for i in range(self.writes):
-            _, f, post, res, offset, scale = self.case.written()
-            assert f is not None
-            assert post is not None
-            assert res is not None
-            tail = (offset, scale, self.case.multiplier) if i % 2 == 0 else (None, None, 1.0)
-            for column, entry in zip(
-                columns, (f.roll(i + 1, -1), post.roll(i, -1), 0.3 * res.roll(i, -1), *tail), strict=True
-            ):
-                column.append(entry)
-        return History._make([*columns, self.case.plain])
+        f, post, res, tail = self.case.written()
+        tails = (Tail(None, None, 1.0) if i % 2 else tail for i in range(self.writes))
+        writes = (Written(f.roll(i + 1, -1), post.roll(i, -1), 0.3 * res.roll(i, -1), t) for i, t in enumerate(tails))
+        return History.of(writes, self.case.equal_streams)
 
     def streams(self) -> Tensor:
         """What the forward's seams make of the head, one after the other."""
-        x, plain = self.head(), self.case.plain
-        site, options = self.case.site(), list(self.case.options)
-        for write in zip(*self.history()[:6], strict=True):
-            x = torch.ops.mhc.seam(x, *write, *site, *options[:-1], plain)[0]
-            plain = False
+        x, options = self.head(), self.case.options
+        for written in self.history().writes():
+            x = call("seam", Seam(x, written, self.case.site(), options)).x
+            options = options._replace(equal_streams=False)
         return x
 
     def gradients(self, op: str, replay: bool) -> list[Tensor]:
         """Values, and gradients of all that the op takes but the block, for random gradients of its results."""
-        after = dataclasses.replace(self.case, plain=False)
-        given = [self.streams(), *arguments(after, op)[1:]]
-        leaves = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in given]
-        function = getattr(torch.ops.mhc, f"{op}_in_block" if replay else op)
-        made = function(*leaves, *((self.head(), *self.history()) if replay else ()))
-        results = [made] if isinstance(made, Tensor) else list(made)[:4]
-        upstream = [normal(*t.shape, seed=30 + i).to(t.dtype) for i, t in enumerate(results)]
+        after = dataclasses.replace(self.case, equal_streams=False)
+        given: Any = after.signature(op)._replace(x=self.streams())
+        leaves = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in flat(given)]
+        given = named(type(given), leaves)
+        if replay:
+            in_block = SeamInBlock if op == "seam" else LeaveInBlock
+            made = call(f"{op}_in_block", in_block(given, self.head(), self.history()))
+        else:
+            made = call(op, given)
+        results = tensors(with_gradients(made))
+        grads = [upstream(t, i) for i, t in enumerate(results)]
         asked = [t for t in leaves if isinstance(t, Tensor)]
-        found = torch.autograd.grad(results, asked, upstream, allow_unused=True)
+        found = torch.autograd.grad(results, asked, grads, allow_unused=True)
         return [*(t.detach() for t in results), *(g for g in found if g is not None)]
 
 

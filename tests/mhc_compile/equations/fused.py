@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mhc_compile.ops.signatures import NO_HISTORY
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import (
+    NO_HISTORY,
+    OPS,
+    Enter,
+    EnterBackward,
+    Leave,
+    LeaveBackward,
+    Options,
+    Parameters,
+    SavedSite,
+    Seam,
+    SeamBackward,
+    SiteInputs,
+    SiteUpstream,
+    Tail,
+    Written,
+    flat,
+    named,
+    names,
+)
 from tests.mhc_compile.equations import helpers
-from tests.mhc_compile.equations.helpers import Case, Function, normal
+from tests.mhc_compile.equations.helpers import TENSORS, Case, Function, normal, of_tensors
+
+FUSED = ("enter", "seam", "leave")
+# what an op does not take is always the same, or pairs would meet where they do nothing
+UNUSED: dict[str, dict[str, Any]] = {
+    "enter": {"offset": False, "scale": False, "multiplier": 1.0},
+    "seam": {},
+    "leave": {"norm": "none", "kind": ("mhc", "sinkhorn"), "projection": "sinkhorn", "iters": 20},
+    "coefficients": {"norm": "none", "equal": False, "offset": False, "scale": False, "multiplier": 1.0},
+}
+
+
+def exists(row: Mapping[str, Any]) -> bool:
+    """Tell whether a combination says nothing that its op does not take."""
+    return all(row.get(name, value) == value for name, value in UNUSED[row["op"]].items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,74 +56,90 @@ class Fused(Case):
     offset_given: bool = True
     scale_given: bool = True
     multiplier: float = 0.7
-    plain: bool = False
+    equal_streams: bool = False
     branch_dtype: torch.dtype | None = None
 
     def x(self) -> Tensor:
-        return (self.streams()[..., 0, :] if self.plain else self.streams()).contiguous()
+        return (self.streams()[..., 0, :] if self.equal_streams else self.streams()).contiguous()
 
-    def written(self) -> list[Tensor | None]:
-        """What `seam` and `leave` take before the multiplier."""
+    def written(self) -> Written:
         f = self.branch().to(self.branch_dtype or self.dtype)
         h_post = normal(*self.tokens, self.n, seed=7, dtype=self.wide)
         h_res = normal(*self.tokens, self.n, self.n, seed=8, dtype=self.wide)
         offset, scale = (normal(self.c, seed=seed, dtype=self.dtype) for seed in (13, 9))
-        tail = [offset if self.offset_given else None, scale if self.scale_given else None]
-        return [self.x(), f, h_post, h_res, *tail]
+        tail = Tail(offset if self.offset_given else None, scale if self.scale_given else None, self.multiplier)
+        return Written(f, h_post, h_res, tail)
 
-    def site(self) -> list[Tensor | None]:
+    def site(self) -> SiteInputs:
         weight, shift = (normal(self.c, seed=seed, dtype=self.dtype) for seed in (10, 11))
         given = self.norm.split()
-        return [*self.parameters(), weight if "weight" in given else None, shift if "shift" in given else None]
-
-    def tensors(self, op: str) -> list[Tensor | None]:
-        return [
-            *([self.x()] if op == "enter" else self.written()),
-            *(self.site() if op != "leave" else []),
-        ]
+        parameters = Parameters(*self.parameters())
+        return SiteInputs(parameters, weight if "weight" in given else None, shift if "shift" in given else None)
 
     @property
-    def options(self) -> tuple[int, str, str, int, float, str, float, bool]:
-        return *self.arguments, self.norm.split()[0], 1e-3, self.plain
+    def options(self) -> Options:
+        return Options(self.options_of_maps, self.norm.split()[0], 1e-3, self.equal_streams)
+
+    def signature(self, op: str) -> Any:
+        """Everything that the op takes."""
+        if op == "enter":
+            return Enter(self.x(), self.site(), self.options)
+        if op == "seam":
+            return Seam(self.x(), self.written(), self.site(), self.options)
+        return Leave(self.x(), self.written(), self.n, self.equal_streams)
+
+    def backward_signature(self, op: str) -> Any:
+        """Everything that the op's backward takes, with random gradients."""
+        given = self.signature(op)
+        made = call(op, given)
+        if op == "leave":
+            return LeaveBackward(upstream(made, 0), given, NO_HISTORY)
+        new, arrival = (made, made) if op == "enter" else made
+        site, kept, (phi, alpha, delta, base) = given.site, arrival.kept, given.site.parameters
+        saved = SavedSite(phi, alpha, base + delta, site.weight, site.shift, kept)
+        grads = SiteUpstream(upstream(arrival.u, 1), upstream(arrival.h_post, 2), upstream(arrival.h_res, 3))
+        if op == "enter":
+            return EnterBackward(grads, given.x, saved, given.options)
+        return SeamBackward(upstream(new, 0), grads, given.x, given.written, saved, given.options, NO_HISTORY)
+
+    def tensors(self, op: str) -> list[Tensor | None]:
+        """The tensors that the op takes, None for those that are not there."""
+        return [value for name, value in self._named(op).items() if name in TENSORS]
+
+    def _named(self, op: str) -> dict[str, Any]:
+        return dict(zip(names(OPS[op].arguments), flat(self.signature(op)), strict=True))
+
+    def filled(self, op: str, tensors: Sequence[Tensor | None]) -> Any:
+        """The op's signature with other tensors."""
+        given = self._named(op)
+        places = [name for name in given if name in TENSORS]
+        return named(OPS[op].arguments, (given | dict(zip(places, tensors, strict=True))).values())
 
     def by_op(self, op: str) -> Function:
         """The op's results that have gradients."""
-
-        def run(*tensors: Tensor | None) -> Tensor | Sequence[Tensor]:
-            function = getattr(torch.ops.mhc, op)
-            if op == "enter":
-                return tuple(function(*tensors, *self.options)[:3])
-            written = *tensors[:6], self.multiplier
-            if op == "seam":
-                return tuple(function(*written, *tensors[6:], *self.options)[:4])
-            return function(*written, self.n, self.plain)
-
-        return run
+        return of_tensors(op, self.signature(op))
 
     def by_equation(self, op: str) -> Function:
         """The same by the equations, with the roundings between them."""
 
-        def run(x: Tensor, *rest: Tensor | None) -> Tensor | Sequence[Tensor]:
-            x = helpers.expand(x, self.n) if self.plain else x
+        def run(*tensors: Tensor | None) -> Tensor | Sequence[Tensor]:
+            given = self.filled(op, tensors)
+            x = helpers.expand(given.x, self.n) if self.equal_streams else given.x
             if op == "enter":
-                return self._arrive(x, rest)
-            f, h_post, h_res, offset, scale, *site = rest
-            assert f is not None
-            assert h_post is not None
-            assert h_res is not None
-            f = (f if offset is None else f + offset) * self.multiplier
-            f = f if scale is None else f * scale
+                return self._arrive(x, given.site)
+            f, h_post, h_res, tail = given.written
+            f = (f if tail.offset is None else f + tail.offset) * self.multiplier
+            f = f if tail.scale is None else f * tail.scale
             new = helpers.write(x, f, h_post, h_res, self.n)
             if op == "leave":
                 return helpers.readout(new, self.n)
             new = rounded(new, self.dtype)
-            return new, *self._arrive(new, site)
+            return new, *self._arrive(new, given.site)
 
         return run
 
-    def _arrive(self, x: Tensor, site: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        *parameters, weight, shift = site
-        pre, post, res = self.reference(x, *parameters)  # type: ignore[arg-type]  # only the norm's may be missing
+    def _arrive(self, x: Tensor, site: SiteInputs) -> tuple[Tensor, ...]:
+        pre, post, res = self.reference(x, *site.parameters)
         u = rounded(helpers.read(x, pre, self.n), self.dtype)
         if self.norm.startswith("layer"):
             u = u - u.mean(-1, keepdim=True)
@@ -97,8 +147,20 @@ class Fused(Case):
             u = u / torch.sqrt((u**2).mean(-1, keepdim=True) + 1e-3)
         if self.norm.startswith("rms_cast"):
             u = rounded(u, self.dtype)
-        u = u if weight is None else u * weight
-        return u if shift is None else u + shift, post, res
+        u = u if site.weight is None else u * site.weight
+        return u if site.shift is None else u + site.shift, post, res
+
+
+def with_gradients(made: Any) -> Tensor | tuple[Tensor, ...]:
+    """The results of `seam` or `leave` that have gradients."""
+    if isinstance(made, Tensor):
+        return made
+    return made.x, made.arrival.u, made.arrival.h_post, made.arrival.h_res
+
+
+def upstream(result: Tensor, seed: int) -> Tensor:
+    """A random gradient of a result."""
+    return normal(*result.shape, seed=20 + seed).to(result.dtype)
 
 
 def rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,24 +181,10 @@ def only_given(function: Function, tensors: Sequence[Tensor | None]) -> tuple[Fu
     return run, [t for t in tensors if t is not None]
 
 
-def arguments(case: Fused, op: str) -> list[Any]:
-    """Everything that the op takes."""
-    tensors = case.tensors(op)
-    if op == "enter":
-        return [*tensors, *case.options]
-    rest = case.options if op == "seam" else (case.n, case.plain)
-    return [*tensors[:6], case.multiplier, *tensors[6:], *rest]
-
-
-def backward_arguments(case: Fused, op: str) -> list[Any]:
-    """Everything that the op's backward takes, with random gradients."""
-    given = arguments(case, op)
-    made = helpers.tensors(getattr(torch.ops.mhc, op)(*given))
-    count = {"enter": 3, "seam": 4, "leave": 1}[op]
-    grads = [normal(*t.shape, seed=20 + i).to(t.dtype) for i, t in enumerate(made[:count])]
-    if op == "leave":
-        return [*grads, *given, *NO_HISTORY]
-    at = 1 if op == "enter" else 7
-    phi, alpha, delta, base, weight, shift = given[at : at + 6]
-    history = NO_HISTORY if op == "seam" else ()
-    return [*grads, *given[:at], phi, alpha, base + delta, weight, shift, *made[count:], *case.options, *history]
+def trainable(given: tuple[Any, ...]) -> list[Any]:
+    """An op's flat arguments, the tensors with gradients but for the buffer `base`."""
+    values = dict(zip(names(type(given)), flat(given), strict=True))
+    for name, value in values.items():
+        if isinstance(value, Tensor) and name != "base":
+            value.requires_grad_()
+    return list(values.values())

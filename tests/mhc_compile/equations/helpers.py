@@ -11,12 +11,22 @@ from torch import Tensor
 
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
+from mhc_compile.ops.signatures import OPS, Coefficients, MapOptions, Parameters, flat, names
 
 Tensors = tuple[Tensor, ...]
 Function = Callable[..., Tensor | Sequence[Tensor]]
 
 EPS = 1e-6
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+# what may be a tensor among the arguments of an op, and which of its results have gradients
+TENSORS = frozenset("x f h_post h_res offset scale phi alpha delta base weight shift".split())
+GIVE_GRADIENTS = {
+    "coefficients": ("h_pre", "h_post", "h_res"),
+    "enter": ("u", "h_post", "h_res"),
+    "seam": ("x", "u", "h_post", "h_res"),
+}
+KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
 
 # token axes: none, one, several, empty ones
 TOKENS = [(), (1,), (3, 2), (0,), (2, 0, 3)]
@@ -57,9 +67,8 @@ class Case:
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
-    def arguments(self) -> tuple[int, str, str, int, float]:
-        """What follows the tensors in `torch.ops.mhc.coefficients`."""
-        return self.n, self.connection, self.projection, self.iters, EPS
+    def options_of_maps(self) -> MapOptions:
+        return MapOptions(self.n, self.connection, self.projection, self.iters, EPS)
 
     def streams(self, seed: int = 1) -> Tensor:
         return normal(*self.tokens, self.n, self.c, seed=seed, dtype=self.dtype)
@@ -76,6 +85,10 @@ class Case:
         alpha = 1 + 0.3 * normal(kind.gates(), seed=4, dtype=self.wide)
         return phi, alpha, normal(width, seed=5, dtype=self.wide), normal(width, seed=6, dtype=self.wide)
 
+    def coefficients(self) -> Coefficients:
+        """All that the op takes."""
+        return Coefficients(self.streams(), Parameters(*self.parameters()), self.options_of_maps)
+
     def reference(self, x: Tensor, phi: Tensor, alpha: Tensor, delta: Tensor, base: Tensor) -> Tensors:
         """The coefficients by the equations; base is a buffer, so it gets no gradient."""
         maps = mhc_maps if self.connection == "mhc" else hc_maps
@@ -87,9 +100,34 @@ def at(function: Function, *last: Any) -> Function:
     return lambda *tensors: function(*tensors, *last)
 
 
+def by_op(op: str, n: int) -> Callable[..., Tensor]:
+    """One of `expand`, `read`, `write` and `readout` as a function of its tensors."""
+    return lambda *tensors: getattr(torch.ops.mhc, op)(*tensors, n=n)
+
+
+def of_tensors(op: str, given: tuple[Any, ...]) -> Function:
+    """An op as a function of its tensors in their order, to its results that have gradients.
+
+    Other arguments are as given. All is such that Dynamo can trace it.
+    """
+    values, taken, results = flat(given), names(type(given)), OPS[op].results
+    places = [i for i, name in enumerate(taken) if name in TENSORS]
+    wanted = [] if results is Tensor else [i for i, name in enumerate(names(results)) if name in GIVE_GRADIENTS[op]]
+    function = getattr(torch.ops.mhc, op)
+
+    def run(*tensors: Tensor | None) -> Tensor | Tensors:
+        filled = list(values)
+        for i, tensor in zip(places, tensors, strict=True):
+            filled[i] = tensor
+        made = function(*filled)
+        return tuple(made[i] for i in wanted) if wanted else made
+
+    return run
+
+
 def coefficients(case: Case) -> Function:
     """H_pre, H_post and H_res by the op."""
-    return lambda *tensors: tuple(torch.ops.mhc.coefficients(*tensors, *case.arguments)[:3])
+    return of_tensors("coefficients", case.coefficients())
 
 
 def sinkhorn(z: Tensor, iters: int) -> Tensor:
@@ -148,12 +186,13 @@ def inputs(case: Case) -> list[Tensor]:
 
 def whole(case: Case) -> Function:
     """One site by the ops: what the branch reads, the new streams, their readout."""
+    maps, (read, write, readout) = coefficients(case), (by_op(op, case.n) for op in ("read", "write", "readout"))
 
     def run(x: Tensor, f: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        pre, post, res = coefficients(case)(x, *parameters)
-        u = torch.ops.mhc.read(x, pre, case.n)
-        new = torch.ops.mhc.write(x, f * u, post, res, case.n)
-        return u, new, torch.ops.mhc.readout(new, case.n)
+        pre, post, res = maps(x, *parameters)
+        u = read(x, pre)
+        new = write(x, f * u, post, res)
+        return u, new, readout(new)
 
     return run
 

@@ -58,6 +58,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         ({"streams": 3, "projection": "identity"}, (15, 6), 6),
         ({"streams": 3, "connection": "hc"}, (5, 5), 15),
     ],
+    ids=["mhc 3", "mhc 4", "identity", "hc"],
 )
 def test_parameters(options: dict[str, Any], shape: tuple[int, int], bias: int) -> None:
     made = site(**options)
@@ -205,9 +206,10 @@ def test_marking_eagerly_is_refused() -> None:
         sites("attn", "mlp").mark()
 
 
-def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
+def captured_markers(held: OwnerSites) -> list[tuple[Any, ...]]:
+    """The arguments of the markers in the graph of a function that marks, and then adds 1."""
     torch._dynamo.reset()
-    held, markers = sites("attn", "mlp"), []
+    markers, ran = [], []
 
     def forward(x: Tensor) -> Tensor:
         held.mark()
@@ -218,9 +220,16 @@ def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
             markers.append(node.args)
             captured.graph.erase_node(node)
         captured.recompile()
+        ran.append(True)
         return captured.forward
 
     assert torch.equal(torch.compile(forward, backend=backend)(torch.ones(2)), torch.full((2,), 2.0))
+    assert ran == [True]
+    return markers
+
+
+def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
+    markers = captured_markers(sites("attn", "mlp"))
     assert [(m[1], m[3], len(m[0])) for m in markers] == [("attn", True, 4), ("mlp", True, 4)]
     assert json.loads(markers[0][2]) == Config(streams=3).function()
 
@@ -228,7 +237,8 @@ def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
 def test_disabled_sites_mark_nothing() -> None:
     held = sites("attn")
     held.disabled = True
-    held.mark()
+    held.mark()  # nor do they refuse to run eagerly
+    assert captured_markers(held) == []
 
 
 def test_sites_pass_their_input_on() -> None:
@@ -261,6 +271,7 @@ def test_details_may_differ() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("version", 2), ("function", Config(streams=4).function()), ("sites", [])],
+    ids=["version", "function", "sites"],
 )
 def test_checkpoints_of_another_plan_are_refused(key: str, value: Any) -> None:
     other = RootSites(json.dumps(PLAN | {key: value})).get_extra_state()

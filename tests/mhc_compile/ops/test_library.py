@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from mhc_compile.errors import ConfigError
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import Expand, Readout
 from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.helpers import (
+    KINDS,
     TOKENS,
     Case,
     Function,
@@ -20,53 +23,54 @@ from tests.mhc_compile.equations.helpers import (
     whole,
     whole_by_equation,
 )
+from tests.pairwise import pairwise
 
-KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
-kinds = pytest.mark.parametrize(("connection", "projection"), KINDS, ids=str)
-streams = pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
-narrow = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-
-
-@kinds
-@streams
-@pytest.mark.parametrize("tokens", TOKENS, ids=str)
-def test_coefficients_and_every_gradient(connection: str, projection: str, n: int, tokens: tuple[int, ...]) -> None:
-    case = Case(n, 5, tokens, connection, projection)
-    check(coefficients(case), case.reference, [case.streams(), *case.parameters()])
+NARROW = [torch.bfloat16, torch.float16]
+STREAMS = [1, 2, 3, 4, 8]
+kinds = pytest.mark.parametrize("kind", KINDS, ids="-".join)
+Kind = tuple[str, str]  # connection and projection
 
 
-@kinds
-@pytest.mark.parametrize(("n", "c"), [(1, 1), (2, 1), (3, 7), (4, 5), (8, 7)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_a_whole_site_and_every_gradient(connection: str, projection: str, n: int, c: int, dtype: torch.dtype) -> None:
-    case = Case(n, c, (4, 2), connection, projection, dtype)
+@pairwise(kind=KINDS, n=STREAMS)
+def test_coefficients_and_every_gradient(kind: Kind, n: int) -> None:
+    for tokens in TOKENS:
+        case = Case(n, 5, tokens, *kind)
+        check(coefficients(case), case.reference, [case.streams(), *case.parameters()])
+
+
+@pairwise(kind=KINDS, size=[(1, 1), (2, 1), (3, 7), (4, 5), (8, 7)], dtype=[torch.float64, torch.float32])
+def test_a_whole_site_and_every_gradient(kind: Kind, size: tuple[int, int], dtype: torch.dtype) -> None:
+    n, c = size
+    case = Case(n, c, (4, 2), *kind, dtype)
     check(whole(case), whole_by_equation(case), inputs(case))
 
 
 @kinds
-def test_non_contiguous_inputs(connection: str, projection: str) -> None:
-    case = Case(3, 5, (4, 2), connection, projection)
+def test_non_contiguous_inputs(kind: Kind) -> None:
+    case = Case(3, 5, (4, 2), *kind)
     check(whole(case), whole_by_equation(case), [spread_out(t) for t in inputs(case)])
 
 
-@pytest.mark.parametrize("used", [[0], [1], [2], [0, 2]], ids=str)
-@kinds
-def test_gradients_where_only_some_coefficients_are_used(connection: str, projection: str, used: list[int]) -> None:
-    case = Case(3, 5, (4,), connection, projection)
+@pairwise(
+    lambda row: (row["kind"], row["used"]) != (("mhc", "identity"), (2,)),  # a constant
+    kind=KINDS,
+    used=[(0,), (1,), (2,), (0, 2)],
+)
+def test_gradients_where_only_some_coefficients_are_used(kind: Kind, used: tuple[int, ...]) -> None:
+    case = Case(3, 5, (4,), *kind)
 
     def pick(function: Function) -> Function:
         return lambda *tensors: [function(*tensors)[i] for i in used]
 
     tensors = [case.streams(), *case.parameters()]
-    if (projection, used) == ("identity", [2]):
-        pytest.skip("a constant")
     check(pick(coefficients(case)), pick(case.reference), tensors)
 
 
 def test_parameters_that_are_frozen_get_no_gradient() -> None:
     case = Case(3, 5, (4,))
     x, *parameters = case.streams().requires_grad_(), *case.parameters()
-    coefficients(case)(x, *parameters)[2].pow(3).sum().backward()
+    _, _, res = coefficients(case)(x, *parameters)
+    res.pow(3).sum().backward()
     assert x.grad is not None
     assert [p.grad for p in parameters] == [None] * 4
 
@@ -85,10 +89,9 @@ def test_streams_of_any_scale(scale: float) -> None:
 # -- dtypes -----------------------------------------------------------------------------------------------------------
 
 
-@kinds
-@narrow
-def test_coefficients_of_narrow_streams_are_fp32(connection: str, projection: str, dtype: torch.dtype) -> None:
-    case = Case(4, 7, (5, 2), connection, projection, dtype)
+@pairwise(kind=KINDS, dtype=NARROW)
+def test_coefficients_of_narrow_streams_are_fp32(kind: Kind, dtype: torch.dtype) -> None:
+    case = Case(4, 7, (5, 2), *kind, dtype)
     x, parameters = case.streams(), case.parameters()
     outputs = coefficients(case)(x, *parameters)
     expected = case.reference(x.double(), *(p.double() for p in parameters))
@@ -97,11 +100,10 @@ def test_coefficients_of_narrow_streams_are_fp32(connection: str, projection: st
         near(actual, wanted, 2e-6)
 
 
-@kinds
-@narrow
-def test_gradients_of_narrow_streams(connection: str, projection: str, dtype: torch.dtype) -> None:
+@pairwise(kind=KINDS, dtype=NARROW)
+def test_gradients_of_narrow_streams(kind: Kind, dtype: torch.dtype) -> None:
     """The coefficients have fp32 gradients, so the error is that of one rounding of dx."""
-    case = Case(4, 7, (5, 2), connection, projection, dtype)
+    case = Case(4, 7, (5, 2), *kind, dtype)
     _, (dx, *rest) = helpers.values_and_gradients(coefficients(case), [case.streams(), *case.parameters()], wide=False)
     _, expected = helpers.values_and_gradients(case.reference, [case.streams(), *case.parameters()], wide=True)
     assert dx.dtype == dtype
@@ -111,18 +113,16 @@ def test_gradients_of_narrow_streams(connection: str, projection: str, dtype: to
         near(actual, wanted, 1e-5)
 
 
-@narrow
+@pairwise(dtype=NARROW)
 def test_a_whole_site_with_narrow_streams(dtype: torch.dtype) -> None:
     case = Case(4, 7, (5, 2), dtype=dtype)
     outputs, _ = check(whole(case), whole_by_equation(case), inputs(case), 8 * torch.finfo(dtype).eps)
     assert {o.dtype for o in outputs} == {dtype}
 
 
-@kinds
-@narrow
-@pytest.mark.parametrize("wide", [True, False])
-def test_autocast_changes_no_bit(connection: str, projection: str, dtype: torch.dtype, wide: bool) -> None:
-    case = Case(4, 7, (5, 2), connection, projection, torch.float32 if wide else dtype)
+@pairwise(kind=KINDS, dtype=NARROW, wide=[True, False])
+def test_autocast_changes_no_bit(kind: Kind, dtype: torch.dtype, wide: bool) -> None:
+    case = Case(4, 7, (5, 2), *kind, torch.float32 if wide else dtype)
     outside = helpers.values_and_gradients(whole(case), inputs(case), wide=False)
     with torch.autocast("cpu", dtype):
         inside = helpers.values_and_gradients(whole(case), inputs(case), wide=False)
@@ -131,16 +131,15 @@ def test_autocast_changes_no_bit(connection: str, projection: str, dtype: torch.
         assert torch.equal(actual, wanted)
 
 
-@streams
-@narrow
+@pairwise(n=STREAMS, dtype=NARROW)
 def test_readout_of_narrow_copies_is_the_copy(n: int, dtype: torch.dtype) -> None:
     x = normal(50, 7, dtype=dtype)
-    assert torch.equal(torch.ops.mhc.readout(torch.ops.mhc.expand(x, n), n), x)
+    assert torch.equal(call("readout", Readout(call("expand", Expand(x, n)), n)), x)
 
 
 @kinds
-def test_second_derivatives_are_refused_not_wrong(connection: str, projection: str) -> None:
-    case = Case(3, 5, (2,), connection, projection)
+def test_second_derivatives_are_refused_not_wrong(kind: Kind) -> None:
+    case = Case(3, 5, (2,), *kind)
     x = case.streams().requires_grad_()
     total = coefficients(case)(x, *case.parameters())[0].pow(3).sum()
     (first,) = torch.autograd.grad(total, x, create_graph=True)  # some trainers ask for it without need
@@ -150,6 +149,6 @@ def test_second_derivatives_are_refused_not_wrong(connection: str, projection: s
 
 
 def test_unknown_connection_is_named() -> None:
-    case = Case(2, 5)
+    given = Case(2, 5).coefficients()
     with pytest.raises(ConfigError, match="connection must be one of"):
-        torch.ops.mhc.coefficients(case.streams(), *case.parameters(), 2, "mch", "sinkhorn", 20, 1e-6)
+        call("coefficients", given._replace(maps=given.maps._replace(connection="mch")))

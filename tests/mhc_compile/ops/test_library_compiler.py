@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,68 +11,87 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mhc_compile.errors import NotCompiledError
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import CoefficientsBackward, Expand, Read, Readout, Write, flat
 from tests.mhc_compile.equations import helpers
-from tests.mhc_compile.equations.helpers import Case, check, coefficients, inputs, normal, whole, whole_by_equation
+from tests.mhc_compile.equations.helpers import (
+    KINDS,
+    Case,
+    check,
+    coefficients,
+    inputs,
+    normal,
+    whole,
+    whole_by_equation,
+)
+from tests.pairwise import pairwise
 
-KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
-kinds = pytest.mark.parametrize(("connection", "projection"), KINDS, ids=str)
 Mode = Literal["real", "fake", "symbolic"]
+MODES: list[Mode] = ["real", "fake", "symbolic"]
+Kind = tuple[str, str]  # connection and projection
 
-SHAPES = [(1, 5, (3,)), (3, 7, (2, 3)), (4, 1, (0,))]
-shapes = pytest.mark.parametrize(("n", "c", "tokens"), SHAPES, ids=str)
-
-
-@shapes
-@kinds
-def test_opcheck_coefficients(n: int, c: int, tokens: tuple[int, ...], connection: str, projection: str) -> None:
-    case = Case(n, c, tokens, connection, projection)
-    x, phi, alpha, delta, base = (t.requires_grad_() for t in (case.streams(), *case.parameters()))
-    torch.library.opcheck(torch.ops.mhc.coefficients.default, (x, phi, alpha, delta, base.detach(), *case.arguments))
+SHAPES = {"one_stream": (1, 5, (3,)), "several": (3, 7, (2, 3)), "no_token": (4, 1, (0,))}  # n, C and token axes
 
 
-@shapes
-@kinds
-def test_opcheck_coefficients_backward(
-    n: int, c: int, tokens: tuple[int, ...], connection: str, projection: str
-) -> None:
-    case = Case(n, c, tokens, connection, projection, torch.float32)
-    x, (phi, alpha, delta, base) = case.streams(), case.parameters()
-    pre, post, res, y, r = torch.ops.mhc.coefficients(x, phi, alpha, delta, base, *case.arguments)
-    arguments = (pre, post, res, x, phi, alpha, base + delta, y, r, *case.arguments)
-    torch.library.opcheck(torch.ops.mhc.coefficients_backward.default, arguments)
+def case_of(shape: str, kind: Kind = ("mhc", "sinkhorn"), dtype: torch.dtype = torch.float64) -> Case:
+    n, c, tokens = SHAPES[shape]
+    return Case(n, c, tokens, *kind, dtype)
 
 
-@shapes
-@pytest.mark.parametrize("op", ["expand", "read", "write", "readout"])
-def test_opcheck_ops_that_decompose(n: int, c: int, tokens: tuple[int, ...], op: str) -> None:
-    case = Case(n, c, tokens)
-    x, f = case.streams().requires_grad_(), case.branch().requires_grad_()
-    pre, post, res = (t.detach().requires_grad_() for t in coefficients(case)(x, *case.parameters()))
-    arguments = {"expand": (f,), "read": (x, pre), "write": (x, f, post, res), "readout": (x,)}[op]
-    torch.library.opcheck(getattr(torch.ops.mhc, op).default, (*arguments, n))
+def of_a_site(case: Case) -> dict[str, Any]:
+    """What the ops that decompose take of a site, by name."""
+    maps = (t.detach().requires_grad_() for t in coefficients(case)(case.streams(), *case.parameters()))
+    x, f, pre, post, res = case.streams().requires_grad_(), case.branch().requires_grad_(), *maps
+    return {
+        "expand": Expand(f, case.n),
+        "read": Read(x, pre, case.n),
+        "write": Write(x, f, post, res, case.n),
+        "readout": Readout(x, case.n),
+    }
+
+
+@pairwise(shape=list(SHAPES), kind=KINDS)
+def test_opcheck_coefficients(shape: str, kind: Kind) -> None:
+    given = case_of(shape, kind).coefficients()
+    for t in (given.x, given.parameters.phi, given.parameters.alpha, given.parameters.delta):
+        t.requires_grad_()
+    torch.library.opcheck(torch.ops.mhc.coefficients.default, tuple(flat(given)))
+
+
+@pairwise(shape=list(SHAPES), kind=KINDS)
+def test_opcheck_coefficients_backward(shape: str, kind: Kind) -> None:
+    given = case_of(shape, kind, torch.float32).coefficients()
+    (phi, alpha, delta, base), made = given.parameters, call("coefficients", given)
+    back = CoefficientsBackward(
+        made.h_pre, made.h_post, made.h_res, given.x, phi, alpha, base + delta, made.y, made.r, given.maps
+    )
+    torch.library.opcheck(torch.ops.mhc.coefficients_backward.default, tuple(flat(back)))
+
+
+@pairwise(op=["expand", "read", "write", "readout"], shape=list(SHAPES))
+def test_opcheck_ops_that_decompose(op: str, shape: str) -> None:
+    given = of_a_site(case_of(shape))[op]
+    torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(flat(given)))
 
 
 def targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if str(node.target).startswith("mhc.")]
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", MODES)
 def test_read_write_readout_and_expand_decompose(mode: Mode) -> None:
-    case = Case(3, 5)
-    x, f = case.streams(), case.branch()
-    pre, post, res = coefficients(case)(x, *case.parameters())
-    for op, arguments in {"expand": (f,), "read": (x, pre), "write": (x, f, post, res), "readout": (x,)}.items():
+    for op, given in of_a_site(Case(3, 5)).items():
         function = getattr(torch.ops.mhc, op)
-        traced = make_fx(lambda *t, g=function: g(*t, 3), tracing_mode=mode)(*arguments)
+        tensors = [t.detach() for t in flat(given) if isinstance(t, Tensor)]
+        traced = make_fx(lambda *t, g=function: g(*t, n=3), tracing_mode=mode)(*tensors)
         assert targets(traced.graph) == []
-        assert len(traced.graph.nodes) > len(arguments) + 1
-        assert torch.equal(traced(*arguments), function(*arguments, 3))
+        assert len(traced.graph.nodes) > len(tensors) + 1
+        assert torch.equal(traced(*tensors), function(*tensors, n=3))
 
 
-@kinds
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_coefficients_stay_one_op_with_a_backward_op(connection: str, projection: str, mode: Mode) -> None:
-    case = Case(3, 5, (2, 3), connection, projection)
+@pairwise(kind=KINDS, mode=MODES)
+def test_coefficients_stay_one_op_with_a_backward_op(kind: Kind, mode: Mode) -> None:
+    case = Case(3, 5, (2, 3), *kind)
 
     def step(pre: Tensor, post: Tensor, res: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -98,13 +117,11 @@ def test_compiled_with_dynamic_shapes() -> None:
             check(compiled, whole_by_equation(other), inputs(other))
 
 
-@shapes
-@kinds
-def test_meta_tensors(n: int, c: int, tokens: tuple[int, ...], connection: str, projection: str) -> None:
-    case = Case(n, c, tokens, connection, projection, torch.bfloat16)
-    arguments = case.streams(), *case.parameters()
-    real = torch.ops.mhc.coefficients(*arguments, *case.arguments)
-    meta = torch.ops.mhc.coefficients(*(t.to("meta") for t in arguments), *case.arguments)
+@pairwise(shape=list(SHAPES), kind=KINDS)
+def test_meta_tensors(shape: str, kind: Kind) -> None:
+    given = flat(case_of(shape, kind, torch.bfloat16).coefficients())
+    real = torch.ops.mhc.coefficients(*given)
+    meta = torch.ops.mhc.coefficients(*(t.to("meta") if isinstance(t, Tensor) else t for t in given))
     assert [(t.shape, t.dtype) for t in meta] == [(t.shape, t.dtype) for t in real]
     assert all(t.is_contiguous() for t in (*meta, *real))
 
@@ -113,7 +130,7 @@ def test_meta_tensors(n: int, c: int, tokens: tuple[int, ...], connection: str, 
 
 
 def marked(x: Tensor) -> Tensor:
-    torch.ops.mhc.site([x], "mlp", "{}", True)
+    torch.ops.mhc.site([x], name="mlp", spec="{}", entry=True)
     return x + 1
 
 
@@ -138,7 +155,9 @@ def run_exported() -> None:
 
 
 @pytest.mark.parametrize(
-    "run", [run_eagerly, run_compiled("eager"), run_compiled("aot_eager"), run_exported], ids=lambda f: f.__qualname__
+    "run",
+    [run_eagerly, run_compiled("eager"), run_compiled("aot_eager"), run_exported],
+    ids=["eagerly", "compiled", "aot_eager", "exported"],
 )
 def test_a_marker_that_nobody_removed_raises(run: Callable[[], None]) -> None:
     with pytest.raises(NotCompiledError, match=r"'mlp'.*backend='mhc'"):

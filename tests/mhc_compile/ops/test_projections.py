@@ -11,6 +11,7 @@ from mhc_compile.ops import projections, reference
 from mhc_compile.ops.projections import Identity, Sinkhorn
 from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.helpers import TOKENS, near, normal, spread_out
+from tests.pairwise import pairwise
 
 STREAMS = [1, 2, 3, 4, 8]
 
@@ -21,9 +22,7 @@ def by_autograd(z: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("n", STREAMS)
-@pytest.mark.parametrize("tokens", TOKENS, ids=str)
-@pytest.mark.parametrize("iters", [1, 3, 20])
+@pairwise(n=STREAMS, tokens=TOKENS, iters=[1, 3, 20])
 def test_sinkhorn_and_its_vjp(n: int, tokens: tuple[int, ...], iters: int) -> None:
     z, grad = 2 * normal(*tokens, n * n), normal(*tokens, n, n, seed=1)
     expected = helpers.sinkhorn(z.unflatten(-1, (n, n)), iters)
@@ -80,8 +79,7 @@ def test_vjp_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(_Sinkhorn.apply, normal(2, 9).requires_grad_())
 
 
-@pytest.mark.parametrize("n", STREAMS)
-@pytest.mark.parametrize("exponent", [2, 5, 11])
+@pairwise(n=STREAMS, exponent=[2, 5, 11])
 def test_sinkhorn_starts_at_the_matrix_it_was_asked_for(n: int, exponent: int) -> None:
     q = 2.0**-exponent / n
     z = Sinkhorn().start(n, q)
@@ -92,9 +90,7 @@ def test_sinkhorn_starts_at_the_matrix_it_was_asked_for(n: int, exponent: int) -
     torch.testing.assert_close(Sinkhorn().apply(z, n, 20), wanted, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("n", STREAMS)
-@pytest.mark.parametrize("tokens", TOKENS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pairwise(n=STREAMS, tokens=TOKENS, dtype=[torch.float64, torch.float32])
 def test_identity_is_the_identity_for_every_token(n: int, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
     kind = Identity()
     assert kind.width(n) == 0

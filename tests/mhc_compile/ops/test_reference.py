@@ -12,11 +12,9 @@ from torch import Tensor, fx
 from mhc_compile.ops import reference
 from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.helpers import TOKENS, Case, Tensors, at, check, normal, spread_out
+from tests.pairwise import pairwise
 
 SIZES = [(1, 5), (2, 1), (3, 7), (4, 5), (8, 7)]
-sizes = pytest.mark.parametrize(("n", "c"), SIZES)
-tokens = pytest.mark.parametrize("tokens", TOKENS, ids=str)
-dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 
 def weights(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,10 +39,9 @@ def pairs(x: Tensor, f: Tensor, h_pre: Tensor, h_post: Tensor, h_res: Tensor) ->
     ]
 
 
-@sizes
-@tokens
-@dtypes
-def test_values_and_every_gradient(n: int, c: int, tokens: tuple[int, ...], dtype: torch.dtype) -> None:
+@pairwise(size=SIZES, tokens=TOKENS, dtype=[torch.float64, torch.float32])
+def test_values_and_every_gradient(size: tuple[int, int], tokens: tuple[int, ...], dtype: torch.dtype) -> None:
+    n, c = size
     case = Case(n, c, tokens, dtype=dtype)
     x, f = case.streams(), case.branch()
     h_pre, h_post, h_res = weights(case)
@@ -56,15 +53,15 @@ def test_values_and_every_gradient(n: int, c: int, tokens: tuple[int, ...], dtyp
     check(at(reference.sinkhorn, 20), at(helpers.sinkhorn, 20), [h_res])
 
 
-@sizes
-@tokens
-def test_logits(n: int, c: int, tokens: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("n", "c"), SIZES)
+def test_logits(n: int, c: int) -> None:
     def by_equation(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.sqrt(torch.einsum("...k,...k->...", x, x) / x.shape[-1] + 1e-3)[..., None]
         return torch.einsum("...k,km->...m", x / norm, phi), 1 / norm
 
-    x, phi = normal(*tokens, n * c), normal(n * c, n + 2, seed=1)
-    check(at(reference.logits, 1e-3), by_equation, [x, phi])
+    phi = normal(n * c, n + 2, seed=1)
+    for tokens in TOKENS:
+        check(at(reference.logits, 1e-3), by_equation, [normal(*tokens, n * c), phi])
 
 
 def test_logits_take_the_dtype_of_phi() -> None:
@@ -83,7 +80,7 @@ def test_non_contiguous_inputs() -> None:
     check(at(reference.sinkhorn, 3), at(helpers.sinkhorn, 3), [h_res])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pairwise(dtype=[torch.bfloat16, torch.float16])
 def test_narrow_streams_give_narrow_results_and_gradients(dtype: torch.dtype) -> None:
     case = Case(4, 7, (5, 3), dtype=dtype)
     x, f = case.streams(), case.branch()
@@ -188,8 +185,7 @@ def test_sinkhorn_normalises_columns_first_then_rows() -> None:
 # -- one rounding -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 8])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pairwise(n=[2, 3, 4, 8], dtype=[torch.bfloat16, torch.float16])
 def test_results_are_rounded_once(n: int, dtype: torch.dtype) -> None:
     case = Case(n, 96, (64,), dtype=dtype)
     x, f = case.streams(), case.branch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,60 +14,61 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils.checkpoint import CheckpointPolicy
 
 from mhc_compile.ops import limits
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import NO_HISTORY, Options, Replay, Seam, SeamBackward, SiteInputs, flat, named, names
 from tests.mhc_compile.equations import helpers
 from tests.mhc_compile.equations.block import Block, same
 from tests.mhc_compile.equations.fused import Fused
 from tests.mhc_compile.equations.helpers import normal, spread_out
+from tests.pairwise import pairwise
 
 FP64, BF16 = torch.float64, torch.bfloat16
-ops = pytest.mark.parametrize("op", ["seam", "leave"])
-plains = pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
+AXES: dict[str, Any] = {
+    "op": ["seam", "leave"], "equal": [False, True], "writes": [0, 1, 2, 3], "n": [1, 2, 4], "dtype": [FP64, BF16]
+}  # fmt: skip
 
 
-@ops
-@plains
-@pytest.mark.parametrize("writes", [0, 1, 2, 3])
-@pytest.mark.parametrize("n", [1, 2, 4])
-@pytest.mark.parametrize("dtype", [FP64, BF16], ids=str)
+def has_writes(row: Any) -> bool:
+    """Without a write the head is the streams, which are not equal."""
+    return not (row["equal"] and row["writes"] == 0)
+
+
+@pairwise(has_writes, **AXES)
 def test_gradients_are_those_of_the_streams_to_the_bit(
-    op: str, plain: bool, writes: int, n: int, dtype: torch.dtype
+    op: str, equal: bool, writes: int, n: int, dtype: torch.dtype
 ) -> None:
-    if plain and not writes:
-        pytest.skip("without a write the head is the streams")
-    same(Block(Fused(n, 5, (3, 2), dtype=dtype, norm="rms weight", plain=plain), writes), op)
+    same(Block(Fused(n, 5, (3, 2), dtype=dtype, norm="rms weight", equal_streams=equal), writes), op)
 
 
-@plains
-@pytest.mark.parametrize("tokens", [(), (0,), (4,)], ids=str)
-def test_replay_by_the_equations(plain: bool, tokens: tuple[int, ...]) -> None:
-    block = Block(Fused(3, 7, tokens, plain=plain), 3)
-    x = helpers.expand(block.head(), 3) if plain else block.head()
-    for f, post, res, offset, scale, multiplier in zip(*block.history()[:6], strict=True):
-        f = (f if offset is None else f + offset) * multiplier
-        x = helpers.write(x, f if scale is None else f * scale, post, res, 3)
-    made = torch.ops.mhc.replay(block.head(), *block.history(), 3)
-    helpers.near(made, x, 1e-12)
+@pairwise(equal=[False, True], tokens=[(), (0,), (4,)])
+def test_replay_by_the_equations(equal: bool, tokens: tuple[int, ...]) -> None:
+    block = Block(Fused(3, 7, tokens, equal_streams=equal), 3)
+    x = helpers.expand(block.head(), 3) if equal else block.head()
+    for f, post, res, tail in block.history().writes():
+        f = (f if tail.offset is None else f + tail.offset) * tail.multiplier
+        x = helpers.write(x, f if tail.scale is None else f * tail.scale, post, res, 3)
+    helpers.near(call("replay", Replay(block.head(), block.history(), 3)), x, 1e-12)
 
 
 def test_inputs_that_are_not_contiguous() -> None:
     block = Block(Fused(3, 6, (4, 2)), 2)
-    fs, posts, ress, *rest = block.history()
-    spread = [[spread_out(t) for t in column] for column in (fs, posts, ress)]
-    made = torch.ops.mhc.replay(spread_out(block.head()), *spread, *rest, 3)
-    assert torch.equal(made, torch.ops.mhc.replay(block.head(), *block.history(), 3))
+    past = block.history()
+    spread: Any = {name: [spread_out(t) for t in getattr(past, name)] for name in ("fs", "posts", "ress")}
+    made = call("replay", Replay(spread_out(block.head()), past._replace(**spread), 3))
+    assert torch.equal(made, call("replay", Replay(block.head(), past, 3)))
 
 
 def test_replay_has_no_gradient() -> None:
     block = Block(Fused(2, 4, (3,)), 2)
     head = block.head().requires_grad_()
     with pytest.raises(NotImplementedError, match="replay makes streams again for a backward and has no gradient"):
-        torch.ops.mhc.replay(head, *block.history(), 2).square().sum().backward()
+        call("replay", Replay(head, block.history(), 2)).square().sum().backward()
 
 
-@plains
-def test_opcheck(plain: bool) -> None:
-    block = Block(Fused(3, 5, (2, 3), plain=plain), 2)
-    torch.library.opcheck(torch.ops.mhc.replay.default, (block.head(), *block.history(), 3))
+@pytest.mark.parametrize("equal", [False, True], ids=["streams", "equal"])
+def test_opcheck(equal: bool) -> None:
+    block = Block(Fused(3, 5, (2, 3), equal_streams=equal), 2)
+    torch.library.opcheck(torch.ops.mhc.replay.default, tuple(flat(Replay(block.head(), block.history(), 3))))
 
 
 # -- what the partitioner sees ----------------------------------------------------------------------------------------
@@ -89,26 +91,10 @@ def traced(block: Block, replays: bool, dynamic: bool = False) -> list[fx.GraphM
             node.meta |= {"recompute": CheckpointPolicy.MUST_RECOMPUTE, "ac_graph_id": 1}
         return compiler(gm, inputs)
 
-    case, site = block.case, block.case.site()
-    fs, posts, ress, offsets, scales, multipliers, _ = block.history()
-
-    def run(head: Tensor, fs: Any, posts: Any, ress: Any) -> Tensor:
-        """Write all but the last branch, then the last in a block."""
-        past: Any = fs[:-1], posts[:-1], ress[:-1], offsets[:-1], scales[:-1], multipliers[:-1]
-        x = head.sin()
-        for i in range(len(fs) - 1):
-            tail = offsets[i], scales[i], multipliers[i]
-            x = torch.ops.mhc.seam(x, fs[i], posts[i], ress[i], *tail, *site, *case.options[:-1], False)[0]
-        start, more = head.sin(), past
-        if replays:
-            start = torch.ops.mhc.replay(start, *past, False, case.n)
-            more = [[] for _ in past]
-        last = fs[-1], posts[-1], ress[-1], offsets[-1], scales[-1], multipliers[-1]
-        made: Tensor = torch.ops.mhc.seam_in_block(x, *last, *site, *case.options[:-1], False, start, *more, False)[0]
-        return made.cos()
-
+    run = in_a_block(block, replays)
     torch._dynamo.reset()
-    given = block.head().requires_grad_(), [f.requires_grad_() for f in fs], posts, ress
+    past = block.history()
+    given = block.head().requires_grad_(), [f.requires_grad_() for f in past.fs], past.posts, past.ress
     out = torch.compile(run, backend=backend, dynamic=dynamic, fullgraph=True)(*given)
     found = torch.autograd.grad(out, [given[0], *given[1]], normal(*out.shape, seed=3).to(out.dtype))
     expected = run(*given)
@@ -118,17 +104,41 @@ def traced(block: Block, replays: bool, dynamic: bool = False) -> list[fx.GraphM
     return graphs
 
 
+def in_a_block(block: Block, replays: bool) -> Callable[..., Tensor]:
+    """Write all but the last branch of a block's history, then the last in the block; all is named, for Dynamo."""
+    tails = [written.tail._asdict() for written in block.history().writes()]
+    given: Seam = block.case.signature("seam")
+    options = given.options._replace(equal_streams=False)
+    site = dict(zip((*names(SiteInputs), *names(Options)), (*flat(given.site), *flat(options)), strict=True))
+    none = NO_HISTORY._asdict()
+
+    def run(head: Tensor, fs: Any, posts: Any, ress: Any) -> Tensor:
+        maps = [{"f": f, "h_post": post, "h_res": res} for f, post, res in zip(fs, posts, ress, strict=True)]
+        x = start = head.sin()
+        for i in range(len(fs) - 1):
+            x = torch.ops.mhc.seam(x=x, **maps[i], **tails[i], **site)[0]
+        columns = {f"{name}s": [tail[name] for tail in tails[:-1]] for name in ("offset", "scale", "multiplier")}
+        past = {"fs": fs[:-1], "posts": posts[:-1], "ress": ress[:-1], **columns, "equal_head": False}
+        if replays:
+            start, past = torch.ops.mhc.replay(head=start, **past, n=options.n), none
+        made: Tensor = torch.ops.mhc.seam_in_block(x=x, **maps[-1], **tails[-1], **site, head=start, **past)[0]
+        return made.cos()
+
+    return run
+
+
 def targets(gm: fx.GraphModule) -> list[str]:
     return [str(n.target).removesuffix(".default") for n in gm.graph.nodes if "mhc" in str(n.target)]
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_the_forward_is_a_seam_and_keeps_no_streams_but_the_head(dynamic: bool) -> None:
     forward, backward = traced(Block(Fused(2, 6, (5,), norm="none"), 3), replays=False, dynamic=dynamic)
     assert targets(forward) == ["mhc.seam"] * 3
     assert "mhc.seam_backward" in targets(backward)
     (node, *_) = backward.graph.find_nodes(op="call_function", target=torch.ops.mhc.seam_backward.default)
-    assert [len(column) for column in node.args[-7:-1]] == [2] * 6
+    *columns, _ = named(SeamBackward, node.args).history
+    assert [len(column) for column in columns] == [2] * 6
 
 
 def test_a_head_that_is_made_again_is_made_in_the_backward_only() -> None:

@@ -10,52 +10,40 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mhc_compile.ops.signatures import flat
 from tests.mhc_compile.equations import helpers
-from tests.mhc_compile.equations.fused import Fused, arguments, backward_arguments, only_given
+from tests.mhc_compile.equations.fused import FUSED, Fused, only_given, trainable
 from tests.mhc_compile.equations.helpers import check, normal
+from tests.pairwise import pairwise
 
-OPS = ["enter", "seam", "leave"]
-ops = pytest.mark.parametrize("op", OPS)
-plains = pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
 Mode = Literal["real", "fake", "symbolic"]
-CASES = [
-    Fused(1, 5, (3,), norm="none", offset_given=False, scale_given=False),
-    Fused(3, 7, (2, 3), norm="rms_cast weight"),
-    Fused(4, 1, (0,), norm="layer weight shift"),
-    Fused(3, 5, (2, 3), projection="identity", norm="layer"),
-    Fused(2, 5, (4,), connection="hc", norm="rms"),
-]
-cases = pytest.mark.parametrize("case", CASES, ids=str)
+CASES = {
+    "one_stream": Fused(1, 5, (3,), norm="none", offset_given=False, scale_given=False),
+    "rms_cast": Fused(3, 7, (2, 3), norm="rms_cast weight"),
+    "no_token": Fused(4, 1, (0,), norm="layer weight shift"),
+    "identity": Fused(3, 5, (2, 3), projection="identity", norm="layer"),
+    "hc": Fused(2, 5, (4,), connection="hc", norm="rms"),
+}
+EQUAL = [False, True]
 
 
-@ops
-@plains
-@cases
-def test_opcheck(op: str, case: Fused, plain: bool) -> None:
-    given = arguments(dataclasses.replace(case, plain=plain), op)
-    base = None if op == "leave" else given[4 if op == "enter" else 10]
-    for t in given:
-        if isinstance(t, Tensor) and t is not base:
-            t.requires_grad_()
-    torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(given))
+@pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
+def test_opcheck(op: str, case: str, equal: bool) -> None:
+    given = dataclasses.replace(CASES[case], equal_streams=equal).signature(op)
+    torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(trainable(given)))
 
 
-@ops
-@plains
-@cases
-def test_opcheck_backward(op: str, case: Fused, plain: bool) -> None:
-    narrow = dataclasses.replace(case, plain=plain, dtype=torch.float32, branch_dtype=torch.bfloat16)
-    given = backward_arguments(narrow, op)
-    torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(given))
+@pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
+def test_opcheck_backward(op: str, case: str, equal: bool) -> None:
+    narrow = dataclasses.replace(CASES[case], equal_streams=equal, dtype=torch.float32, branch_dtype=torch.bfloat16)
+    given = narrow.backward_signature(op)
+    torch.library.opcheck(getattr(torch.ops.mhc, f"{op}_backward").default, tuple(flat(given)))
 
 
-@ops
-@plains
-@cases
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_meta_tensors(op: str, case: Fused, plain: bool, backward: bool) -> None:
-    case = dataclasses.replace(case, plain=plain, dtype=torch.bfloat16, branch_dtype=torch.float32)
-    given = backward_arguments(case, op) if backward else arguments(case, op)
+@pairwise(op=FUSED, case=list(CASES), equal=EQUAL, backward=[False, True])
+def test_meta_tensors(op: str, case: str, equal: bool, backward: bool) -> None:
+    narrow = dataclasses.replace(CASES[case], equal_streams=equal, dtype=torch.bfloat16, branch_dtype=torch.float32)
+    given = flat(narrow.backward_signature(op) if backward else narrow.signature(op))
     function = getattr(torch.ops.mhc, f"{op}_backward" if backward else op)
     real = helpers.tensors(function(*given))
     meta = helpers.tensors(function(*(t.to("meta") if isinstance(t, Tensor) else t for t in given)))
@@ -63,11 +51,9 @@ def test_meta_tensors(op: str, case: Fused, plain: bool, backward: bool) -> None
     assert all(t.is_contiguous() for t in real)
 
 
-@ops
-@plains
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_one_op_and_one_backward_op(op: str, plain: bool, mode: Mode) -> None:
-    case = Fused(3, 5, (2, 3), plain=plain)
+@pairwise(op=FUSED, mode=["real", "fake", "symbolic"], equal=EQUAL)
+def test_one_op_and_one_backward_op(op: str, mode: Mode, equal: bool) -> None:
+    case = Fused(3, 5, (2, 3), equal_streams=equal)
     function, given = only_given(case.by_op(op), case.tensors(op))
     grads = [normal(*t.shape, seed=20 + i) for i, t in enumerate(helpers.tensors(function(*given)))]
 
@@ -82,11 +68,11 @@ def test_one_op_and_one_backward_op(op: str, plain: bool, mode: Mode) -> None:
         assert torch.equal(actual, wanted)
 
 
-@ops
-@plains
+@pytest.mark.parametrize("op", FUSED)
+@pytest.mark.parametrize("equal", EQUAL, ids=["streams", "equal"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_once_for_any_number_of_tokens(op: str, plain: bool, backend: str) -> None:
-    case = Fused(3, 5, (4, 2), norm="layer weight", plain=plain)
+def test_compiled_once_for_any_number_of_tokens(op: str, equal: bool, backend: str) -> None:
+    case = Fused(3, 5, (4, 2), norm="layer weight", equal_streams=equal)
     function, given = only_given(case.by_op(op), case.tensors(op))
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
     check(compiled, only_given(case.by_equation(op), case.tensors(op))[0], given)
@@ -100,24 +86,22 @@ def test_compiled_once_for_any_number_of_tokens(op: str, plain: bool, backend: s
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_sites_in_a_row(backend: str) -> None:
     """A whole chain compiles to opaque ops with plain code between them, and computes what the site ops do."""
-    case = Fused(4, 6, (5,), norm="layer weight shift", plain=True)
+    case = Fused(4, 6, (5,), norm="layer weight shift", multiplier=2.0, equal_streams=True)
+    later = dataclasses.replace(case, multiplier=1.0, equal_streams=False)
     x, f, _, _, offset, scale, *site = case.tensors("seam")
-    options, streams = case.options, (*case.options[:-1], False)
+    first, second, third, last = case.by_op("enter"), case.by_op("seam"), later.by_op("seam"), later.by_op("leave")
 
     def chain(x: Tensor, f: Tensor, offset: Tensor, scale: Tensor, *site: Tensor) -> Tensor:
-        u, post, res = torch.ops.mhc.enter(x, *site, *options)[:3]
-        new, u, *more = torch.ops.mhc.seam(x, (f * u).tanh(), post, res, offset, scale, 2.0, *site, *options)[:4]
-        new, u, *last = torch.ops.mhc.seam(new, f + u, *more, None, None, 1.0, *site, *streams)[:4]
-        return torch.ops.mhc.leave(new, u.sin(), *last, None, scale, 1.0, case.n, False)
+        u, *maps = first(x, *site)
+        new, u, *maps = second(x, (f * u).tanh(), *maps, offset, scale, *site)
+        new, u, *maps = third(new, f + u, *maps, None, None, *site)
+        return last(new, u.sin(), *maps, None, scale)  # type: ignore[return-value]  # one tensor
 
     def by_equation(x: Tensor, f: Tensor, offset: Tensor, scale: Tensor, *site: Tensor) -> Tensor:
-        first = case.by_equation("enter")
-        again = dataclasses.replace(case, multiplier=2.0).by_equation("seam")
-        third = dataclasses.replace(case, multiplier=1.0, plain=False)
-        u, post, res = first(x, *site)
-        new, u, *more = again(x, (f * u).tanh(), post, res, offset, scale, *site)
-        new, u, *last = third.by_equation("seam")(new, f + u, *more, None, None, *site)
-        return third.by_equation("leave")(new, u.sin(), *last, None, scale)  # type: ignore[return-value]  # one tensor
+        u, *maps = case.by_equation("enter")(x, *site)
+        new, u, *maps = case.by_equation("seam")(x, (f * u).tanh(), *maps, offset, scale, *site)
+        new, u, *maps = later.by_equation("seam")(new, f + u, *maps, None, None, *site)
+        return later.by_equation("leave")(new, u.sin(), *maps, None, scale)  # type: ignore[return-value]  # one tensor
 
     given = [t for t in (x, f, offset, scale, *site) if t is not None]
     check(torch.compile(chain, backend=backend, fullgraph=True, dynamic=True), by_equation, given)

@@ -97,11 +97,11 @@ def test_in_16_bits_it_must_be_computed_wide_and_rounded(spelling: Spelling) -> 
 @pytest.mark.parametrize(
     "behind",
     [
-        lambda h, w: h * w[:1],
-        lambda h, w: h * w.sum(),
-        lambda h, w: h * w.view(1, C),
-        lambda h, w: h + w,
-        lambda h, w: h * 2,
+        pytest.param(lambda h, w: h * w[:1], id="h * w[:1]"),
+        pytest.param(lambda h, w: h * w.sum(), id="h * w.sum()"),
+        pytest.param(lambda h, w: h * w.view(1, C), id="h * w.view(1, C)"),
+        pytest.param(lambda h, w: h + w, id="h + w"),
+        pytest.param(lambda h, w: h * 2, id="h * 2"),
     ],
 )
 def test_what_is_no_weight_stays_behind(behind: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -79,6 +79,7 @@ def test_nothing_changes_without_kernels() -> None:
         ({"streams": 17}, torch.float32, "up to 16 streams"),
         ({}, torch.float64, "torch.float64"),
     ],
+    ids=["connection", "streams", "dtype"],
 )
 def test_why_a_site_has_no_kernel(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
     made = fused(two_sites, dtype=dtype, **options)

@@ -116,7 +116,9 @@ def test_automatic_size() -> None:
     assert writes == [1 + i // 3 for i in range(12)]
 
 
-@pytest.mark.parametrize("make", [Chain, Branches, lambda n: Chain(n, post=True)])
+@pytest.mark.parametrize(
+    "make", [Chain, Branches, pytest.param(lambda n: Chain(n, post=True), id="Chain(n, post=True)")]
+)
 def test_decisions_are_in_the_text(make: Callable[[int], nn.Module]) -> None:
     """What caches go by."""
     texts = {str(planned(make(4), recompute=how).graph) for how in ("off", 1, 2, 3)}

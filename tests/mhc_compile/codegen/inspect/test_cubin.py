@@ -44,12 +44,14 @@ def check(spec: Spec, target: str, widest: int = 16) -> None:
                 assert access.width <= 16
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_four_streams_on_every_gpu(op: str, target: str) -> None:
     check(spec(op, 4), target)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 @pytest.mark.parametrize(("n", "channels"), [(2, 4096), (4, 2560), (4, 7168)])
 def test_other_sizes(op: str, n: int, channels: int) -> None:
@@ -61,6 +63,7 @@ def test_streams_that_are_still_equal() -> None:
         check(spec(op, 4, equal_streams=True), "sm_90")
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize(("op", "writes"), [("seam", 2), ("leave", 2), ("replay", 3)])
 def test_replays(op: str, writes: int, target: str) -> None:
@@ -68,6 +71,7 @@ def test_replays(op: str, writes: int, target: str) -> None:
     check(spec(op, 4, history=(Step(),) * writes), target)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}])
 def test_what_is_taken_in(options: dict[str, Any]) -> None:
     check(spec("seam", 4, **{"weight": options["norm"] != "none", **options}), "sm_90")
@@ -87,6 +91,7 @@ def test_eight_streams(target: str) -> None:
     check(spec("seam", 8), target, widest=4)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_other_dtypes(dtype: str) -> None:
     check(spec("seam", 4, dtype=dtype, branch=dtype), "sm_90")
@@ -96,6 +101,7 @@ BOTH = {"BT": 64, "BC": 32, "BR": 2, "BCR": 4096, "SPLITS": 16, "LAG": 2, "num_w
 BACK = {"BT": 4, "BC": 256, "BM": 8, "BS": 16, "BCS": 64, "BP": 32, "SPLITS": 32, "LAG": 1, "num_warps": 4}
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize(("way", "name", "tile"), [("forward", "both", BOTH), ("backward", "back", BACK)])
 def test_one_launch(way: str, name: str, tile: dict[str, int], target: str) -> None:

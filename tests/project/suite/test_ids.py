@@ -1,0 +1,55 @@
+"""Every parametrised case has an id that says what it is: no counted value, no repr of an object, no screen of text.
+
+The rule sees the tests that are collected together with this file: all of them, where the whole suite runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+LONGEST = 80
+UNTOLD = ("lambda", "<function", "<class", " object at 0x")
+EXEMPT = ("tests/mhc_compile/ops/", "tests/mhc_compile/codegen/")  # until their products are cut
+
+
+def check_id(name: str, arguments: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the id of a case with these arguments; pytest counts what it has no word for."""
+    if len(name) > LONGEST:
+        yield f"{len(name)} characters, {LONGEST} are allowed"
+    yield from (f"holds `{text}`" for text in UNTOLD if text in name)
+    for argument in arguments:
+        counted = re.search(rf"(?:^|-)({re.escape(argument)}\d+)(?:-|$)", name)
+        if counted:
+            yield f"`{counted[1]}` is a number, not a name"
+
+
+def test_every_case_has_an_id(collected: list[pytest.Item]) -> None:
+    found = []
+    for item in collected:
+        case = getattr(item, "callspec", None)
+        if case is not None and not item.nodeid.startswith(EXEMPT):
+            found += [f"{item.nodeid}: {text}" for text in check_id(case.id, case.params)]
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        pytest.param("a-" + "x" * LONGEST, ["way", "text"], id="long"),
+        pytest.param("<lambda>0", ["step"], id="anonymous"),
+        pytest.param("<function f at 0x7f>", ["step"], id="of a function"),
+        pytest.param("<a.B object at 0x7f>-3", ["step", "n"], id="repr"),
+        pytest.param("mhc-between7", ["kind", "between"], id="counted"),
+        pytest.param("lifts0-between", ["lifts", "kind"], id="counted first"),
+    ],
+)
+def test_rule_bites(name: str, arguments: list[str]) -> None:
+    assert len(list(check_id(name, arguments))) == 1
+
+
+@pytest.mark.parametrize("name", ["t5-fp32", "x + mlp(norm(x))", "gpt2", "n=2"])
+def test_rule_lets_good_ids_pass(name: str) -> None:
+    assert list(check_id(name, ["model", "n"])) == []
