@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mhc_compile.config import Config
-from mhc_compile.errors import NotCompiledError, PlanMismatchError
+from mhc_compile.errors import NotCompiledError
 from mhc_compile.model import start_values
-from mhc_compile.model.sites import OwnerSites, RootSites, SiteModule, decode
+from mhc_compile.model.sites import OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
+
 
 def site(label: str = "mlp", **options: Any) -> SiteModule:
     return SiteModule(f"layer.{label}", label, Place(1, 7), 5, Config(**({"streams": 3} | options)), entry=True)
@@ -83,7 +84,7 @@ TAKEN = ["add", "sites", "mark", "disabled", "text", "forward", "training", "sta
 
 
 @pytest.mark.parametrize("label", TAKEN)
-@pytest.mark.parametrize("made", [OwnerSites, lambda: RootSites(json.dumps(PLAN))], ids=["OwnerSites", "RootSites"])
+@pytest.mark.parametrize("made", [OwnerSites, lambda: RootSites("{}")], ids=["OwnerSites", "RootSites"])
 def test_a_branch_may_be_called_what_the_class_needs_itself(label: str, made: Any) -> None:
     sites = made()
     before = {name: getattr(sites, name) for name in dir(sites) if name in TAKEN}
