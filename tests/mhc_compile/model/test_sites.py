@@ -55,11 +55,8 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 )
 def test_parameters(options: dict[str, Any], shape: tuple[int, int], bias: int) -> None:
     made = site(**options)
-    assert {name: tuple(t.shape) for name, t in made.named_parameters()} == {
-        "phi": shape,
-        "alpha": (3,),
-        "bias": (bias,),
-    }
+    shapes = {name: tuple(t.shape) for name, t in made.named_parameters()}
+    assert shapes == {"phi": shape, "alpha": (3,), "bias": (bias,)}
     assert {name: tuple(t.shape) for name, t in made.named_buffers()} == {"base": (bias,)}
     assert {t.dtype for t in values(made).values()} == {torch.float32}
     assert all(p.requires_grad for p in made.parameters())

@@ -13,8 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mhc_compile.errors import NotCompiledError
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import CoefficientsBackward, Expand, Read, Readout, Write, flat
-from tests.mhc_compile.equations import helpers
-from tests.mhc_compile.equations.helpers import (
+from tests.equations import helpers
+from tests.equations.helpers import (
     KINDS,
     Case,
     check,

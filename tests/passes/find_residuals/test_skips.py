@@ -61,6 +61,7 @@ def by_a_table(self: Any, x: Tensor) -> Tensor:
         (gated, ["end"]),
         (by_a_table, ["end"]),
     ],
+    ids=["scaled", "shifted", "moved", "gated", "by a table"],
 )
 def test_peel(step: Step, found: list[str]) -> None:
     """Casts, multiples, and shifts by a parameter of one number a feature at most."""

@@ -104,6 +104,7 @@ def shortcut(self: Any, x: Tensor) -> Tensor:
         (pointwise, None),
         (shortcut, ("b", "a", ["f"], "projection-shortcut")),
     ],
+    ids=["three", "carried", "neither", "pointwise", "shortcut"],
 )
 def test_match(step: Step, found: tuple[str, str, list[str], str] | None) -> None:
     sums, nodes = swept(step)
@@ -132,7 +133,9 @@ def turned_round(self: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("step", "found"), [(backcast, ("a", "a", ["f"], "")), (detrended, None), (turned_round, None)]
+    ("step", "found"),
+    [(backcast, ("a", "a", ["f"], "")), (detrended, None), (turned_round, None)],
+    ids=["backcast", "detrended", "turned round"],
 )
 def test_difference(step: Step, found: tuple[str, str, list[str], str] | None) -> None:
     """`x - f(x)`, where f has weights."""

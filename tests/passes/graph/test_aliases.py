@@ -70,6 +70,7 @@ def of_a_result(_: Any, x: Tensor) -> Tensor:
         (new, set()),
         (of_a_result, {"exp", "mul_"}),
     ],
+    ids=["in place", "out", "new", "of a result"],
 )
 def test_overwritten(step: Step, found: set[str]) -> None:
     """What the change is made to, and all that shares its memory."""

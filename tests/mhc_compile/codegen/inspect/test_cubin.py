@@ -72,7 +72,9 @@ def test_replays(op: str, writes: int, target: str) -> None:
 
 
 @pytest.mark.core(1)
-@pytest.mark.parametrize("options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}])
+@pytest.mark.parametrize(
+    "options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}], ids=["all", "none"]
+)
 def test_what_is_taken_in(options: dict[str, Any]) -> None:
     check(spec("seam", 4, **{"weight": options["norm"] != "none", **options}), "sm_90")
 
@@ -103,7 +105,9 @@ BACK = {"BT": 4, "BC": 256, "BM": 8, "BS": 16, "BCS": 64, "BP": 32, "SPLITS": 32
 
 @pytest.mark.core(1)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize(("way", "name", "tile"), [("forward", "both", BOTH), ("backward", "back", BACK)])
+@pytest.mark.parametrize(
+    ("way", "name", "tile"), [("forward", "both", BOTH), ("backward", "back", BACK)], ids=["forward", "backward"]
+)
 def test_one_launch(way: str, name: str, tile: dict[str, int], target: str) -> None:
     """The kernels that wait: their counters are integers."""
     seam = spec("seam", 4)
