@@ -14,7 +14,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
-from mhc_compile import backend
+from mhc_compile.backend import compilers
 from tests.nets.small import Results, compiled, gradients
 
 WORK = frozenset(f"aten.{op}.default" for op in ("mm", "addmm", "bmm", "baddbmm", "convolution", "tanh", "_softmax"))
@@ -69,7 +69,7 @@ def parts(model: nn.Module, *args: Any, run: Any = None, decompose: bool = True,
         decompositions=select_decomp_table() if decompose else None,
     )
     torch._dynamo.reset()
-    with mock.patch.object(backend, "lookup_backend", return_value=compiler):
+    with mock.patch.object(compilers, "lookup_backend", return_value=compiler):
         step = compiled(model, compiler="aot_eager", **options)
         out = step(*args) if run is None else run(step)
         grads = gradients(out, model.parameters())
