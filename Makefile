@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint types format bench gpu zoo clean
+.PHONY: help venv demo test quick test-all lint types format bench gpu zoo clean
 
 help: ## print every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ demo: $(STAMP) ## rewrite a small model and show what happened
 test: lint types ## lint, type-check and run all tests but the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: lint types ## the same, with the slow tests
-	$(PYTEST) $(ARGS)
+quick: lint ## lint and run the tests that compile nothing: the inner loop
+	$(PYTEST) -m "not slow and not compiles" $(ARGS)
+
+test-all: lint types ## the same, with the slow tests and more random networks
+	MHC_EXAMPLES=$${MHC_EXAMPLES:-100} $(PYTEST) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

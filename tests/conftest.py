@@ -1,12 +1,15 @@
-"""Every test starts with an empty Dynamo and the same random state."""
+"""Every test starts with an empty Dynamo and the same random state; of dear products some cases are slow."""
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.cases import compiles, core
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +24,25 @@ def fresh_dynamo() -> Iterator[None]:
 def moved(request: pytest.FixtureRequest) -> bool:
     """Whether phi, alpha and biases have left their start: at the start a lost connection looks right."""
     return bool(request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark what `make quick` leaves out, and what `make test` does (see `tests.cases`).
+
+    Of tests with `@pytest.mark.core(...)` some cases run in `make test`; the others are slow.
+    """
+    tests: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if compiles(item.nodeid):
+            item.add_marker(pytest.mark.compiles)
+        if item.get_closest_marker("core") is not None:
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        mark = cases[0].get_closest_marker("core")
+        kept = core([case.callspec.indices for case in cases], *(mark.args if mark is not None else ()))
+        for number, case in enumerate(cases):
+            if number not in kept:
+                case.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -1,8 +1,8 @@
 """The sweep over launch configurations: each is tried on an op forward and backward, and the best are noted.
 
 A space is a function from a spec to tiles, as generated files hold them in TILES: `--space module:function` names one.
-Without, each kernel's most promising configurations by the model of `mhc_compile.codegen.space` are tried in turn, the
-one launch each way among them.
+Without it, each kernel's most promising configurations by the model of `mhc_compile.codegen.runtime.space` are tried in
+turn, the one launch each way among them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _against(row: Row, plain: Row | None) -> Row:
     plan = row["plan"]
     if plan is None or plain is None:
         return {}
-    predicted, extra = plan["kept"] - plan["plain"], row["saved"] - plain["saved"]
+    predicted, extra = plan["kept"] - plan["before_rewrite"], row["saved"] - plain["saved"]
     each = max(1, plan["token_sites"])
     return {
         "saved_predicted": plain["saved"] + predicted,
@@ -47,7 +47,7 @@ def _against(row: Row, plain: Row | None) -> Row:
         "extra_predicted": predicted / each,
         "off_by": extra / predicted - 1 if predicted else None,
         "peak_extra": row["step_adds"] - plain["step_adds"],
-        "peak_extra_predicted": plan["peak"] - plan["plain"],
+        "peak_extra_predicted": plan["peak"] - plan["before_rewrite"],
     }
 
 

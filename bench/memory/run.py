@@ -196,7 +196,7 @@ def planned(setup: Setup, name: str, one: bench.Contender) -> dict[str, Any]:
 def plan_of(memory: Memory) -> dict[str, Any]:
     """Return the prediction as JSON has it; `token_sites` is tokens times sites."""
     runs = memory.counted
-    named = {name: getattr(memory, name) for name in ("kept", "peak", "without", "plain", "moved")}
+    named = {name: getattr(memory, name) for name in ("kept", "peak", "without", "before_rewrite", "moved")}
     return {
         **named,
         "sites": sum(len(run.sites) for run in runs),

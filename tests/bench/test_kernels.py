@@ -104,6 +104,7 @@ def _labelled(item: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
     return item[0], correctness.checked(item[1])
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("op", ["seam", "leave"])
 def test_right_kernels_are_found_right(checks: dict[str, dict[str, Any]], op: str) -> None:
     row = checks[f"{op} right"]

@@ -23,7 +23,7 @@ from mhc_compile.plan.memory import Memory
 
 LINUX = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 STATUS = "Name:\tpython\nVmPeak:\t  9000 kB\nVmHWM:\t    1234 kB\nVmRSS:\t     100 kB\nThreads:\t2\n"
-PLAN = {"kept": 900, "peak": 1000, "without": 2000, "plain": 300, "moved": 50, "token_sites": 20, "sizes": [2]}
+PLAN = {"kept": 900, "peak": 1000, "without": 2000, "before_rewrite": 300, "moved": 50, "token_sites": 20, "sizes": [2]}
 PRODUCTS = {"forward": {"mm": 3}, "backward": {"mm": 6, "addmm": 1}}
 
 

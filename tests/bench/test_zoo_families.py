@@ -15,7 +15,7 @@ from bench.zoo import check, table
 from bench.zoo.__main__ import chosen
 from bench.zoo.family import Family, each, lib
 from bench.zoo.registry import DOMAINS, FAMILIES
-from tests.nets import Net, inputs
+from tests.nets.small import Net, inputs
 
 QUICK = chosen([], quick=True)
 
@@ -43,11 +43,13 @@ def test_slack_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("names", "found"),
     [(["llama"], ["transformers/llama"]), (["transformers/gpt2", "ber?"], ["transformers/gpt2", "transformers/bert"])],
+    ids=["a name", "a path and a pattern"],
 )
 def test_choice(names: list[str], found: list[str]) -> None:
     assert [family.key for family in chosen(names, quick=False)] == found
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
 def test_quick_family(family: Family) -> None:
     torch._dynamo.reset()

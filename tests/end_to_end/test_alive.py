@@ -15,7 +15,7 @@ import mhc_compile as mhc
 from mhc_compile import backend
 from mhc_compile.model import start_values
 from mhc_compile.ops.connections import Start
-from tests.nets import WIDTH, Net, PostBlock, Shared, compiled, inputs, made
+from tests.nets.small import WIDTH, Net, PostBlock, Shared, compiled, inputs, made
 
 APART, DEAD = 1e-6, 2e-7
 
@@ -80,6 +80,7 @@ models = pytest.mark.parametrize(("make", "sites"), MODELS.values(), ids=MODELS.
 streams = pytest.mark.parametrize("n", [2, 4])
 
 
+@pytest.mark.core
 @models
 @streams
 def test_every_pair_parts(make: Callable[[], nn.Module], sites: int, n: int, seen: Seen) -> None:
@@ -98,6 +99,7 @@ def test_unconstrained_connection_parts(n: int, seen: Seen) -> None:
     assert min(distances(seen[report.regions[0].last])) > APART
 
 
+@pytest.mark.core
 @models
 @streams
 def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, seen: Seen) -> None:
@@ -107,6 +109,7 @@ def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, 
     assert all(value.shape[-2:] == (n, WIDTH) for value in seen.values())
 
 
+@pytest.mark.core
 @models
 @streams
 def test_a_symmetric_start_stays_dead(

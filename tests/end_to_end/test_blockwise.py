@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from mhc_compile.errors import CarryError, ConfigMismatchError, NotCompiledError, PlanMismatchError
-from tests.nets import (
+from tests.nets.small import (
     Block,
     Net,
     PostBlock,
@@ -68,6 +68,7 @@ def test_two_instances_train_their_own_parameters(moved: bool) -> None:
         assert same([p.grad for p in model.parameters()], [p.grad for p in alone.parameters()])
 
 
+@pytest.mark.core
 @blocks
 def test_twelve_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     compiler = "aot_eager" if moved else "eager"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError, SiteNotFoundError
 from mhc_compile.plan.joints import Cut
-from tests.nets import Block, Net, compile_blocks, compiled, gradients, inputs, made, perturb, same, upgraded
+from tests.nets.small import Block, Net, compile_blocks, compiled, gradients, inputs, made, perturb, same, upgraded
 
 
 class BetweenBlocks(Net):

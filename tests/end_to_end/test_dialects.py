@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
-from tests.nets import Block, Net, PostBlock, inputs, made
+from tests.nets.small import Block, Net, PostBlock, inputs, made
 
 
 class Bottleneck(nn.Module):
@@ -93,6 +93,7 @@ def test_the_same_sites(net: str, form: str) -> None:
     assert meaning(mhc.explain(FORMS[form](model, x), (x,))) == meaning(expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:
@@ -120,6 +121,7 @@ def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:
     torch.testing.assert_close(torch.export.export(graph, (x,)).module()(x), moved)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("net", ["pre-norm", "convolutions"])
 def test_onnx(net: str) -> None:
     """ONNX's own reference evaluator computes what the rewritten graph computes."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import NotCompiledError
-from tests.nets import compiled, perturb, relative
-from tests.zoo import GROUPED, VOCABULARY
+from tests.nets.library import GROUPED, VOCABULARY
+from tests.nets.small import compiled, perturb, relative
 
 NEW = 8
 
@@ -51,6 +51,7 @@ def upgraded_llama(moved: bool, compiler: str = "aot_eager") -> Any:
     return model
 
 
+@pytest.mark.core(1)
 def test_with_a_cache(moved: bool) -> None:
     model = upgraded_llama(moved)
     tokens, original = generated(model), generated(llama())
@@ -68,6 +69,7 @@ def test_upgraded_with_the_cache_or_without_is_the_same() -> None:
     assert [site.identity() for site in reports[0].sites] == [site.identity() for site in reports[1].sites]
 
 
+@pytest.mark.core(1)
 def test_every_step_of_the_cache_equals_the_whole(moved: bool) -> None:
     """Logits, not only the tokens that they lead to."""
     model = upgraded_llama(moved, "eager")

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 import mhc_compile as mhc
 from mhc_compile.errors import NotCompiledError
-from tests.nets import (
+from tests.nets.small import (
     Net,
     afresh,
     agree,
@@ -40,6 +40,7 @@ FROZEN: dict[str, Callable[[str], bool]] = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_frozen_parameters(frozen: Callable[[str], bool], late: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import mhc_compile as mhc
-from tests.nets import (
+from tests.nets.small import (
     Net,
     PostBlock,
     Results,
@@ -45,6 +45,7 @@ Setting = Callable[[], AbstractContextManager[Any]]
 SIZES = ((2, 3), (4, 6), (5, 7), (3, 2), (6, 4))
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("make", [lambda: Shared(2), lambda: Net(1, PostBlock)], ids=["shared", "post-norm"])
 @pytest.mark.parametrize(("marked", "compilations"), [(True, 1), (False, 2)], ids=["marked", "automatic"])
 def test_sizes(make: Any, marked: bool, compilations: int) -> None:

@@ -57,7 +57,7 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "message"), WRONG, ids=str)
+@pytest.mark.parametrize(("name", "value", "message"), WRONG, ids=[f"{name}={value!r}" for name, value, _ in WRONG])
 def test_wrong_values_are_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config.from_options({name: value})
@@ -79,6 +79,7 @@ def test_an_unhashable_choice_is_an_error_too(name: str) -> None:
         ("kernel", r"did you mean 'kernels'\?"),
         ("max_autotune", r"unknown option 'max_autotune'; the options are alpha, compiler, connection, .*streams"),
     ],
+    ids=["stream", "sinkhorn_iter", "kernel", "max_autotune"],
 )
 def test_misspelt_options_get_a_suggestion(option: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

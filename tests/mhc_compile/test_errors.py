@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_not_compiled_names_the_site_and_every_remedy(remedy: str) -> None:
     assert remedy in message
 
 
-@pytest.mark.parametrize("error", [NotCompiledError("layers.3.mlp"), ShardedParametersError("layers.3.mlp")])
-def test_errors_with_texts_of_their_own_survive_pickling(error: MHCError) -> None:
+@pytest.mark.parametrize("kind", [NotCompiledError, ShardedParametersError])
+def test_errors_with_texts_of_their_own_survive_pickling(kind: Callable[[str], MHCError]) -> None:
     """As errors must that come out of worker processes."""
+    error = kind("layers.3.mlp")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -15,7 +15,7 @@ from mhc_compile.passes import ANALYSIS
 from mhc_compile.passes.bind_sites import MARKER, Bindings, BindSites
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import C, Layer, graph, mark, marked, ops, request, tokens
+from tests.nets.structures import C, Layer, graph, mark, marked, ops, request, tokens
 
 
 def two_sites(self: Layer, x: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mhc_compile"
@@ -61,6 +62,9 @@ FORBIDDEN = {
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
+MAX_ENTRIES = 12
+NOT_ENTRIES = {"__init__.py", "__main__.py", "py.typed", "conftest.py", "README.md"}  # they say what a folder is
+DATA = "bench/results"  # grows with every device that is measured
 
 # Working notes outside the repository: nobody who clones it has them.
 NOTES = "shared"
@@ -164,6 +168,13 @@ def check_absolute(source: Source) -> Iterator[str]:
             yield f"{source.at(node)}: a relative import"
 
 
+def check_no_lending(source: Source) -> Iterator[str]:
+    """What tests share stands in modules that hold no tests."""
+    for node, name in imported(source) if source.module.startswith("tests.") else ():
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split(".")):
+            yield f"{source.at(node)}: imports {name}, a module of tests; what both need wants a module of its own"
+
+
 def check_file_length(source: Source) -> Iterator[str]:
     length = len(source.text.splitlines())
     if length > MAX_FILE_LINES:
@@ -176,6 +187,19 @@ def check_function_length(source: Source) -> Iterator[str]:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 yield f"{source.at(node)}: {node.name} has {length} lines of {MAX_FUNCTION_LINES}"
+
+
+def check_folders(paths: Iterable[str]) -> Iterator[str]:
+    """No folder of the code or the documents shows more than a reader takes in at a glance."""
+    entries: dict[str, set[str]] = defaultdict(set)
+    for path in map(PurePosixPath, paths):
+        for child in (path, *path.parents):
+            entries[str(child.parent)].add(child.name)
+    for folder, names in sorted(entries.items()):
+        seen = names - NOT_ENTRIES
+        checked = folder.split("/")[0] in (*CODE, "docs") and folder != DATA
+        if checked and len(seen) > MAX_ENTRIES:
+            yield f"{folder}: {len(seen)} entries, {MAX_ENTRIES} are allowed: some of them want a folder of their own"
 
 
 def check_no_notes(name: str, text: str) -> Iterator[str]:
@@ -211,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     check_layers,
     check_sides,
     check_absolute,
+    check_no_lending,
     check_file_length,
     check_function_length,
 )

@@ -11,18 +11,22 @@ from tests.project.rules import (
     CODE,
     LAYERS,
     LEVELS,
+    MAX_ENTRIES,
     MAX_FILE_LINES,
     MAX_FUNCTION_LINES,
     NOT_TO_MENTION,
     PACKAGE,
+    ROOT,
     RULES,
     Rule,
     Source,
     check_absolute,
     check_docstring,
     check_file_length,
+    check_folders,
     check_function_length,
     check_layers,
+    check_no_lending,
     check_no_notes,
     check_placed,
     check_sides,
@@ -59,6 +63,22 @@ def test_rule_on_circles_bites() -> None:
     assert circle([one]) == []
 
 
+def test_no_folder_is_crowded() -> None:
+    assert_none(list(check_folders(path.relative_to(ROOT).as_posix() for path in files())))
+
+
+def test_rule_on_folders_bites() -> None:
+    few = [f"bench/kernels/{i}.py" for i in range(MAX_ENTRIES)]
+    fine = [*few, "bench/kernels/__init__.py", "bench/kernels/README.md", "bench/other/deep/er.py", "bench/common.py"]
+    elsewhere = [f"{folder}/{i}" for folder in ("bench/results", ".ci") for i in range(MAX_ENTRIES + 1)]
+    assert list(check_folders([*fine, *elsewhere])) == []
+    for crowd in (["bench/kernels/one_more.py"], ["bench/kernels/folder/a.py", "bench/kernels/folder/b.py"]):
+        (complaint,) = check_folders([*fine, *crowd])
+        assert complaint.startswith(f"bench/kernels: {MAX_ENTRIES + 1} entries")
+    (complaint,) = check_folders(f"docs/{i}.md" for i in range(MAX_ENTRIES + 1))
+    assert complaint.startswith("docs: ")
+
+
 def test_no_file_mentions_the_working_notes() -> None:
     texts = {path: path.read_text("utf-8", errors="ignore") for path in files()}
     assert_none([line for path, text in texts.items() for line in check_no_notes(str(path), text)])
@@ -74,6 +94,11 @@ def test_every_public_name_has_a_docstring() -> None:
 
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES
+
+
+def in_short(value: object) -> str:
+    """A rule's name, a path, or the first words of a file."""
+    return str(getattr(value, "__name__", " ".join(str(value).split()[:2])))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +122,13 @@ LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_
         (check_sides, "mhc_compile/codegen/runtime/seam.py", "from torch import fx"),
         (check_sides, "mhc_compile/codegen/seam.py", "import torch\ntorch.fx.Node"),
         (check_absolute, "passes/widen.py", "from ..ops import library"),
+        (check_no_lending, "tests/test_x.py", "from tests.passes.test_y import Net"),
+        (check_no_lending, "tests/passes/helpers.py", "def f():\n    from tests.passes import test_y"),
         (check_file_length, "tests/test_x.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
         (check_function_length, "bench/run.py", LONG_FUNCTION),
         (check_function_length, "bench/run.py", LONG_METHOD),
     ],
+    ids=in_short,
 )
 def test_rule_bites(rule: Rule, path: str, text: str) -> None:
     assert len(list(rule(Source(path, text)))) == 1
@@ -114,9 +142,11 @@ def test_rule_bites(rule: Rule, path: str, text: str) -> None:
         ("mhc_compile/codegen/triton/host.py", "import triton, torch\nfrom torch.fxx import y"),
         ("passes/widen.py", "from mhc_compile.passes.base import Pass\nimport torch.fx"),
         ("tests/test_x.py", "from mhc_compile import cli"),
+        ("tests/test_x.py", "from tests.nets.small import Net\nfrom torch.testing import test_y"),
         ("bench/run.py", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
         ("bench/run.py", "x = 1\n" * MAX_FILE_LINES),
     ],
+    ids=in_short,
 )
 def test_rules_let_good_code_pass(path: str, text: str) -> None:
     source = Source(path, text)

@@ -23,7 +23,7 @@ import pytest
 pytestmark = pytest.mark.xdist_group("packaging")  # one worker builds, not each
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {"mhc_compile", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
+SHIPPED = {"mhc_compile", "docs", "examples", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"}
 COPIED = {*SHIPPED, "passes", "tests", "bench"}
 
 USE = """
@@ -162,10 +162,13 @@ def test_wheel_installs_one_top_level_name(archives: dict[str, Path], kind: str)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
-def test_sdist_holds_the_package_and_no_more(archives: dict[str, Path]) -> None:
-    tops = {name.split("/")[0] for name in packed(archives["sdist"])}
+def test_sdist_holds_the_package_its_documents_and_no_more(archives: dict[str, Path], tree: Path) -> None:
+    names = set(packed(archives["sdist"]))
     made = {"PKG-INFO", "setup.cfg", "mhc_compile.egg-info"}
-    assert tops - made == SHIPPED
+    assert {name.split("/")[0] for name in names} - made == SHIPPED
+    beside = {path for folder in ("docs", "examples") for path in (tree / folder).rglob("*") if path.is_file()}
+    found = {name for name in names if name.startswith(("docs/", "examples/"))}
+    assert found == {path.relative_to(tree).as_posix() for path in beside}
 
 
 def test_wheel_from_the_sdist_works(archives: dict[str, Path], install: Install, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.api.report import table
-from tests.nets import Block, Net, PostBlock, Shared, compiled, inputs, made, snapshot, unchanged, upgraded
+from tests.nets.small import Block, Net, PostBlock, Shared, compiled, inputs, made, snapshot, unchanged, upgraded
 
 
 class Mixed(nn.Module):

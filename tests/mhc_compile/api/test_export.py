@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from mhc_compile.errors import CaptureError, NotUpgradedError
-from tests.nets import Block, Net, Plain, PostBlock, Shared, inputs, made, perturb, upgraded
+from tests.nets.small import Block, Net, Plain, PostBlock, Shared, inputs, made, perturb, upgraded
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:
@@ -34,6 +34,7 @@ def near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
         assert (ours[name] - tensor).abs().max() <= tolerance * tensor.abs().max(), name
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize(
     "config",
     [mhc.Config(streams=3), mhc.Config(streams=2, connection="hc"), mhc.Config(projection="identity")],

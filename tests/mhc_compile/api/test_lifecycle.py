@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.api.lifecycle import EXTRA_STATE
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
-from tests.nets import Net, PostBlock, Shared, compiled, inputs, made, perturb, snapshot, unchanged, upgraded
+from tests.nets.small import Net, PostBlock, Shared, compiled, inputs, made, perturb, snapshot, unchanged, upgraded
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import mhc_compile as mhc
 from mhc_compile.api.report import Report
 from mhc_compile.errors import ConfigError
-from tests.nets import inputs, made, upgraded
+from tests.nets.small import inputs, made, upgraded
 
 
 def test_a_report_is_frozen() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import CaptureError, ConfigMismatchError, NameTakenError, PlanMismatchError, VerificationError
 from mhc_compile.model import owners, start_values
-from tests.nets import (
+from tests.nets.small import (
     Block,
     Net,
     Plain,

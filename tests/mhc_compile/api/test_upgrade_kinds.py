@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import AlreadyUpgradedError
-from tests.nets import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
+from tests.nets.small import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
 
 
 class Other(nn.Module):

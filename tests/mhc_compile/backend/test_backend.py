@@ -18,7 +18,7 @@ from mhc_compile import backend
 from mhc_compile.backend import compilers
 from mhc_compile.config import Config
 from mhc_compile.errors import ConfigError
-from tests.nets import (
+from tests.nets.small import (
     Net,
     PostBlock,
     Shared,
@@ -56,6 +56,7 @@ def test_found_by_name() -> None:
     assert point.load() is backend.mhc
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_bad_options(options: dict[str, Any], message: str, when: str) -> None:
@@ -69,6 +70,7 @@ def test_bad_options(options: dict[str, Any], message: str, when: str) -> None:
     assert compiled(upgraded())(inputs()).shape == (3, 5, 4)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 def test_compilers_agree(make: Any, connection: str, moved: bool) -> None:
@@ -108,6 +110,7 @@ def test_new_shapes(moved: bool) -> None:
         assert relative(out, compiled(model)(inputs(*shape))) < 1e-5
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4)], ids=str)
 def test_ranks(shape: tuple[int, ...], moved: bool) -> None:
     model = upgraded(moved=moved)
@@ -137,6 +140,7 @@ def test_train_and_eval_switch(moved: bool) -> None:
         assert (relative(out[0], out[2]) < 1e-5) is not moved
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_without_gradients(mode: str, moved: bool) -> None:
     model = upgraded(moved=moved)

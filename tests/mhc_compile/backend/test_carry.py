@@ -34,11 +34,11 @@ def test_a_tensor_that_carries_nothing() -> None:
         take_streams(torch.randn(2), "layers.1.mlp")
 
 
-CHANGES: list[Callable[[Tensor], Any]] = [
-    lambda t: t.add_(1),
-    lambda t: t[0].zero_(),
-    lambda t: t.view(-1).mul_(2),
-    lambda t: t.relu_(),
+CHANGES = [
+    pytest.param(lambda t: t.add_(1), id="t.add_(1)"),
+    pytest.param(lambda t: t[0].zero_(), id="t[0].zero_()"),
+    pytest.param(lambda t: t.view(-1).mul_(2), id="t.view(-1).mul_(2)"),
+    pytest.param(lambda t: t.relu_(), id="t.relu_()"),
 ]
 
 
@@ -66,13 +66,13 @@ def test_a_change_of_what_shares_the_storage_is_noticed() -> None:
         take_streams(tensor, "mlp")
 
 
-MADE_ANEW: list[Callable[[Tensor], Tensor]] = [
+MADE_ANEW = [
     torch.Tensor.detach,
     torch.Tensor.clone,
-    lambda t: t.view(3, 2),
-    lambda t: t.transpose(0, 1),
-    lambda t: t + 0,
-    lambda t: t.to(torch.bfloat16),
+    pytest.param(lambda t: t.view(3, 2), id="t.view(3, 2)"),
+    pytest.param(lambda t: t.transpose(0, 1), id="t.transpose(0, 1)"),
+    pytest.param(lambda t: t + 0, id="t + 0"),
+    pytest.param(lambda t: t.to(torch.bfloat16), id="t.to(bfloat16)"),
 ]
 
 

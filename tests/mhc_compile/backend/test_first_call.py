@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import FirstCallError, NotCompiledError
-from tests.nets import (
+from tests.nets.small import (
     Net,
     PostBlock,
     Shared,

@@ -17,7 +17,7 @@ from mhc_compile.backend import kernels
 from mhc_compile.codegen.inspect import subprocess_call
 from mhc_compile.codegen.runtime import build, dispatch
 from mhc_compile.errors import CacheError, KernelError, MHCWarning, MissingDependencyError
-from tests import nets
+from tests.nets import small
 
 CUDA = torch.device("cuda:0")
 UNFUSED = {"a": "there are kernels for up to 16 streams, not for 17", "b": "..."}
@@ -73,6 +73,7 @@ def test_kernels_that_were_asked_for_are_an_error_on_a_cpu() -> None:
         (MissingDependencyError("generated kernels need Triton"), "need Triton"),
         (CacheError("/x is not writable; set MHC_CACHE_DIR"), "set MHC_CACHE_DIR"),
     ],
+    ids=["no triton", "no cache"],
 )
 def test_what_is_missing_is_said_once(
     error: Exception, named: str, capability: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
@@ -111,20 +112,20 @@ def test_sites_without_a_kernel_are_told_once() -> None:
     kernels.report(mhc.Config(kernels="triton"), {})
 
 
-def trained(compiler: str, **options: Any) -> nets.Results:
+def trained(compiler: str, **options: Any) -> small.Results:
     """The output and every gradient of a small model with moved parameters."""
     torch._dynamo.reset()
-    model = nets.upgraded(moved=True)
-    return nets.results(nets.compiled(model, compiler=compiler, **options), model, nets.inputs())
+    model = small.upgraded(moved=True)
+    return small.results(small.compiled(model, compiler=compiler, **options), model, small.inputs())
 
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
 def test_a_model_by_kernels_is_the_model_by_the_reference(compiler: str) -> None:
     found = subprocess_call.call(True, by_kernels, compiler)
-    assert nets.agree(found, trained(compiler, kernels="reference"), tolerance=3e-5)  # fp32 sums in another order
+    assert small.agree(found, trained(compiler, kernels="reference"), tolerance=3e-5)  # fp32 sums in another order
 
 
-def by_kernels(compiler: str) -> nets.Results:
+def by_kernels(compiler: str) -> small.Results:
     """The same by generated kernels, which replay."""
     launched: list[str] = []
     real = dispatch._launch
@@ -148,6 +149,6 @@ def test_kernels_that_were_asked_for_are_an_error_where_a_site_has_none() -> Non
 
 def sites_of_hc() -> None:
     torch._dynamo.reset()
-    model = nets.upgraded(config=mhc.Config(connection="hc"))
+    model = small.upgraded(config=mhc.Config(connection="hc"))
     with pytest.raises(KernelError, match=r"for the connection 'mhc', not for 'hc' \(4 sites"):
-        nets.compiled(model, kernels="triton")(nets.inputs())
+        small.compiled(model, kernels="triton")(small.inputs())

@@ -18,7 +18,7 @@ from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
 from mhc_compile.errors import CaptureError, ConfigError, MHCError
-from tests.nets import Block, Net, inputs, made, upgraded
+from tests.nets.small import Block, Net, inputs, made, upgraded
 
 
 def graphs_of(

@@ -91,6 +91,7 @@ def test_explain_as_json_with_options_and_keywords(file: str, capsys: pytest.Cap
         (["explain", "{file}:make", "--options", "stream=2"], "did you mean 'streams'"),
         (["bench", "{file}:make", "--options", "streams=0"], "streams must be an integer >= 1"),
     ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
     call: list[str], said: str, file: str, capsys: pytest.CaptureFixture[str]

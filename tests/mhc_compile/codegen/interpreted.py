@@ -14,10 +14,10 @@ from torch import Tensor
 from mhc_compile.codegen.runtime import dispatch, tune
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Replay, flat
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.block import Block, same
-from tests.mhc_compile.ops.fused import Fused, only_given, trainable
-from tests.mhc_compile.ops.helpers import Function, check, spread_out, values_and_gradients
+from tests.equations import helpers
+from tests.equations.block import Block, same
+from tests.equations.fused import Fused, only_given, trainable
+from tests.equations.helpers import Function, check, spread_out, values_and_gradients
 
 Tiles = dict[str, dict[str, int]]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mhc_compile.codegen.inspect import subprocess_call
+from tests.equations.block import Block
+from tests.equations.fused import Fused, exists
 from tests.mhc_compile.codegen import interpreted
-from tests.mhc_compile.ops.block import Block
-from tests.mhc_compile.ops.fused import Fused, exists
 from tests.pairwise import pairwise, sampled
 
 OPS = ["enter", "seam", "leave", "coefficients"]

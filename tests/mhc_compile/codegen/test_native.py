@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from tests.mhc_compile.ops.fused import Fused, only_given
-from tests.mhc_compile.ops.helpers import near, values_and_gradients
+from tests.equations.fused import Fused, only_given
+from tests.equations.helpers import near, values_and_gradients
 from tests.pairwise import pairwise
 
 pytestmark = [

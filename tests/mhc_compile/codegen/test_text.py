@@ -33,6 +33,7 @@ def test_lines_are_joined_and_repeated() -> None:
         f"    y = g[(a, b)](x, {', '.join(f'argument{i}' for i in range(20))})",
         f"    tl.store(p + q, f({', '.join('abcdefghijkl')}) * (1 + {' + '.join('mnopqrstuvwxyz' * 3)}), inside)",
     ],
+    ids=["definition", "launch", "nested"],
 )
 def test_long_lines_are_broken_and_mean_the_same(line: str) -> None:
     made = wrap(line)
@@ -41,6 +42,10 @@ def test_long_lines_are_broken_and_mean_the_same(line: str) -> None:
     assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(broken))
 
 
-@pytest.mark.parametrize("line", ["x" * 130, f"# {'(word) ' * 30})", f"a = {' + '.join('abcdefgh' * 10)}", "f(x)"])
+@pytest.mark.parametrize(
+    "line",
+    ["x" * 130, f"# {'(word) ' * 30})", f"a = {' + '.join('abcdefgh' * 10)}", "f(x)"],
+    ids=["word", "comment", "sum", "short"],
+)
 def test_other_lines_stay(line: str) -> None:
     assert wrap(line) == line

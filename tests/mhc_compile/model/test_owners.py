@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -105,14 +106,19 @@ def saved(module: nn.Module) -> Any:
     return torch.load(buffer, weights_only=False)
 
 
+def pickled(protocol: int, module: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(module, protocol))
+
+
 COPIES: list[Callable[[Any], Any]] = [
     copy.deepcopy,
     saved,
-    *(lambda m, p=protocol: pickle.loads(pickle.dumps(m, p)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+    *(functools.partial(pickled, protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
 ]
+NAMED = ["deepcopy", "saved", *(f"pickle {protocol}" for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1))]
 
 
-@pytest.mark.parametrize("again", COPIES)
+@pytest.mark.parametrize("again", COPIES, ids=NAMED)
 @pytest.mark.parametrize("kind", [Block, Child, Stateful])
 def test_copies_are_owners_too(again: Callable[[Any], Any], kind: type[nn.Module]) -> None:
     module = owner(kind, disabled=False)
@@ -173,7 +179,10 @@ def taken(value: Any) -> Block:
     return module
 
 
-@pytest.mark.parametrize("module", [taken(3), taken(None), taken(nn.Linear(2, 2)), Method()], ids=repr)
+TAKEN = {"number": taken(3), "None": taken(None), "module": taken(nn.Linear(2, 2)), "method": Method()}
+
+
+@pytest.mark.parametrize("module", TAKEN.values(), ids=TAKEN)
 def test_a_taken_name_is_refused(module: nn.Module) -> None:
     with pytest.raises(NameTakenError, match=r"layers\.3 \(\w+\) has an .* `mhc` already.*'layers\.3\.\*'"):
         check(module, "layers.3")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import FirstCallError
 from mhc_compile.model.stage import Stage, close_first_call, stage_of
-from tests.nets import Net, compiled, inputs, made, upgraded
+from tests.nets.small import Net, compiled, inputs, made, upgraded
 
 ours = pytest.mark.filterwarnings("ignore::mhc_compile.MHCWarning")
 

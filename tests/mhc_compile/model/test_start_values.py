@@ -16,9 +16,9 @@ from mhc_compile.ops.connections import Maps
 
 STREAMS = [1, 2, 3, 4, 5, 8]
 LENGTHS = [1, 2, 3, 12, 100]
+ALL_LENGTHS = [*LENGTHS, 48, 1000]
 PLACES = [(k, length, n) for length in LENGTHS for n in STREAMS for k in {0, 1, n, length - 1} if k < length]
 places = pytest.mark.parametrize(("k", "length", "n"), PLACES)
-lengths = pytest.mark.parametrize("length", [*LENGTHS, 48, 1000])
 streams = pytest.mark.parametrize("n", STREAMS)
 
 
@@ -59,26 +59,29 @@ def test_home_is_what_the_op_computes(k: int, length: int, n: int) -> None:
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=3e-7)
 
 
-@lengths
 @streams
-@pytest.mark.parametrize("iters", [2, 5, 20, 50])
-@pytest.mark.parametrize("tokens", [1, 3, 70])
-def test_the_diagonal_is_exactly_dyadic(length: int, n: int, iters: int, tokens: int) -> None:
-    q = home(Place(0, length), n).q
-    _, _, res = start(0, length, Config(streams=n, sinkhorn_iters=iters), torch.randn(tokens, n, 5))
-    diagonal = res.diagonal(dim1=-2, dim2=-1).double()
+def test_the_diagonal_is_exactly_dyadic(n: int) -> None:
+    """At every length, number of iterations and token."""
     exact = n.bit_count() == 1  # where not only q but also the mean is a product with a power of two
-    assert ((diagonal - (1 - (n - 1) * q)).abs() <= (0 if exact else 1.2e-7)).all()
+    for length, iters in itertools.product(ALL_LENGTHS, (2, 5, 20, 50)):
+        _, _, res = start(0, length, Config(streams=n, sinkhorn_iters=iters), torch.randn(70, n, 5))
+        diagonal = res.diagonal(dim1=-2, dim2=-1).double()
+        wanted = 1 - (n - 1) * home(Place(0, length), n).q
+        assert ((diagonal - wanted).abs() <= (0 if exact else 1.2e-7)).all(), (length, iters)
 
 
-@lengths
+@pytest.mark.parametrize("n", STREAMS[1:])  # one stream has nothing to mix
+def test_mixing_stays_gentle(n: int) -> None:
+    """A region keeps at least half of what its streams differ in, down to the least q there is."""
+    lengths = range(1, 2**10 // n + 1)
+    assert all((1 - n * home(Place(0, length), n).q) ** length >= 0.5 for length in lengths)
+    assert home(Place(0, lengths[-1] + 1), n).q == home(Place(0, 1000), n).q == 2.0**-11
+
+
 @streams
-def test_mixing_stays_gentle_and_has_a_gradient(length: int, n: int) -> None:
-    q = home(Place(0, length), n).q
-    logits = start_values.bias(Place(0, length), Config(streams=n))[2 * n :]
-    assert logits.abs().max() < 8
-    if 2 * n * length <= 2**11:
-        assert n == 1 or (1 - n * q) ** length >= 0.5
+def test_logits_have_a_gradient(n: int) -> None:
+    for length in ALL_LENGTHS:
+        assert start_values.bias(Place(0, length), Config(streams=n))[2 * n :].abs().max() < 8, length
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8])

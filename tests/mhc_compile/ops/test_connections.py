@@ -7,8 +7,8 @@ from torch import Tensor
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import HC, MHC, Maps, Start
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import KINDS, TOKENS, Case, check, near, normal, spread_out
+from tests.equations import helpers
+from tests.equations.helpers import KINDS, TOKENS, Case, check, near, normal, spread_out
 
 STREAMS = [1, 2, 3, 4, 8]
 kinds = pytest.mark.parametrize(("connection", "projection"), KINDS, ids="-".join)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mhc_compile.ops.functions import accumulator
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import Case, normal
+from tests.equations import helpers
+from tests.equations.helpers import Case, normal
 from tests.pairwise import pairwise
 
 

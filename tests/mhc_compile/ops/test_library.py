@@ -8,8 +8,8 @@ import torch
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Expand, Readout
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import (
+from tests.equations import helpers
+from tests.equations.helpers import (
     KINDS,
     TOKENS,
     Case,

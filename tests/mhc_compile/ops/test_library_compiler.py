@@ -13,8 +13,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mhc_compile.errors import NotCompiledError
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import CoefficientsBackward, Expand, Read, Readout, Write, flat
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import KINDS, Case, check, coefficients, inputs, normal, whole, whole_by_equation
+from tests.equations import helpers
+from tests.equations.helpers import (
+    KINDS,
+    Case,
+    check,
+    coefficients,
+    inputs,
+    normal,
+    whole,
+    whole_by_equation,
+)
 from tests.pairwise import pairwise
 
 Mode = Literal["real", "fake", "symbolic"]

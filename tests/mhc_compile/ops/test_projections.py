@@ -9,8 +9,8 @@ from torch import Tensor
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import projections, reference
 from mhc_compile.ops.projections import Identity, Sinkhorn
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import TOKENS, near, normal, spread_out
+from tests.equations import helpers
+from tests.equations.helpers import TOKENS, near, normal, spread_out
 from tests.pairwise import pairwise
 
 STREAMS = [1, 2, 3, 4, 8]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from mhc_compile.ops import reference
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import TOKENS, Case, Tensors, at, check, normal, spread_out
+from tests.equations import helpers
+from tests.equations.helpers import TOKENS, Case, Tensors, at, check, normal, spread_out
 from tests.pairwise import pairwise
 
 SIZES = [(1, 5), (2, 1), (3, 7), (4, 5), (8, 7)]

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import CheckpointPolicy
 from mhc_compile.ops import limits
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import NO_HISTORY, Options, Replay, Seam, SeamBackward, SiteInputs, flat, named, names
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.block import Block, same
-from tests.mhc_compile.ops.fused import Fused
-from tests.mhc_compile.ops.helpers import normal, spread_out
+from tests.equations import helpers
+from tests.equations.block import Block, same
+from tests.equations.fused import Fused
+from tests.equations.helpers import normal, spread_out
 from tests.pairwise import pairwise
 
 FP64, BF16 = torch.float64, torch.bfloat16

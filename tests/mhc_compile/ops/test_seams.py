@@ -12,9 +12,9 @@ import torch
 from mhc_compile.ops import limits
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, EnterResult
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.fused import FUSED, Fused, exists, only_given
-from tests.mhc_compile.ops.helpers import KINDS, TOKENS, check, near, normal, spread_out
+from tests.equations import helpers
+from tests.equations.fused import FUSED, Fused, exists, only_given
+from tests.equations.helpers import KINDS, TOKENS, check, near, normal, spread_out
 from tests.pairwise import pairwise, sampled
 
 NORMS = ["none", "rms", "rms weight", "rms_cast weight", "layer", "layer weight", "layer weight shift"]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mhc_compile.ops.signatures import flat
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.fused import FUSED, Fused, only_given, trainable
-from tests.mhc_compile.ops.helpers import check, normal
+from tests.equations import helpers
+from tests.equations.fused import FUSED, Fused, only_given, trainable
+from tests.equations.helpers import check, normal
 from tests.pairwise import pairwise
 
 Mode = Literal["real", "fake", "symbolic"]

@@ -188,6 +188,11 @@ def test_the_rule_sees_the_files_that_it_is_for() -> None:
 IR = "import torch\nSEAM = torch.ops.mhc.seam.default\n"
 
 
+def last_line(text: str) -> str:
+    """A path, or the last line of a file."""
+    return text.split("\n")[-1].strip()
+
+
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -206,6 +211,7 @@ IR = "import torch\nSEAM = torch.ops.mhc.seam.default\n"
         ("mhc_compile/codegen/runtime/dispatch.py", "def leave(x, *tensors):\n    return tensors[2]"),
         ("mhc_compile/ops/library.py", "_LIBRARY.define('seam(Tensor x) -> Tensor')"),
     ],
+    ids=last_line,
 )  # fmt: skip
 def test_the_rule_bites(path: str, text: str) -> None:
     assert len(list(counted(Source(path, text)))) == 1
@@ -220,6 +226,7 @@ def test_the_rule_bites(path: str, text: str) -> None:
         ("mhc_compile/ops/signatures/fields.py", "def f(*args):\n    return args[0]"),
         ("mhc_compile/codegen/inspect/traffic.py", "def f(*args):\n    return args[0]"),
     ],
+    ids=last_line,
 )  # fmt: skip
 def test_the_rule_lets_other_code_pass(path: str, text: str) -> None:
     assert list(counted(Source(path, text))) == []

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError
-from tests.nets import Net, compile_blocks, compiled, gradients, inputs, made, perturb, upgraded
+from tests.nets.small import Net, compile_blocks, compiled, gradients, inputs, made, perturb, upgraded
 
 
 def parts(layers: int = 3, **kwargs: Any) -> tuple[nn.Module, list[nn.Module], Tensor]:
@@ -107,9 +107,12 @@ def test_between_blocks(change: tuple[Callable[[Tensor], Any], str]) -> None:
 
 
 def test_hooks_without_gradients_are_nobody_s_business() -> None:
+    """Such a hook replaces the tensor that carries streams only where there are gradients (see the next test)."""
     _, blocks, x = parts()
+    expected = blocks[1](blocks[0](x))
+    blocks[0].register_full_backward_hook(lambda *args: None)
     with torch.no_grad():
-        blocks[1](blocks[0](x))
+        assert torch.equal(blocks[1](blocks[0](x)), expected)
 
 
 def test_a_module_hook_that_replaces_its_tensor() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 import mhc_compile as mhc
 from mhc_compile.plan.memory import Memory, readable
-from tests import nets
-from tests.end_to_end.test_user_checkpoints import Checkpointed
-from tests.nets import Net, inputs, made, upgraded
+from tests.nets import small
+from tests.nets.checkpointed import Checkpointed
+from tests.nets.small import Net, inputs, made, upgraded
 
 TOKENS, CHANNELS, SITES = 15, 16, 8
 PLAIN = 4 * CHANNELS  # bytes of one stream of a token
@@ -60,7 +60,7 @@ def test_inside_of_checkpoints_nothing_is_counted() -> None:
 
 
 def test_sites_that_are_left_alone_are_not_counted() -> None:
-    report = mhc.explain(made(nets.Net, 3), (inputs(),), config=mhc.Config(exclude=("blocks.1.*",)))
+    report = mhc.explain(made(small.Net, 3), (inputs(),), config=mhc.Config(exclude=("blocks.1.*",)))
     assert {name for run in report.memory.runs for name in run.sites} == {site.name for site in report.sites}
 
 

@@ -16,7 +16,7 @@ from mhc_compile.capture.owners import Stack
 from mhc_compile.errors import PlanMismatchError
 from mhc_compile.plan.drafting import draw, number, plan_graph
 from mhc_compile.plan.model_plan import VERSION, ModelPlan, SitePlan, options_that_differ
-from tests.nets import SITES, Block, Net, PostBlock, inputs, made, upgraded
+from tests.nets.small import SITES, Block, Net, PostBlock, inputs, made, upgraded
 
 
 class Broken(Net):

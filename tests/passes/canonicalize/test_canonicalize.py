@@ -13,7 +13,7 @@ from torch import Tensor
 from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.graph import optable
-from tests.passes.helpers import Layer, Step, graph, ops, request, tokens
+from tests.nets.structures import Layer, Step, graph, ops, request, tokens
 
 
 def plus(_: Any, x: Tensor) -> Tensor:

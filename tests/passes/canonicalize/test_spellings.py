@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
-from tests.passes.helpers import C, Layer, graph, ops, request, tokens
+from tests.nets.structures import C, Layer, graph, ops, request, tokens
 
 Function = Callable[[Any, Tensor], Any]
 
@@ -30,20 +30,34 @@ def respelt(step: Function, x: Tensor) -> tuple[list[str], list[str], float]:
     return before, ops(gm), float((result - expected).abs().max() / expected.abs().max())
 
 
-RESPELT: list[tuple[Function, list[str], list[str]]] = [
-    (lambda s, x: torch.add(x, x.exp(), alpha=2), ["exp", "add"], ["exp", "mul", "add"]),
-    (lambda s, x: x.sub(x.exp(), alpha=0.5), ["exp", "sub"], ["exp", "mul", "sub"]),
-    (lambda s, x: sum([x.exp(), x]), ["exp", "add", "add"], ["exp", "add"]),
-    (lambda s, x: torch.stack([x.exp(), x]).sum(0), ["exp", "stack", "sum"], ["exp", "add"]),
-    (
+RESPELT = [
+    pytest.param(
+        lambda s, x: torch.add(x, x.exp(), alpha=2),
+        ["exp", "add"],
+        ["exp", "mul", "add"],
+        id="add(x, x.exp(), alpha=2)",
+    ),
+    pytest.param(
+        lambda s, x: x.sub(x.exp(), alpha=0.5), ["exp", "sub"], ["exp", "mul", "sub"], id="x.sub(x.exp(), alpha=0.5)"
+    ),
+    pytest.param(lambda s, x: sum([x.exp(), x]), ["exp", "add", "add"], ["exp", "add"], id="sum([x.exp(), x])"),
+    pytest.param(
+        lambda s, x: torch.stack([x.exp(), x]).sum(0),
+        ["exp", "stack", "sum"],
+        ["exp", "add"],
+        id="stack([x.exp(), x]).sum(0)",
+    ),
+    pytest.param(
         lambda s, x: torch.stack([x, x.exp(), x.sin()], 1).sum(dim=1),
         ["exp", "sin", "stack", "sum"],
         ["exp", "sin", "stack", "sum", "add"],
+        id="stack([x, x.exp(), x.sin()], 1).sum(dim=1)",
     ),
-    (
+    pytest.param(
         lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[0] + x,
         ["native_layer_norm", "getitem", "add"],
         ["layer_norm", "add"],
+        id="native_layer_norm(x)[0] + x",
     ),
 ]
 
@@ -55,13 +69,20 @@ def test_respelt(step: Function, before: list[str], after: list[str]) -> None:
     assert error < 1e-6
 
 
-KEPT: list[Function] = [
-    lambda s, x: torch.stack([x.exp(), x.sin()]).sum(0),  # neither reads the other
-    lambda s, x: torch.stack([x, x.exp()]).sum(1),  # another axis
-    lambda s, x: torch.stack([x, x.exp()]).sum(0, keepdim=True),
-    lambda s, x: torch.stack([x, x]).sum(0),
-    lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[1] * F.layer_norm(x, (C,)),
-    lambda s, x: x + 0.5,
+KEPT = [
+    pytest.param(
+        lambda s, x: torch.stack([x.exp(), x.sin()]).sum(0), id="stack([x.exp(), x.sin()]).sum(0)"
+    ),  # neither reads the other
+    pytest.param(lambda s, x: torch.stack([x, x.exp()]).sum(1), id="stack([x, x.exp()]).sum(1)"),  # another axis
+    pytest.param(
+        lambda s, x: torch.stack([x, x.exp()]).sum(0, keepdim=True), id="stack([x, x.exp()]).sum(0, keepdim=True)"
+    ),
+    pytest.param(lambda s, x: torch.stack([x, x]).sum(0), id="stack([x, x]).sum(0)"),
+    pytest.param(
+        lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[1] * F.layer_norm(x, (C,)),
+        id="native_layer_norm(x)[1] * layer_norm(x)",
+    ),
+    pytest.param(lambda s, x: x + 0.5, id="x + 0.5"),
 ]
 
 

@@ -11,25 +11,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mhc_compile.passes.find_residuals import axes
-from tests.passes.helpers import Layer, graph
+from tests.nets.structures import Layer, graph
 
 A, B, D = frozenset((0,)), frozenset((1,)), frozenset((2,))
 SHAPE = (2, 6, 8)
 
-VIEWS: list[tuple[Callable[[Tensor], Tensor], axes.Axes | None]] = [
-    (lambda x: x.transpose(1, 2), (A, D, B)),
-    (lambda x: x.permute(2, 0, 1), (D, A, B)),
-    (lambda x: x.movedim(-1, 0), (D, A, B)),
-    (lambda x: x.view(2, 6, 2, 4), (A, B, D, D)),
-    (lambda x: x.view(2, 2, 3, 8), (A, B, B, D)),
-    (lambda x: x.reshape(12, 8), (A | B, D)),
-    (lambda x: x.flatten(1), (A, B | D)),
-    (lambda x: x.reshape(3, 4, 8), (A | B, A | B, D)),
-    (lambda x: x.unsqueeze(1), (A, frozenset(), B, D)),
-    (lambda x: x.unflatten(2, (4, 2)), (A, B, D, D)),
-    (lambda x: x[:, :3], (A, B, D)),
-    (lambda x: x.relu(), (A, B, D)),
-    (lambda x: x.mean(1), None),
+VIEWS = [
+    pytest.param(lambda x: x.transpose(1, 2), (A, D, B), id="x.transpose(1, 2)"),
+    pytest.param(lambda x: x.permute(2, 0, 1), (D, A, B), id="x.permute(2, 0, 1)"),
+    pytest.param(lambda x: x.movedim(-1, 0), (D, A, B), id="x.movedim(-1, 0)"),
+    pytest.param(lambda x: x.view(2, 6, 2, 4), (A, B, D, D), id="x.view(2, 6, 2, 4)"),
+    pytest.param(lambda x: x.view(2, 2, 3, 8), (A, B, B, D), id="x.view(2, 2, 3, 8)"),
+    pytest.param(lambda x: x.reshape(12, 8), (A | B, D), id="x.reshape(12, 8)"),
+    pytest.param(lambda x: x.flatten(1), (A, B | D), id="x.flatten(1)"),
+    pytest.param(lambda x: x.reshape(3, 4, 8), (A | B, A | B, D), id="x.reshape(3, 4, 8)"),
+    pytest.param(lambda x: x.unsqueeze(1), (A, frozenset(), B, D), id="x.unsqueeze(1)"),
+    pytest.param(lambda x: x.unflatten(2, (4, 2)), (A, B, D, D), id="x.unflatten(2, (4, 2))"),
+    pytest.param(lambda x: x[:, :3], (A, B, D), id="x[:, :3]"),
+    pytest.param(lambda x: x.relu(), (A, B, D), id="x.relu()"),
+    pytest.param(lambda x: x.mean(1), None, id="x.mean(1)"),
 ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mhc_compile.passes import ANALYSIS, Findings, Residual
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import C, Layer, Step, explain, graph, names, request, tokens
+from tests.nets.structures import C, Layer, Step, explain, graph, names, request, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -75,17 +75,29 @@ def kind(step: Step) -> str:
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (lambda s, x: x + s.mlp(x), "plain"),
-        (lambda s, x: x + s.mlp(s.norm(x)), "pre-norm"),
-        (lambda s, x: s.norm(x + s.mlp(x)), "post-norm"),
-        (lambda s, x: x + s.norm2(s.mlp(s.norm(x))), "sandwich"),
-        (lambda s, x: x + s.drop(s.norm2(s.mlp(s.norm(x)))), "sandwich"),
-        (lambda s, x: x + s.mlp(x) + s.proj(x), "parallel"),
-        (lambda s, x: x + s.mlp(s.norm(x)) + s.proj(s.norm(x)), "parallel pre-norm"),
-        (lambda s, x: x + 0.3 * s.mlp(x), "scaled"),
-        (lambda s, x: x + s.drop(s.mlp(s.norm(x)) * s.gamma), "scaled pre-norm"),
-        (lambda s, x: s.norm(x + s.gamma * s.mlp(x)), "scaled post-norm"),
-        (lambda s, x: x + s.gamma * s.mlp(s.norm(x)) + s.proj(x), "parallel scaled pre-norm"),
+        pytest.param(lambda s, x: x + s.mlp(x), "plain", id="x + mlp(x)"),
+        pytest.param(lambda s, x: x + s.mlp(s.norm(x)), "pre-norm", id="x + mlp(norm(x))"),
+        pytest.param(lambda s, x: s.norm(x + s.mlp(x)), "post-norm", id="norm(x + mlp(x))"),
+        pytest.param(lambda s, x: x + s.norm2(s.mlp(s.norm(x))), "sandwich", id="x + norm2(mlp(norm(x)))"),
+        pytest.param(
+            lambda s, x: x + s.drop(s.norm2(s.mlp(s.norm(x)))), "sandwich", id="x + drop(norm2(mlp(norm(x))))"
+        ),
+        pytest.param(lambda s, x: x + s.mlp(x) + s.proj(x), "parallel", id="x + mlp(x) + proj(x)"),
+        pytest.param(
+            lambda s, x: x + s.mlp(s.norm(x)) + s.proj(s.norm(x)),
+            "parallel pre-norm",
+            id="x + mlp(norm(x)) + proj(norm(x))",
+        ),
+        pytest.param(lambda s, x: x + 0.3 * s.mlp(x), "scaled", id="x + 0.3 * mlp(x)"),
+        pytest.param(
+            lambda s, x: x + s.drop(s.mlp(s.norm(x)) * s.gamma), "scaled pre-norm", id="x + drop(mlp(norm(x)) * gamma)"
+        ),
+        pytest.param(lambda s, x: s.norm(x + s.gamma * s.mlp(x)), "scaled post-norm", id="norm(x + gamma * mlp(x))"),
+        pytest.param(
+            lambda s, x: x + s.gamma * s.mlp(s.norm(x)) + s.proj(x),
+            "parallel scaled pre-norm",
+            id="x + gamma * mlp(norm(x)) + proj(x)",
+        ),
     ],
 )
 def test_kind(step: Step, expected: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.passes.helpers import C, Step, check_marks, structures
+from tests.nets.structures import C, Step, check_marks, structures
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 

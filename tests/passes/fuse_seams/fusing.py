@@ -16,8 +16,8 @@ from mhc_compile.backend import kernels, rewriting
 from mhc_compile.ops import limits
 from mhc_compile.passes import PIPELINE, Request, Results
 from mhc_compile.passes.graph import optable
-from tests.passes import streams
-from tests.passes.helpers import Layer, Step, example_inputs, graph, rewritten, tokens
+from tests.nets import streams
+from tests.nets.structures import Layer, Step, example_inputs, graph, rewritten, tokens
 
 CPU = frozenset({"cpu"})
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.passes.helpers import C
+from tests.nets.structures import C
 
 Spelling = Callable[[Tensor, Tensor, Tensor], Any]  # of the read, a weight and a shift
 WRITTEN: dict[Spelling, str] = {}  # to their kind in 16 bits

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from mhc_compile.passes.graph.optable import is_cast
+from tests.nets.structures import C, tokens
 from tests.passes.fuse_seams.fusing import Pair, fused, words
 from tests.passes.fuse_seams.norm_spellings import (
     EPS,
@@ -24,7 +25,6 @@ from tests.passes.fuse_seams.norm_spellings import (
     wide_rms_norm,
     wide_weight,
 )
-from tests.passes.helpers import C, tokens
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
@@ -97,11 +97,11 @@ def test_in_16_bits_it_must_be_computed_wide_and_rounded(spelling: Spelling) -> 
 @pytest.mark.parametrize(
     "behind",
     [
-        lambda h, w: h * w[:1],
-        lambda h, w: h * w.sum(),
-        lambda h, w: h * w.view(1, C),
-        lambda h, w: h + w,
-        lambda h, w: h * 2,
+        pytest.param(lambda h, w: h * w[:1], id="h * w[:1]"),
+        pytest.param(lambda h, w: h * w.sum(), id="h * w.sum()"),
+        pytest.param(lambda h, w: h * w.view(1, C), id="h * w.view(1, C)"),
+        pytest.param(lambda h, w: h + w, id="h + w"),
+        pytest.param(lambda h, w: h * 2, id="h * 2"),
     ],
 )
 def test_what_is_no_weight_stays_behind(behind: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.nets.structures import C
 from tests.passes.fuse_seams.fusing import Pair, fused, words
-from tests.passes.helpers import C
 
 Ending = Callable[[Any, Tensor], Tensor]
 

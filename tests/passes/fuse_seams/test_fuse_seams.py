@@ -11,8 +11,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.widen import Widened
+from tests.nets.structures import C, Layer, example_inputs, graph, rewritten, tokens
 from tests.passes.fuse_seams.fusing import CPU, Pair, fused, ours, pair, words
-from tests.passes.helpers import C, Layer, example_inputs, graph, rewritten, tokens
 
 FUSED = ("enter", "seam", "leave")
 
@@ -79,6 +79,7 @@ def test_nothing_changes_without_kernels() -> None:
         ({"streams": 17}, torch.float32, "up to 16 streams"),
         ({}, torch.float64, "torch.float64"),
     ],
+    ids=["connection", "streams", "dtype"],
 )
 def test_why_a_site_has_no_kernel(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
     made = fused(two_sites, dtype=dtype, **options)

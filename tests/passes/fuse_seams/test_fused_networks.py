@@ -16,12 +16,12 @@ from torch._inductor.utils import fresh_cache
 
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
-from tests import nets as small
-from tests.passes import networks as nets
+from tests.nets import networks as nets
+from tests.nets import small
+from tests.nets.networks import KINDS, NETS
+from tests.nets.random_networks import Drawing, Net, drawings, networks
+from tests.nets.streams import Hand, apart, by_hand, load, near, perturbed, run
 from tests.passes.fuse_seams.fusing import kernels_everywhere, ours, pair
-from tests.passes.streams import Hand, apart, by_hand, load, near, perturbed, run
-from tests.passes.test_random_networks import Drawing, Net, drawings, networks
-from tests.passes.test_streams import KINDS, NETS
 
 LIFTED = (nets.ScaledCarrier, nets.LearnedCarrier)  # read other streams than their coefficients
 
@@ -32,6 +32,7 @@ def whole(counts: Any) -> int:
     return sum(n for word, n in counts.items() if word.split(":")[0] in arrivals)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_as_by_hand(name: str, kind: tuple[str, str]) -> None:
@@ -92,6 +93,7 @@ def tiny(cls: str, dtype: torch.dtype) -> nn.Module:
 KINDS_OF_NORMS = [("Llama", "rms", "rms_cast"), ("Gemma", "rms", "rms"), ("ViT", "layer", "layer")]
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("cls", "wide", "narrow"), KINDS_OF_NORMS, ids=[row[0] for row in KINDS_OF_NORMS])
 def test_real_models(cls: str, wide: str, narrow: str, dtype: torch.dtype) -> None:

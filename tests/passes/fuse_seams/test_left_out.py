@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mhc_compile.passes.fuse_seams import Fused
 from mhc_compile.passes.reasons import LEFT_OUT
+from tests.nets.structures import C, tokens
 from tests.passes.fuse_seams.fusing import fused
-from tests.passes.helpers import C, tokens
 
 Branch = Callable[[Any, Tensor], Tensor]
 

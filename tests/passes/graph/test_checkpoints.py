@@ -12,8 +12,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.capture.graphs import copy_graph
 from mhc_compile.passes.graph import checkpoints, optable
-from tests.nets import gradients, same
-from tests.passes.helpers import C, Layer, ops, rewritten, tokens
+from tests.nets.small import gradients, same
+from tests.nets.structures import C, Layer, ops, rewritten, tokens
 
 _OP = torch.ops.higher_order.tag_activation_checkpoint
 

@@ -33,10 +33,18 @@ def late(make: Any) -> tuple[Order, fx.Node, fx.Node]:
 @pytest.mark.parametrize(
     ("make", "moved"),
     [
-        (lambda g, w, at: w, []),
-        (lambda g, w, at: g.get_attr("held"), ["held"]),
-        (lambda g, w, at: g.call_function(operator.add, (1.0, g.call_method("float", (w,)))), ["float_1", "add"]),
-        (lambda g, w, at: g.call_method("reshape", (g.get_attr("held"), (3,))), ["held", "reshape"]),
+        pytest.param(lambda g, w, at: w, [], id="w"),
+        pytest.param(lambda g, w, at: g.get_attr("held"), ["held"], id="held"),
+        pytest.param(
+            lambda g, w, at: g.call_function(operator.add, (1.0, g.call_method("float", (w,)))),
+            ["float_1", "add"],
+            id="1.0 + w.float()",
+        ),
+        pytest.param(
+            lambda g, w, at: g.call_method("reshape", (g.get_attr("held"), (3,))),
+            ["held", "reshape"],
+            id="held.reshape(3)",
+        ),
     ],
 )
 def test_what_parameters_alone_make_moves(make: Any, moved: list[str]) -> None:

@@ -21,8 +21,8 @@ from mhc_compile.passes.plan_recompute import blocks
 from mhc_compile.passes.plan_recompute.blocks import best, peak, plan_blocks
 from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.passes.runner import run as run_passes
-from tests.passes.helpers import graph, request, tokens
-from tests.passes.plan_recompute.test_plan_recompute import Branches, Chain, Middle, Tower
+from tests.nets.chains import Branches, Chain, Middle, Tower
+from tests.nets.structures import graph, request, tokens
 
 RUN = SiteRun(
     sites=tuple(map(str, range(24))), region=0, streams=4, channels=512, itemsize=2, tokens=1000, coefficients=49,
@@ -63,6 +63,43 @@ def test_auto_in_kernels(length: int, n: int, limit: int) -> None:
     assert found.transient == 0
     costs = [run.in_blocks_of(size).kept + run.in_blocks_of(size).moved for size in range(1, limit + 2)]
     assert found.kept + found.moved == min(costs)
+
+
+@pytest.mark.parametrize(
+    ("n", "length", "size"),
+    [
+        (4, 12, 3),  # 4 * 4 + 6 * 3 = 34; blocks of 2 or 4 cost 36
+        (4, 24, 4),  # 4 * 6 + 6 * 4 = 48; 3 or 5 cost 50
+        (2, 24, 3),  # 2 * 8 + 4 * 3 = 28, and 4 the same
+        (1, 7, 1),  # 7 + 3 = 10, and 2 the same
+        (8, 100, 10),  # 8 * 10 + 10 * 10 = 180; 9 cost 186, 8 cost 184
+        (16, 300, 15),  # 16 * 20 + 18 * 15 = 590; 16 cost 592
+        (4, 1, 1),
+    ],
+)
+def test_auto_by_hand(n: int, length: int, size: int) -> None:
+    """Least of n ceil(L / L_r) + (n + 2) L_r, worked out."""
+    assert best(dataclasses.replace(RUN, sites=tuple(map(str, range(length))), streams=n)) == size
+
+
+@pytest.mark.parametrize(
+    ("n", "channels", "limit", "size"),
+    [
+        (4, 100, 8, 2),  # heads 4 * 800, moved 2 * 5 * 280: 6,000; blocks of 1 cost 7,200, of 3 7,440
+        (4, 1000, 8, 2),  # 4 * 8,000 + 2 * 5 * 2,080 = 52,800; of 3 61,440
+        (16, 100, 8, 2),  # 4 * 3,200 + 2 * 5 * 1,288 = 25,680; of 1 28,800
+        (16, 1000, 8, 4),  # 2 * 32,000 + 2 * 13 * 3,088 = 144,288; of 3 151,584, of 5 155,520
+        (16, 1000, 2, 3),  # no more than 2 writes are replayed
+        (16, 1000, 1, 2),
+    ],
+)
+def test_auto_in_kernels_by_hand(n: int, channels: int, limit: int, size: int) -> None:
+    """Ten sites in 16 bits: heads behind the first, and what two passes of a kernel read of each replayed write.
+
+    That is n C and, of a write, C elements and n + n^2 coefficients in fp32.
+    """
+    run = dataclasses.replace(RUN, sites=tuple("abcdefghij"), streams=n, channels=channels, replays=limit)
+    assert best(run) == size
 
 
 def test_runs_of_a_chain() -> None:

@@ -55,7 +55,6 @@ def looker() -> nn.Module:
 
 
 MACARON = each("first half mlp", "attention", "second half mlp")
-SANDWICH = {"attention": LAYERS, "mlp": LAYERS}
 
 FAMILIES = (
     xt("decoder", BLOCK),

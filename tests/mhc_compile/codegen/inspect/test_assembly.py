@@ -5,6 +5,13 @@ import pytest
 from mhc_compile.codegen.inspect.assembly import amd_move, ptx_move
 
 
+def in_short(value: str | tuple[str, int] | None) -> str:
+    """An instruction without its operands, or what it moves."""
+    if isinstance(value, str):
+        return next(word for word in value.split() if not word.startswith("@"))
+    return "none" if value is None else f"{value[0]} {value[1]}"
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -19,6 +26,7 @@ from mhc_compile.codegen.inspect.assembly import amd_move, ptx_move
         ("\tld.param.b64 %rd1, [p];", None),
         ("\tadd.f32 %f1, %f2, %f3;", None),
     ],
+    ids=in_short,
 )
 def test_accesses_in_ptx(line: str, found: tuple[str, int] | None) -> None:
     assert ptx_move(line) == found
@@ -35,6 +43,7 @@ def test_accesses_in_ptx(line: str, found: tuple[str, int] | None) -> None:
         ("\tds_read_b128 v[0:3], v4", None),
         ("\ts_load_dwordx4 s[0:3], s[4:5], 0x0", None),
     ],
+    ids=in_short,
 )
 def test_accesses_in_amds_assembly(line: str, found: tuple[str, int] | None) -> None:
     assert amd_move(line) == found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from mhc_compile.codegen.inspect import cubin
 from mhc_compile.codegen.inspect.cubin import LIMITS, Binary, occupancy
 from mhc_compile.codegen.spec import Step
 
-DATACENTER = ["sm_80", "sm_90", "sm_100"]
 NVIDIA = [target for target in LIMITS if target.startswith("sm_")]
 STREAMS = {"x", "f", "new", "g_new", "g_u", "g_out", "u_out", "dx", "df", "out"}  # tensors of C features per token
 NORM = {"norm": "rms_cast", "weight": True}
@@ -47,27 +44,16 @@ def check(spec: Spec, target: str, widest: int = 16) -> None:
                 assert access.width <= 16
 
 
-def cases(axes: str, every: Iterable[tuple[Any, ...]], slow: set[tuple[Any, ...]]) -> pytest.MarkDecorator:
-    """Parametrize a test over combinations, some of them slow: what they compile is much like another."""
-    rows = [pytest.param(*row, marks=[pytest.mark.slow] if row in slow else []) for row in every]
-    return pytest.mark.parametrize(axes.split(), rows)
-
-
-@cases(
-    "op target",
-    itertools.product(["enter", "seam", "leave"], NVIDIA),
-    slow={("enter", gpu) for gpu in ("sm_89", "sm_90", "sm_100")}
-    | {("seam", gpu) for gpu in ("sm_86", "sm_89", "sm_120")},
-)
+@pytest.mark.core(3)
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_four_streams_on_every_gpu(op: str, target: str) -> None:
     check(spec(op, 4), target)
 
 
-@cases(
-    "op n channels",
-    [(op, *size) for op in ("enter", "seam", "leave") for size in ((2, 4096), (4, 2560), (4, 7168))],
-    slow={("enter", 4, 7168), ("seam", 2, 4096), ("seam", 4, 2560)},
-)
+@pytest.mark.core(2)
+@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
+@pytest.mark.parametrize(("n", "channels"), [(2, 4096), (4, 2560), (4, 7168)])
 def test_other_sizes(op: str, n: int, channels: int) -> None:
     check(spec(op, n, channels), "sm_90")
 
@@ -77,20 +63,17 @@ def test_streams_that_are_still_equal() -> None:
         check(spec(op, 4, equal_streams=True), "sm_90")
 
 
-@cases(
-    "op writes target",
-    [(*op, gpu) for op in (("seam", 2), ("leave", 2), ("replay", 3)) for gpu in DATACENTER],
-    slow={("seam", 2, "sm_80"), ("seam", 2, "sm_100")},
-)
+@pytest.mark.core(2)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(("op", "writes"), [("seam", 2), ("leave", 2), ("replay", 3)])
 def test_replays(op: str, writes: int, target: str) -> None:
     """As many writes as are replayed at four streams in 16 bits."""
     check(spec(op, 4, history=(Step(),) * writes), target)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
-    "options",
-    [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}],
-    ids=["layer-and-tail", "none"],
+    "options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}], ids=["all", "none"]
 )
 def test_what_is_taken_in(options: dict[str, Any]) -> None:
     check(spec("seam", 4, **{"weight": options["norm"] != "none", **options}), "sm_90")
@@ -110,6 +93,7 @@ def test_eight_streams(target: str) -> None:
     check(spec("seam", 8), target, widest=4)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_other_dtypes(dtype: str) -> None:
     check(spec("seam", 4, dtype=dtype, branch=dtype), "sm_90")
@@ -119,10 +103,14 @@ BOTH = {"BT": 64, "BC": 32, "BR": 2, "BCR": 4096, "SPLITS": 16, "LAG": 2, "num_w
 BACK = {"BT": 4, "BC": 256, "BM": 8, "BS": 16, "BCS": 64, "BP": 32, "SPLITS": 32, "LAG": 1, "num_warps": 4}
 
 
-@cases("name target", itertools.product(["both", "back"], DATACENTER), slow={("back", "sm_80"), ("back", "sm_100")})
-def test_one_launch(name: str, target: str) -> None:
+@pytest.mark.core(1)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    ("way", "name", "tile"), [("forward", "both", BOTH), ("backward", "back", BACK)], ids=["forward", "backward"]
+)
+def test_one_launch(way: str, name: str, tile: dict[str, int], target: str) -> None:
     """The kernels that wait: their counters are integers."""
-    (way, tile), seam = {"both": ("forward", BOTH), "back": ("backward", BACK)}[name], spec("seam", 4)
+    seam = spec("seam", 4)
     text = generate(seam).replace("TILES = {", f"TILES = {{'{name}': {tile},\n ")
     binary, *_ = cubin.inspect(text, seam, way, target)
     assert binary.kernel == name
@@ -132,7 +120,7 @@ def test_one_launch(name: str, target: str) -> None:
     assert binary.count("ATOM") > 0
 
 
-@pytest.mark.parametrize("op", [pytest.param("enter", marks=pytest.mark.slow), "seam", "leave"])
+@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_amd(op: str) -> None:
     for binary in binaries(spec(op, 4), "gfx942"):
         assert binary.anatomy.stack == 0, binary

@@ -12,7 +12,7 @@ import mhc_compile as mhc
 from mhc_compile.codegen.runtime import build, cache, dispatch
 from mhc_compile.codegen.runtime.support import Support, support, why_not
 from mhc_compile.errors import CacheError, MissingDependencyError
-from tests import nets
+from tests.nets import small
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda:0", "meta"))
 
@@ -52,7 +52,7 @@ def test_explain_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"explain registered kernels for {key}")
 
     monkeypatch.setattr(dispatch, "register", register)
-    assert len(mhc.explain(nets.Net(), (nets.inputs(),)).sites) > 0
+    assert len(mhc.explain(small.Net(), (small.inputs(),)).sites) > 0
 
 
 def _missing() -> None:

@@ -76,6 +76,7 @@ def test_the_same_spec_gives_the_same_text_and_another_one_another() -> None:
         ({"n": 17}, "17 streams of 64 features: 1 to 16.*kernels='reference'"),
         ({"channels": 0}, "0 features"),
     ],
+    ids=["op", "norm", "dtype", "projection", "streams", "channels"],
 )
 def test_what_cannot_be_generated_is_refused(wrong: dict[str, object], named: str) -> None:
     given = {"op": "seam", "n": 4, "channels": 64, **wrong}

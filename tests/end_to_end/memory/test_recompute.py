@@ -19,9 +19,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import mhc_compile as mhc
 from mhc_compile.cli.measure import saved_bytes
 from mhc_compile.passes.graph import checkpoints
-from tests import nets
-from tests.end_to_end.test_user_checkpoints import Checkpointed, Halves
-from tests.nets import (
+from tests.nets import small
+from tests.nets.checkpointed import Checkpointed, Halves
+from tests.nets.partition import WORK, parts
+from tests.nets.small import (
     Net,
     PostBlock,
     Shared,
@@ -34,12 +35,11 @@ from tests.nets import (
     same,
     upgraded,
 )
-from tests.partition import WORK, parts
 
 SIZES = (1, 3, 8)
 
 
-def steps(model: nn.Module, x: Tensor, how: Any, compiler: str = "aot_eager", **options: Any) -> nets.Results:
+def steps(model: nn.Module, x: Tensor, how: Any, compiler: str = "aot_eager", **options: Any) -> small.Results:
     """One step with the same random numbers every time."""
     torch._dynamo.reset()
     torch.manual_seed(3)
@@ -63,8 +63,16 @@ def vit(layers: int = 2) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
-    "make", [Net, lambda n: Net(n, PostBlock), lambda n: Net(n, dropout=0.3), Checkpointed, Halves]
+    "make",
+    [
+        Net,
+        pytest.param(lambda n: Net(n, PostBlock), id="Net(n, PostBlock)"),
+        pytest.param(lambda n: Net(n, dropout=0.3), id="Net(n, dropout=0.3)"),
+        Checkpointed,
+        Halves,
+    ],
 )
 def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> None:
     model = upgraded(make, 4, moved=True)
@@ -75,6 +83,7 @@ def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> 
         assert same(found[1], grads)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_blocks_keep_the_streams_of_their_first_site(size: int) -> None:
     """The first site of all keeps one stream, for it has nothing else."""
@@ -94,6 +103,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("make", "given", "config"),
     [(*MODELS[i % 2], config) for i, config in enumerate(CONFIGS)],
@@ -112,6 +122,7 @@ def test_as_much_is_kept_as_is_planned(make: Callable[[], nn.Module], given: Any
         assert kept - before == pytest.approx(memory.kept - memory.before_rewrite, abs=0.02 * memory.kept)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(("make", "given"), MODELS, ids=["llama", "vit"])
 def test_no_branch_runs_twice(make: Callable[[], nn.Module], given: Any) -> None:
     """Nor are coefficients made again."""
@@ -164,18 +175,19 @@ def test_selective_checkpoints_of_branches() -> None:
     model = upgraded(Selective, 4, moved=True)
     expected = steps(model, inputs(), "off")
     found = parts(model, inputs(), recompute=4)
-    assert nets.agree(steps(model, inputs(), 4), expected)
+    assert small.agree(steps(model, inputs(), 4), expected)
     assert found.streams(4) == 1
     assert found.ops()[1]["aten.addmm.default"] == 0  # no product of the forward runs again
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("budget", [0.0, 0.3, 0.7])
 def test_activation_memory_budget(budget: float) -> None:
     """Torch's own budget recomputes more; the function is the same."""
     model = upgraded(Net, 3, moved=True)
     expected = steps(model, inputs(), "off")
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert nets.agree(steps(model, inputs(), 3), expected)
+        assert small.agree(steps(model, inputs(), 3), expected)
 
 
 def test_saved_tensors_on_the_cpu() -> None:
@@ -188,7 +200,7 @@ def test_saved_tensors_on_the_cpu() -> None:
     assert same(found[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     model = upgraded(Net, 3, moved=True)
     found = []
@@ -209,7 +221,7 @@ def test_dynamic_shapes() -> None:
         x = inputs(*shape)
         torch._dynamo.maybe_mark_dynamic(x, (0, 1))
         found = results(run, model, x)
-        assert nets.agree(found, nets.afresh(model, x))
+        assert small.agree(found, small.afresh(model, x))
 
 
 def test_gradients_accumulate() -> None:
@@ -275,4 +287,4 @@ def test_two_plans_and_one_warm_cache() -> None:
             events.append([name for name in ("hit", "miss") if counters["aot_autograd"][f"autograd_cache_{name}"]])
     assert events == [["miss"], ["miss"], ["hit"], ["hit"]]
     assert kept[0] == kept[2] > kept[1] == kept[3]
-    assert all(nets.agree(each, found[0], 1e-6) for each in found[1:])
+    assert all(small.agree(each, found[0], 1e-6) for each in found[1:])

@@ -19,59 +19,11 @@ from mhc_compile.backend.compilers import compile_with
 from mhc_compile.capture.graphs import copy_graph
 from mhc_compile.errors import UnsupportedModelError
 from mhc_compile.passes.graph import checkpoints
-from tests import nets
-from tests.nets import Net, PostBlock, compiled, gradients, inputs, made, perturb, same, upgraded
+from tests.nets import small
+from tests.nets.checkpointed import Checkpointed, Halves, Nested
+from tests.nets.small import Net, PostBlock, compiled, gradients, inputs, made, perturb, same, upgraded
 
 ours = pytest.mark.filterwarnings("ignore::mhc_compile.MHCWarning")
-
-
-class Checkpointed(Net):
-    """Each block is checkpointed while `active`."""
-
-    active = True
-    options: ClassVar[dict[str, Any]] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False, **self.options) if self.active else block(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-class Halves(Net):
-    """Only the branches are checkpointed: the adds stand outside."""
-
-    active = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        def run(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-            return checkpoint(f, x, use_reentrant=False) if self.active else f(x)
-
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + run(block.get_submodule("attn"), block.get_submodule("norm1")(x))
-            x = x + run(block.get_submodule("mlp"), block.get_submodule("norm2")(x))
-        out: Tensor = self.head(x)
-        return out
-
-
-class Nested(Net):
-    """A checkpoint in a checkpoint, which takes a keyword and returns several values."""
-
-    active = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        def pair(x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-            x = self.run(self.blocks[1], self.blocks[0](x))
-            return x, x * scale
-
-        x, scaled = self.run(pair, self.stem(x), scale=2.0)
-        out: Tensor = self.head(self.run(self.blocks[2], x)) + scaled.mean()
-        return out
-
-    def run(self, f: Callable[..., Any], x: Tensor, **kwargs: Any) -> Any:
-        return checkpoint(f, x, use_reentrant=False, **kwargs) if self.active else f(x, **kwargs)
 
 
 def without(model: nn.Module) -> nn.Module:
@@ -105,6 +57,7 @@ def step(
     return out, gradients(out, parameters), saved.bytes
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "make",
@@ -199,10 +152,10 @@ class Selective(Checkpointed):
 @pytest.mark.parametrize("call", [mhc.explain, mhc.upgrade])
 def test_selective_is_refused(call: Callable[..., Any]) -> None:
     model = made(Selective)
-    before = nets.snapshot(model)
-    with pytest.raises(UnsupportedModelError, match=r"test_checkpoint\.py:\d+ runs .* leave context_fn out there"):
+    before = small.snapshot(model)
+    with pytest.raises(UnsupportedModelError, match=r"checkpointed\.py:\d+ runs .* leave context_fn out there"):
         call(model, (inputs(),))
-    assert nets.unchanged(model, before)
+    assert small.unchanged(model, before)
 
 
 def test_selective_after_upgrade_is_refused() -> None:
@@ -244,7 +197,7 @@ def test_around_compiled_blocks(dropout: float) -> None:
     model = upgraded(Checkpointed, 3, moved=True, dropout=dropout)
     plain = without(model)
     for each in (model, plain):
-        nets.compile_blocks(each, compiler="aot_eager")
+        small.compile_blocks(each, compiler="aot_eager")
     out, grads, _ = step(model, model, inputs(), count=False)  # hooks around a checkpoint replace what it saves
     expected, wanted, _ = step(plain, plain, inputs(), count=False)
     assert torch.equal(out, expected)
@@ -275,6 +228,7 @@ def switch_on(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("way", ["whole", "layers"])
 def test_hugging_face(way: str) -> None:
     plain, call = llama()

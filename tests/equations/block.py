@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import History, LeaveInBlock, Seam, SeamInBlock, Tail, Written, flat, named
-from tests.mhc_compile.ops.fused import Fused, upstream, with_gradients
-from tests.mhc_compile.ops.helpers import tensors
+from tests.equations.fused import Fused, upstream, with_gradients
+from tests.equations.helpers import tensors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from mhc_compile.passes.graph.order import stable_topological_sort
 from mhc_compile.passes.widen import Widened
-from tests.passes.helpers import C, Layer, Step, example_inputs, graph, ops, rewritten, tokens
+from tests.nets.structures import C, Layer, Step, example_inputs, graph, ops, rewritten, tokens
 
 
 def widened(step: Step, *args: Tensor, inline: bool = False, **options: Any) -> fx.GraphModule:

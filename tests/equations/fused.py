@@ -30,8 +30,8 @@ from mhc_compile.ops.signatures import (
     named,
     names,
 )
-from tests.mhc_compile.ops import helpers
-from tests.mhc_compile.ops.helpers import TENSORS, Case, Function, normal, of_tensors
+from tests.equations import helpers
+from tests.equations.helpers import TENSORS, Case, Function, normal, of_tensors
 
 FUSED = ("enter", "seam", "leave")
 # what an op does not take is always the same, or pairs would meet where they do nothing

@@ -1,4 +1,4 @@
-"""Regions: which sites share streams, what is lifted between them, where they begin and end."""
+"""Regions: which sites share streams, where they begin and end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mhc_compile as mhc
@@ -15,12 +14,11 @@ from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
-from tests.passes.helpers import (
+from tests.nets.structures import (
     Attention,
     C,
     Layer,
     Net,
-    Step,
     explain,
     graph,
     mark,
@@ -33,84 +31,6 @@ from tests.passes.helpers import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
-
-
-def pair(between: Step) -> mhc.Report:
-    """Two sites, and what happens between their sums."""
-
-    def step(self: Any, x: Tensor) -> Tensor:
-        x = x + self.attn(x)
-        x = between(self, x)
-        return x + self.mlp(x)
-
-    report = mhc.upgrade(Layer(step), (tokens(),))
-    assert report.max_error is None or report.max_error < 1e-5
-    return report
-
-
-LIFTED: list[tuple[Step, tuple[str, ...]]] = [
-    (lambda s, x: x, ()),
-    (lambda s, x: s.norm(x), ("layer_norm",)),
-    (lambda s, x: F.gelu(x) * 2, ("gelu", "mul")),
-    (lambda s, x: x**2, ("pow",)),
-    (lambda s, x: 2 / (3 + x * x), ("mul", "add", "truediv")),
-    (lambda s, x: x.double().to(torch.float32), ("double", "to")),
-    (lambda s, x: x - x.mean(2, keepdim=True), ("mean", "sub")),
-    (lambda s, x: x / x.norm(2, dim=2, keepdim=True), ("norm", "truediv")),
-    (lambda s, x: x * torch.rsqrt(x.pow(2).mean(dim=(2,), keepdim=True)), ("pow", "mean", "rsqrt", "mul")),
-    (lambda s, x: x + s.gamma, ("add",)),
-    (lambda s, x: x + s.gamma.expand(2, 5, C), ("add",)),
-    (lambda s, x: x.masked_fill(torch.ones(2, 5, 1).bool().logical_not(), 0.0), ("masked_fill",)),
-    (lambda s, x: torch.where(torch.ones(5, 1).bool(), x, 0.0), ("where",)),
-    (lambda s, x: x * s.proj(x).sigmoid(), ("mul",)),
-    (lambda s, x: x * x.relu().mean(1, keepdim=True), ("mul",)),
-    (lambda s, x: x.relu() * x.relu().mean(1, keepdim=True), ("relu", "mul")),
-    (lambda s, x: x[:, :3], ("getitem",)),
-    (lambda s, x: x.reshape(5, 2, C), ("reshape",)),
-    (lambda s, x: x.view(-1, C).tanh().view(x.shape), ("view", "tanh", "view")),
-    (lambda s, x: x.transpose(0, 1).contiguous(), ("transpose", "contiguous")),
-    (lambda s, x: x.unsqueeze(1).permute(0, 2, 1, 3).squeeze(-2), ("unsqueeze", "permute", "squeeze")),
-    (lambda s, x: x.unsqueeze(1).flatten(0, 1), ("unsqueeze", "flatten")),
-    (lambda s, x: s.norm(x.flatten(0, -2)), ("flatten", "layer_norm")),
-]
-
-
-def overwritten(_: Any, x: Tensor) -> Tensor:
-    y = x.relu()
-    half = y[..., : C // 2]
-    y.mul_(2.0)
-    return 1.0 * y + half.sum(-1, keepdim=True)
-
-
-ENDING: list[Step] = [
-    overwritten,
-    lambda s, x: s.proj(x),
-    lambda s, x: s.drop(x),
-    lambda s, x: x.flip(1),
-    lambda s, x: x.cumsum(1),
-    lambda s, x: x[:, :, : C // 2].repeat(1, 1, 2),
-    lambda s, x: F.layer_norm(x, x.shape[1:]),
-    lambda s, x: x.softmax(1),
-    lambda s, x: x.transpose(1, 2).transpose(1, 2),
-    lambda s, x: x.reshape(2, 5 * C).view(x.shape),
-    lambda s, x: x[:, :, None].mean(2),
-]
-
-
-@pytest.mark.parametrize(("between", "lifts"), LIFTED)
-def test_ops_by_token_are_lifted(between: Step, lifts: tuple[str, ...]) -> None:
-    report = pair(between)
-    assert [site.lifts for site in report.sites] == [(), lifts]
-    assert [site.predecessor for site in report.sites] == [None, "attn"]
-    assert [(site.k, site.length, site.region) for site in report.sites] == [(0, 2, 0), (1, 2, 0)]
-
-
-@pytest.mark.parametrize("between", ENDING)
-def test_other_ops_end_the_region(between: Step) -> None:
-    report = pair(between)
-    assert names(report) == []
-    assert reasons(report) == ["single-site-region"] * 2
-    assert all(rejection.residual for rejection in report.rejections)
 
 
 def test_a_change_of_the_feature_axis_ends_the_region() -> None:
@@ -248,6 +168,7 @@ def test_a_single_site() -> None:
         ({"every": 4}, ["layers.0.attn", "layers.2.attn"]),
         ({"exclude": "*"}, []),
     ],
+    ids=["exclude attn", "include attn", "include and exclude", "every fourth", "nothing"],
 )
 def test_what_is_left_out_is_lifted_so_the_region_goes_on(options: dict[str, Any], kept: list[str]) -> None:
     model = Net(encoder, 3)

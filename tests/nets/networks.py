@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.passes.helpers import Attention, mlp
-from tests.passes.streams import Part
+from tests.nets.streams import Part
+from tests.nets.structures import Attention, mlp
 
 C = 6
 
@@ -251,3 +252,35 @@ class Turned(Part):
         for i, linear in enumerate(self.linears):
             streams = self.connect(f"linears_{i}", streams, linear)
         return self.leave(streams)
+
+
+KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
+
+TOKENS = (2, 3, C)
+
+IMAGE = (2, 4, 3, 5)
+
+
+# a network, the shapes of its arguments, and how many sites it has
+Make = Callable[[], Part]
+
+NETS: dict[str, tuple[Make, Sequence[tuple[int, ...]], int]] = {
+    "pre-norm": (lambda: Trunk(), [TOKENS], 4),
+    "post-norm": (lambda: Trunk(PostNorm), [TOKENS], 4),
+    "sandwich": (lambda: Trunk(Sandwich), [TOKENS], 2),
+    "parallel": (lambda: Trunk(Parallel), [TOKENS], 2),
+    "layer-scale": (lambda: Trunk(LayerScale, 3), [TOKENS], 3),
+    "scaled-carrier": (lambda: Trunk(ScaledCarrier), [TOKENS], 2),
+    "subtracted": (lambda: Trunk(Subtracted), [TOKENS], 2),
+    "learned-carrier": (lambda: Trunk(LearnedCarrier), [TOKENS], 2),
+    "stacked": (lambda: Trunk(Stacked), [TOKENS], 2),
+    "overwritten": (lambda: Trunk(Overwritten), [TOKENS], 4),
+    "moved": (lambda: Trunk(Moved), [TOKENS], 6),
+    "two-trunks": (TwoTrunks, [TOKENS, (2, 5, C)], 8),
+    "gated": (lambda: Trunk(Gated), [TOKENS], 4),
+    "shared": (Shared, [TOKENS], 6),
+    "encoder-decoder": (EncoderDecoder, [TOKENS, (2, 4, C)], 5),
+    "fork": (Fork, [TOKENS], 6),
+    "two-axes": (Turned, [(2, C, C)], 4),
+    "channels-first": (lambda: Trunk(ConvBlock, 3, axis=-3, c=4), [IMAGE], 3),
+}

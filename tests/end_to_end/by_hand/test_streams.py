@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,34 +11,9 @@ import torch
 
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
-from tests.passes import networks as nets
-from tests.passes.streams import Hand, Part, apart, by_hand, load, near, perturbed, run
-
-KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
-TOKENS = (2, 3, nets.C)
-IMAGE = (2, 4, 3, 5)
-
-Make = Callable[[], Part]
-NETS: dict[str, tuple[Make, Sequence[tuple[int, ...]], int]] = {
-    "pre-norm": (lambda: nets.Trunk(), [TOKENS], 4),
-    "post-norm": (lambda: nets.Trunk(nets.PostNorm), [TOKENS], 4),
-    "sandwich": (lambda: nets.Trunk(nets.Sandwich), [TOKENS], 2),
-    "parallel": (lambda: nets.Trunk(nets.Parallel), [TOKENS], 2),
-    "layer-scale": (lambda: nets.Trunk(nets.LayerScale, 3), [TOKENS], 3),
-    "scaled-carrier": (lambda: nets.Trunk(nets.ScaledCarrier), [TOKENS], 2),
-    "subtracted": (lambda: nets.Trunk(nets.Subtracted), [TOKENS], 2),
-    "learned-carrier": (lambda: nets.Trunk(nets.LearnedCarrier), [TOKENS], 2),
-    "stacked": (lambda: nets.Trunk(nets.Stacked), [TOKENS], 2),
-    "overwritten": (lambda: nets.Trunk(nets.Overwritten), [TOKENS], 4),
-    "moved": (lambda: nets.Trunk(nets.Moved), [TOKENS], 6),
-    "two-trunks": (nets.TwoTrunks, [TOKENS, (2, 5, nets.C)], 8),
-    "gated": (lambda: nets.Trunk(nets.Gated), [TOKENS], 4),
-    "shared": (nets.Shared, [TOKENS], 6),
-    "encoder-decoder": (nets.EncoderDecoder, [TOKENS, (2, 4, nets.C)], 5),
-    "fork": (nets.Fork, [TOKENS], 6),
-    "two-axes": (nets.Turned, [(2, nets.C, nets.C)], 4),
-    "channels-first": (lambda: nets.Trunk(nets.ConvBlock, 3, axis=-3, c=4), [IMAGE], 3),
-}
+from tests.nets import networks as nets
+from tests.nets.networks import KINDS, NETS, TOKENS, Make
+from tests.nets.streams import Hand, apart, by_hand, load, near, perturbed, run
 
 
 def check(make: Make, shapes: Sequence[tuple[int, ...]], sites: int, config: mhc.Config) -> None:
@@ -58,12 +33,14 @@ def check(make: Make, shapes: Sequence[tuple[int, ...]], sites: int, config: mhc
     assert apart(run(plain, {}, args), expected) > 1e-2
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_connection(n: int, kind: tuple[str, str]) -> None:
     check(*NETS["pre-norm"], mhc.Config(streams=n, connection=kind[0], projection=kind[1]))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 @pytest.mark.parametrize("net", list(NETS)[1:])
 def test_every_structure(net: str, connection: str) -> None:

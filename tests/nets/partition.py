@@ -15,7 +15,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
 from mhc_compile import backend
-from tests.nets import Results, compiled, gradients
+from tests.nets.small import Results, compiled, gradients
 
 WORK = frozenset(f"aten.{op}.default" for op in ("mm", "addmm", "bmm", "baddbmm", "convolution", "tanh", "_softmax"))
 

@@ -1,0 +1,52 @@
+"""Which tests `make quick` leaves out, and which cases of a dear test stand for all of them in `make test`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+# Tests that spawn processes, or compile with Inductor or Triton, or run many models: what `make quick` leaves out.
+COMPILES = (
+    "tests/bench/",
+    "tests/end_to_end/",
+    "tests/mhc_compile/api/",
+    "tests/mhc_compile/backend/test_backend.py",
+    "tests/mhc_compile/backend/test_compilers.py",
+    "tests/mhc_compile/backend/test_first_call.py",
+    "tests/mhc_compile/backend/test_kernels.py",
+    "tests/mhc_compile/cli/",
+    "tests/mhc_compile/codegen/inspect/test_cubin.py",
+    "tests/mhc_compile/codegen/inspect/test_traffic.py",
+    "tests/mhc_compile/codegen/test_kernels.py",
+    "tests/mhc_compile/codegen/test_native.py",
+    "tests/mhc_compile/ops/test_library_compiler.py",
+    "tests/mhc_compile/ops/test_seams_compiler.py",
+    "tests/mhc_compile/plan/test_joints.py",
+    "tests/passes/fuse_seams/test_fused_networks.py",
+    "tests/project/test_docs_code.py",
+    "tests/project/test_examples.py",
+    "tests/project/test_packaging.py",
+)
+
+
+def compiles(nodeid: str) -> bool:
+    """Tell whether a test is one that `make quick` leaves out."""
+    return nodeid.startswith(COMPILES)
+
+
+def core(cases: Sequence[Mapping[str, int]], most: int | None = None) -> set[int]:
+    """Return the numbers of the cases that run in `make test`.
+
+    Args:
+        cases: each as the index of its value for every parameter.
+        most: so many cases, spread evenly. Without it as few as it takes for every value of every parameter to occur.
+    """
+    if most is not None:
+        step = max(len(cases) / most, 1)
+        return {int(i * step) for i in range(min(most, len(cases)))}
+    left = {value for case in cases for value in case.items()}
+    kept: set[int] = set()
+    while left:
+        best = max(range(len(cases)), key=lambda i: len(left & cases[i].items()))
+        kept.add(best)
+        left -= cases[best].items()
+    return kept
