@@ -42,6 +42,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "runner",
         "__init__",
     ),
+    f"{PACKAGE}.ops": (
+        "limits reference signatures",
+        "projections registration",
+        "connections",
+        "functions norms",
+        "fused library",
+        "seams",
+        "replay",
+        "__init__",
+    ),
     f"{PACKAGE}.codegen": (
         "spec text",
         "triton",

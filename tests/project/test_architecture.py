@@ -98,7 +98,7 @@ LONG_METHOD = "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_
 
 def in_short(value: object) -> str:
     """A rule's name, a path, or the first words of a file."""
-    return getattr(value, "__name__", "") or " ".join(str(value).split()[:2])
+    return str(getattr(value, "__name__", " ".join(str(value).split()[:2])))
 
 
 @pytest.mark.parametrize(

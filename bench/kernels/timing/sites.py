@@ -20,6 +20,8 @@ from mhc_compile.codegen import Spec
 from mhc_compile.codegen.runtime.dtypes import TORCH
 from mhc_compile.codegen.runtime.space import candidates
 from mhc_compile.ops import reference
+from mhc_compile.ops.registration import call
+from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, MapOptions, Parameters, Read, Write
 
 EPS = 1e-6
 ITERS = 20
@@ -129,13 +131,13 @@ def one_launch(shape: Shape, device: str) -> Contender:
 def unfused(shape: Shape, device: str) -> Contender:
     """Return the ops of the mhc IR one by one, eager."""
     phi, alpha, delta, base, *norm = own = parameters(shape, device)
-    options = shape.n, "mhc", "sinkhorn", ITERS, EPS
+    maps = MapOptions(shape.n, "mhc", "sinkhorn", ITERS, EPS)
     weight = norm[0] if norm else None
 
     def run(x: Tensor, f: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor, ...]:
-        pre, post, res = torch.ops.mhc.coefficients(x, phi, alpha, delta, base, *options)[:3]
-        u = after_read(torch.ops.mhc.read(x, pre, shape.n), weight)
-        return torch.ops.mhc.write(x, f, post, res, shape.n), u
+        made: CoefficientsResult = call("coefficients", Coefficients(x, Parameters(phi, alpha, delta, base), maps))
+        u = after_read(call("read", Read(x, made.h_pre, shape.n)), weight)
+        return call("write", Write(x, f, made.h_post, made.h_res, shape.n)), u
 
     return Contender(run, own, "torch.ops.mhc, eager")
 

@@ -44,8 +44,8 @@ def compare(case: Fused, op: str, **options: object) -> None:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Of one feature a norm leaves rounding errors."""
-    return exists(row) and (row["c"] != 1 or row["norm"] == "none")
+    """Of one feature a norm leaves rounding errors, and many tokens of many streams take half a minute."""
+    return exists(row) and (row["c"] != 1 or row["norm"] == "none") and (row["n"] <= 4 or row["tokens"] != (130,))
 
 
 def compare_one(op: str, strided: bool, equal: bool, offset: bool, scale: bool, **more: Any) -> None:
@@ -133,7 +133,12 @@ def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
     subprocess_call.call(True, interpreted.reference_runs, case, op)
 
 
-@pairwise(op=["enter", "seam", "leave"], tokens=[(3, 2), (0,)], equal=EQUAL)
+@pairwise(
+    lambda row: row["tokens"] != (0,) or not row["equal"],  # of which torch's check wants an impossible view
+    op=["enter", "seam", "leave"],
+    tokens=[(3, 2), (0,)],
+    equal=EQUAL,
+)
 def test_opcheck(op: str, tokens: tuple[int, ...], equal: bool) -> None:
     case = Fused(3, 20, tokens, dtype=BF16, branch_dtype=FP32, norm="layer weight shift", equal_streams=equal)
     subprocess_call.call(True, interpreted.opcheck, case, op)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from mhc_compile.backend import kernels, rewriting
 from mhc_compile.ops import limits
+from mhc_compile.ops.signatures import OPS, named
 from mhc_compile.passes import PIPELINE, Request, Results
 from mhc_compile.passes.graph import optable
 from tests.nets import streams
@@ -74,17 +75,25 @@ def _word(node: fx.Node) -> str:
     return ":".join((optable.name(node), *_facts(node)))
 
 
+def given(node: fx.Node) -> Any:
+    """What an op of the IR takes, by name."""
+    return named(OPS[optable.name(node)].arguments, node.args)
+
+
 def _facts(node: fx.Node) -> Iterator[str]:
     op = optable.name(node)
+    if op not in ("enter", "seam", "leave"):
+        return
+    taken = given(node)
     if op in ("seam", "leave"):
-        offset, scale, multiplier = node.args[4:7]
+        offset, scale, multiplier = taken.written.tail
         yield from (word for word, there in (("offset", offset), ("scale", scale)) if there is not None)
         if multiplier != 1:
             yield f"{multiplier:g}"
-    if op in ("enter", "seam") and node.args[-3] != "none":
-        yield str(node.args[-3])
-    if op in ("enter", "seam", "leave") and node.args[-1] is True:
-        yield "plain"
+    if op in ("enter", "seam") and taken.options.norm != "none":
+        yield taken.options.norm
+    if (taken if op == "leave" else taken.options).equal_streams:
+        yield "equal"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mhc_compile.passes.graph.optable import is_cast
 from tests.nets.structures import C, tokens
-from tests.passes.fuse_seams.fusing import Pair, fused, words
+from tests.passes.fuse_seams.fusing import Pair, fused, given, words
 from tests.passes.fuse_seams.norm_spellings import (
     EPS,
     F32,
@@ -42,7 +42,7 @@ def two_sites(spelling: Spelling, dtype: torch.dtype) -> Pair:
 
 def kinds(made: Pair) -> list[str]:
     return [
-        str(node.args[-3])
+        given(node).options.norm
         for node in made.after.graph.nodes
         if "mhc.enter" in str(node.target) or "mhc.seam" in str(node.target)
     ]
@@ -107,14 +107,14 @@ def test_in_16_bits_it_must_be_computed_wide_and_rounded(spelling: Spelling) -> 
 def test_what_is_no_weight_stays_behind(behind: Callable[[Tensor, Tensor], Tensor]) -> None:
     made = two_sites(lambda u, w, s: behind(functional.rms_norm(u, (C,), eps=EPS), w), F32)
     assert kinds(made) == ["rms", "rms"]
-    assert [node.args[-8 - 2] for node in made.after.graph.nodes if "mhc.enter" in str(node.target)] == [None]
+    assert [given(node).site.weight for node in made.after.graph.nodes if "mhc.enter" in str(node.target)] == [None]
     made.same(F32, 1e-5)
 
 
 def test_a_layer_norm_has_its_weight_inside() -> None:
     made = two_sites(lambda u, w, s: functional.layer_norm(u, (C,)) * w, F32)
     assert [word for word in words(made.after) if word != "linear"] == (
-        "enter:layer:plain mul seam:layer:plain mul leave".split()
+        "enter:layer:equal mul seam:layer:equal mul leave".split()
     )
     made.same(F32, 1e-5)
 
@@ -147,15 +147,14 @@ def test_a_second_weight_stays_behind() -> None:
     made = two_sites(lambda u, w, s: functional.rms_norm(u, (C,), w, EPS) * s, F32)
     assert [
         word for word in words(made.after) if word != "linear"
-    ] == "enter:rms:plain mul seam:rms:plain mul leave".split()
+    ] == "enter:rms:equal mul seam:rms:equal mul leave".split()
     made.same(F32, 1e-5)
 
 
 def test_eps_by_default_is_that_of_the_dtype_it_is_computed_in() -> None:
     made = two_sites(rms_norm_by_default, torch.bfloat16)
-    assert [node.args[-2] for node in made.after.graph.nodes if "mhc.enter" in str(node.target)] == [
-        torch.finfo(torch.float32).eps
-    ]
+    (enter,) = (node for node in made.after.graph.nodes if "mhc.enter" in str(node.target))
+    assert given(enter).options.norm_eps == torch.finfo(torch.float32).eps
     small = 1e-4 * torch.randn(64, dtype=torch.bfloat16)
     eager = small.float() * torch.rsqrt(small.float().square().mean() + torch.finfo(torch.float32).eps)
     torch.testing.assert_close(torch.rms_norm(small, (64,)), eager.bfloat16())

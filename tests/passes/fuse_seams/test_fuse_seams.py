@@ -9,10 +9,22 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.ops.signatures import (
+    OPS,
+    Enter,
+    Leave,
+    MapOptions,
+    Options,
+    Parameters,
+    Seam,
+    SiteInputs,
+    Tail,
+    Written,
+)
+from mhc_compile.passes.graph import checkpoints, ir, optable
 from mhc_compile.passes.widen import Widened
 from tests.nets.structures import C, Layer, example_inputs, graph, rewritten, tokens
-from tests.passes.fuse_seams.fusing import CPU, Pair, fused, ours, pair, words
+from tests.passes.fuse_seams.fusing import CPU, Pair, fused, given, ours, pair, words
 
 FUSED = ("enter", "seam", "leave")
 
@@ -38,31 +50,36 @@ def test_all_between_two_branches_is_one_op() -> None:
     assert words(made.before) == (
         "expand coefficients read layer_norm linear write coefficients read linear linear mul write readout".split()
     )
-    check(made, "enter:layer:plain linear seam:plain linear linear leave:scale")
+    check(made, "enter:layer:equal linear seam:equal linear linear leave:scale")
 
 
 def test_operands_of_the_ops() -> None:
     made = fused(two_sites, projection="identity", sinkhorn_iters=3, eps=1e-5)
     (enter,), (seam,), (leave,) = (nodes(made.after, op) for op in FUSED)
-    x = next(node for node in nodes(made.before, "expand")).args[0]
-    inputs = {node.name: node for node in made.after.graph.find_nodes(op="placeholder")}
-    site = [tuple(inputs[f"site_{i}_{j}"] for j in range(4)) for i in range(2)]
-    maps = (2, "mhc", "identity", 3, 1e-5)
-    assert [str(arg) for arg in enter.args[:1]] == [str(x)]
-    assert [enter.args[5].name, enter.args[6].name] == [  # type: ignore[union-attr]
-        f"l_self_modules_norm_parameters_{name}_" for name in ("weight", "bias")
-    ]
-    assert enter.args[1:5] + enter.args[7:] == (*site[0], *maps, "layer", 1e-5, True)
-    linear = nodes(made.after, "linear")
-    assert seam.args == (enter.args[0], linear[0], *_parts(enter, 1, 2), None, None, 1.0, *site[1], None, None, *maps,
-                         "none", 0.0, True)  # fmt: skip
-    assert leave.args == (*_parts(seam, 0), linear[2], *_parts(seam, 2, 3), None, leave.args[5], 1.0, 2, False)
-    assert str(leave.args[5]) == "l_self_parameters_gamma_"
+    inputs: dict[str, Any] = {node.name: node for node in made.after.graph.find_nodes(op="placeholder")}
+    first, second = (Parameters(*(inputs[f"site_{i}_{j}"] for j in range(4))) for i in range(2))
+    weight, bias = (inputs[f"l_self_modules_norm_parameters_{name}_"] for name in ("weight", "bias"))
+    maps, gamma = MapOptions(2, "mhc", "identity", 3, 1e-5), inputs["l_self_parameters_gamma_"]
+    up: Any
+    down: Any
+    up, _, down = nodes(made.after, "linear")
+    entered, new = _results(enter), _results(seam)
+    (expand,) = nodes(made.before, "expand")
+    x = given(enter).x
+    assert str(x) == str(given(expand).x)
+    assert given(enter) == Enter(x, SiteInputs(first, weight, bias), Options(maps, "layer", 1e-5, equal_streams=True))
+    assert given(seam) == Seam(
+        x,
+        Written(up, entered["h_post"], entered["h_res"], Tail(None, None, 1.0)),
+        SiteInputs(second, None, None),
+        Options(maps, "none", 0.0, equal_streams=True),
+    )
+    written = Written(down, new["h_post"], new["h_res"], Tail(None, gamma, 1.0))
+    assert given(leave) == Leave(new["x"], written, 2, equal_streams=False)
 
 
-def _parts(node: fx.Node, *indices: int) -> list[fx.Node]:
-    parts = {user.args[1]: user for user in node.users}
-    return [parts[i] for i in indices]
+def _results(node: fx.Node) -> dict[str, Any]:
+    return dict(ir.results(node, OPS[optable.name(node)].results))
 
 
 def test_nothing_changes_without_kernels() -> None:
@@ -102,7 +119,7 @@ def test_other_readers_of_a_sum_read_the_streams_of_the_seam() -> None:
 
     check(
         fused(step),
-        "enter:layer:plain linear seam:layer:plain readout linear linear transpose matmul softmax linear matmul",
+        "enter:layer:equal linear seam:layer:equal readout linear linear transpose matmul softmax linear matmul",
         "seam readout sin cos linear linear leave",
     )
 
@@ -125,7 +142,7 @@ def test_two_towers_on_one_trunk() -> None:
 
     made = fused(step)
     made.same()
-    assert ours(made.after) == ("enter:layer:plain seam:layer:plain enter:layer leave leave".split())
+    assert ours(made.after) == ("enter:layer:equal seam:layer:equal enter:layer leave leave".split())
 
 
 def test_two_towers_from_where_streams_start() -> None:
@@ -138,8 +155,8 @@ def test_two_towers_from_where_streams_start() -> None:
 
     made = fused(step)
     made.same()
-    assert [word for word in words(made.after) if "plain" in word] == (
-        "enter:layer:plain enter:layer:plain seam:plain seam:plain".split()
+    assert [word for word in words(made.after) if "equal" in word] == (
+        "enter:layer:equal enter:layer:equal seam:equal seam:equal".split()
     )
     assert "expand" not in words(made.after)
 
@@ -149,7 +166,7 @@ def test_an_op_on_the_streams_keeps_write_and_read_apart() -> None:
         x = self.norm(x + self.proj(x))
         return self.norm2(x + self.up(self.down(x)))
 
-    check(fused(step), "expand enter:plain linear write layer_norm enter linear linear leave layer_norm")
+    check(fused(step), "expand enter:equal linear write layer_norm enter linear linear leave layer_norm")
 
 
 def test_a_read_of_other_streams_than_the_coefficients() -> None:
@@ -183,7 +200,7 @@ def test_a_checkpoint_boundary_inside_a_seam() -> None:
     made = pair(Blocks(), tokens())
     check(
         made,
-        "enter:layer:plain linear seam:plain linear linear mul write",
+        "enter:layer:equal linear seam:equal linear linear mul write",
         "enter:layer linear seam linear linear leave:scale",
     )
     again = CheckpointPolicy.PREFER_RECOMPUTE
@@ -201,7 +218,7 @@ def test_what_a_checkpoint_holds_of_a_branch_stays_in_it() -> None:
         x = x + checkpoint(branch, self, x, use_reentrant=False)
         return x + self.up(self.down(x))
 
-    check(fused(step), "enter:plain layer_norm linear mul seam:plain linear linear leave")
+    check(fused(step), "enter:equal layer_norm linear mul seam:equal linear linear leave")
 
 
 def test_a_change_of_the_gradient_mode() -> None:
@@ -214,7 +231,7 @@ def test_a_change_of_the_gradient_mode() -> None:
     made = fused(step)
     made.same()
     assert [word for word in words(made.after) if word != "_set_grad_enabled"] == (
-        "enter:plain linear seam:plain layer_norm linear linear leave".split()
+        "enter:equal linear seam:equal layer_norm linear linear leave".split()
     )
 
 
@@ -226,7 +243,7 @@ def test_an_operand_that_is_made_behind_the_write() -> None:
         x = x + self.attn.q(nn.functional.rms_norm(x, (C,), 1 + self.gamma, 1e-6))
         return x + self.attn.v(nn.functional.rms_norm(x, (C,), self.gamma + x.mean(), 1e-6))
 
-    check(fused(step), "enter:plain linear add seam:rms:plain linear seam mean add rms_norm linear leave")
+    check(fused(step), "enter:equal linear add seam:rms:equal linear seam mean add rms_norm linear leave")
 
 
 def test_what_is_overwritten_is_read_where_it_was() -> None:
@@ -239,7 +256,7 @@ def test_what_is_overwritten_is_read_where_it_was() -> None:
         x = x + self.attn.q(nn.functional.rms_norm(x, (C,), vector, 1e-6))
         return x + self.attn.v(x)
 
-    check(fused(step), "enter:plain mul linear add seam:plain view add rms_norm linear seam linear leave")
+    check(fused(step), "enter:equal mul linear add seam:equal view add rms_norm linear seam linear leave")
 
 
 def test_every_node_has_the_value_and_origin_that_its_op_has() -> None:

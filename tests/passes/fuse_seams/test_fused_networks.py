@@ -102,7 +102,7 @@ def test_real_models(cls: str, wide: str, narrow: str, dtype: torch.dtype) -> No
     args = (torch.randn(2, 3, 8, 8, dtype=dtype) if cls == "ViT" else torch.randint(50, (2, 5)),)
     norm = wide if dtype == torch.float32 else narrow
     made = pair(model, *args)
-    assert ours(made.after) == [f"enter:{norm}:plain", f"seam:{norm}:plain", *[f"seam:{norm}"] * 4, "leave"]
+    assert ours(made.after) == [f"enter:{norm}:equal", f"seam:{norm}:equal", *[f"seam:{norm}"] * 4, "leave"]
 
     report = mhc.upgrade(model, args, config=mhc.Config(streams=3), verify=False)
     load(model, {name: p.to(torch.float32) for name, p in perturbed(report, mhc.Config(streams=3)).items()})
@@ -158,7 +158,7 @@ def test_sizes_that_change_and_blocks_one_by_one(by_block: bool) -> None:
     with kernels_everywhere() as counts:
         near(compiled(), expected, 1e-5)
     twice = [
-        ["enter:layer:plain", "seam:layer:plain", "write", "readout", "enter:layer", "seam:layer", "write", "readout"],
-        ["enter:layer:plain", "seam:layer:plain", "seam:layer", "seam:layer", "leave"],
+        ["enter:layer:equal", "seam:layer:equal", "write", "readout", "enter:layer", "seam:layer", "write", "readout"],
+        ["enter:layer:equal", "seam:layer:equal", "seam:layer", "seam:layer", "leave"],
     ][not by_block]  # for one length, and for any
     assert counts == Counter(2 * twice)

@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointPolicy
 
 from mhc_compile.ops import limits
-from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.ops.signatures import LeaveInBlock, Replay, SeamInBlock, SeamResult
+from mhc_compile.passes.graph import checkpoints, ir, optable
 from tests.nets.chains import Branches, Chain, Middle, Tower
 from tests.nets.structures import C, graph, rewritten, tokens
-from tests.passes.fuse_seams.fusing import Pair, ours, pair
+from tests.passes.fuse_seams.fusing import Pair, given, ours, pair
 
 SAVE, AGAIN = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE
 
@@ -37,8 +38,9 @@ def policy(gm: fx.GraphModule) -> list[str]:
     return told
 
 
-def block_arguments(gm: fx.GraphModule) -> list[Any]:
-    return [node.args[5:] for node in gm.graph.find_nodes(op="call_function", target=torch.ops.mhc.write.default)]
+def numbers_of_blocks(gm: fx.GraphModule) -> list[int]:
+    """Of every write, 0 where it says none."""
+    return [given(node).block for node in gm.graph.find_nodes(op="call_function", target=torch.ops.mhc.write.default)]
 
 
 def test_blocks_of_two() -> None:
@@ -49,13 +51,13 @@ def test_blocks_of_two() -> None:
         "read again 1", "write again 1",
         "read again 2", "write again 2", "readout kept",
     ]  # fmt: skip
-    assert block_arguments(gm) == [(1,), (1,), (2,)]
+    assert numbers_of_blocks(gm) == [1, 1, 2]
 
 
 def test_off() -> None:
     gm = planned(Chain(), recompute="off")
     assert policy(gm) == []
-    assert block_arguments(gm) == [(), (), ()]
+    assert numbers_of_blocks(gm) == [0, 0, 0]
 
 
 def test_nothing_for_graphs_that_run_without_us() -> None:
@@ -106,14 +108,12 @@ def test_towers_have_blocks_of_their_own() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_a_block_has_so_many_sites(size: int) -> None:
-    writes = [block for (block,) in block_arguments(planned(Chain(7), recompute=size))]
-    assert writes == [1 + i // size for i in range(7)]
+    assert numbers_of_blocks(planned(Chain(7), recompute=size)) == [1 + i // size for i in range(7)]
 
 
 def test_automatic_size() -> None:
     """Of 12 sites with 4 streams: 4 ceil(12 / L) + 6 L is least at L = 3."""
-    writes = [block for (block,) in block_arguments(planned(Chain(12), streams=4, recompute="auto"))]
-    assert writes == [1 + i // 3 for i in range(12)]
+    assert numbers_of_blocks(planned(Chain(12), streams=4, recompute="auto")) == [1 + i // 3 for i in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -136,20 +136,26 @@ def replayed(model: nn.Module, *args: Tensor, limit: int = 8, **options: Any) ->
 
 def block_of(node: fx.Node) -> tuple[str, str, list[str]]:
     """An op, the head of its block and the branches of the writes since."""
-    head: Any = node.args[0]
-    fs: Any = []
-    if "in_block" in str(node.target):
-        head, fs = node.args[-8:-6]
-    return optable.name(node), str(head), [str(f) for f in fs]
+    taken = given(node)
+    if isinstance(taken, (SeamInBlock, LeaveInBlock)):
+        return optable.name(node), str(taken.head), [str(f) for f in taken.history.fs]
+    return optable.name(node), str(taken.head if isinstance(taken, Replay) else taken.x), []
+
+
+def without_block(node: fx.Node) -> Any:
+    """What a seam or leave takes beside its block."""
+    taken = given(node)
+    return getattr(taken, optable.name(node).removesuffix("_in_block"), taken)
 
 
 def test_seams_name_the_head_of_their_block_and_the_branches_since() -> None:
     gm = replayed(Chain(5), recompute=3).after
     found = [block_of(node) for node in gm.graph.nodes if "mhc" in str(node.target)]
     seam, leave = ([n for n in gm.graph.nodes if optable.name(n).startswith(name)] for name in ("seam", "leave"))
-    outputs = [str(node.args[1]) for node in (*seam, *leave)]
-    x = [str(next(part for part in node.users if part.args[1] == 0)) for node in seam]
-    start = str(seam[0].args[0])
+    outputs = [str(without_block(node).written.f) for node in (*seam, *leave)]
+    x = [str(dict(ir.results(node, SeamResult))["x"]) for node in seam]
+    first, *_ = seam
+    start = str(without_block(first).x)
     assert (
         found
         == [

@@ -8,6 +8,16 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from mhc_compile.ops.signatures import (
+    Coefficients,
+    CoefficientsResult,
+    MapOptions,
+    Parameters,
+    Read,
+    Write,
+    named,
+)
+from mhc_compile.passes.graph import ir
 from mhc_compile.passes.graph.order import stable_topological_sort
 from mhc_compile.passes.widen import Widened
 from tests.nets.structures import C, Layer, Step, example_inputs, graph, ops, rewritten, tokens
@@ -56,11 +66,15 @@ def test_operands_of_the_ops() -> None:
     gm = widened(two_sites)
     expand, coefficients, pre, post, res, read, linear, write = _calls(gm)[:8]
     inputs = {node.name: node for node in gm.graph.find_nodes(op="placeholder")}
-    assert coefficients.args == (expand, *(inputs[f"site_0_{i}"] for i in range(4)), 2, "mhc", "sinkhorn", 20, 1e-6)
-    assert [node.args for node in (pre, post, res)] == [(coefficients, i) for i in range(3)]
-    assert read.args == (expand, pre, 2)
+    parameters = Parameters(*(inputs[f"site_0_{i}"] for i in range(4)))
+    maps = MapOptions(2, "mhc", "sinkhorn", 20, 1e-6)
+    assert named(Coefficients, coefficients.args) == Coefficients(expand, parameters, maps)  # type: ignore[arg-type]  # a node
+    picked = ir.results(coefficients, CoefficientsResult)
+    assert picked == [("h_pre", pre), ("h_post", post), ("h_res", res)]
+    assert read.args == ir.args(Read(expand, pre, 2))  # type: ignore[arg-type]  # nodes
     assert linear.args[0] is read
-    assert write.args[:5] == (expand, linear, post, res, 2)
+    written = Write(expand, linear, post, res, 2)  # type: ignore[arg-type]  # nodes
+    assert named(Write, write.args)._replace(block=0) == written
 
 
 def test_other_readers_of_a_sum_get_one_readout() -> None:

@@ -62,11 +62,11 @@ def forward(x):
     assert launch.options == {"num_warps": 1}
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("equal", [True, False], ids=["equal", "streams"])
 @pytest.mark.parametrize("op", ["enter", "seam", "leave", "coefficients"])
-def test_arguments_fit_every_generated_function(op: str, plain: bool) -> None:
+def test_arguments_fit_every_generated_function(op: str, equal: bool) -> None:
     """A name or shape that a generated function does not take would fail, or launch on another number of tokens."""
-    spec = Spec(op, 3, 40, "fp16", "fp16", equal_streams=plain, projection="identity" if plain else "sinkhorn")
+    spec = Spec(op, 3, 40, "fp16", "fp16", equal_streams=equal, projection="identity" if equal else "sinkhorn")
     module = build.load(generate(spec), spec.name)
     for direction in ("forward", "backward"):
         launches = record(module, spec, direction, 7)

@@ -75,7 +75,7 @@ def test_toy_is_counted_to_the_byte() -> None:
         ({"op": "leave"}, ("2n+4", "2n+4"), ("4n+6", "4n+6"), "0"),
         ({"op": "coefficients"}, ("2n", "2n"), ("4n", "4n"), "1n"),
     ],
-    ids=str,
+    ids=["seam", "seam-rms", "seam-equal", "enter", "enter-equal", "leave", "coefficients"],
 )
 def test_generated_kernels_move_what_the_design_says(
     options: dict[str, object], forward: tuple[str, str], backward: tuple[str, str], again: str, n: int
@@ -94,16 +94,16 @@ def test_generated_kernels_move_what_the_design_says(
         assert (found.least, found.most) == (least, most)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["streams", "plain"])
+@pytest.mark.parametrize("equal", [False, True], ids=["streams", "equal"])
 @pytest.mark.parametrize(("n", "writes"), [(2, 3), (4, 1), (4, 2)])
-def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, plain: bool) -> None:
+def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, equal: bool) -> None:
     """In place of x_l: the head, and for each write an output and its maps, once per launch."""
-    history, head = (Step(),) * writes, 1 if plain else n
-    seam = Spec("seam", n, C, history=history, equal_head=plain)
+    history, head = (Step(),) * writes, 1 if equal else n
+    seam = Spec("seam", n, C, history=history, equal_head=equal)
     found = total(count(generate(seam), seam, "backward", TOKENS), seam, "backward", TOKENS)
     least = 2 * C * (n + 1 + head + writes + n + 2)
     assert (found.call, found.launch) == (found.least, found.most) == (least, least + 2 * C * (head + writes + 2))
-    replay = Spec("replay", n, C, history=history, equal_head=plain)
+    replay = Spec("replay", n, C, history=history, equal_head=equal)
     found = total(count(generate(replay), replay, "forward", TOKENS), replay, "forward", TOKENS)
     assert found.call == found.launch == found.requested == found.least == 2 * C * (head + writes + n)
 

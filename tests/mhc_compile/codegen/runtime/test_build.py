@@ -68,7 +68,11 @@ def test_threads_get_one_module() -> None:
     assert len(modules) == 1
 
 
-@pytest.mark.parametrize("broken", [b"raise SystemExit('planted')\n", b"", b"\xff\xfe", TEXT[:-1].encode()])
+@pytest.mark.parametrize(
+    "broken",
+    [b"raise SystemExit('planted')\n", b"", b"\xff\xfe", TEXT[:-1].encode()],
+    ids=["code", "empty", "no-text", "cut"],
+)
 def test_a_file_that_differs_is_replaced_and_never_run(folder: Path, broken: bytes) -> None:
     path = Path(str(build.load(TEXT, "toy").__file__))
     path.write_bytes(broken)
@@ -104,7 +108,7 @@ def test_processes_may_write_at_once(folder: Path) -> None:
     assert [path.read_text() for path in folder.iterdir()] == [TEXT]
 
 
-@pytest.mark.parametrize("mode", [0o720, 0o702])
+@pytest.mark.parametrize("mode", [0o720, 0o702], ids=oct)
 def test_a_directory_that_others_may_write_is_refused(folder: Path, mode: int) -> None:
     folder.mkdir()
     folder.chmod(mode)

@@ -126,7 +126,11 @@ def test_nothing_is_tuned_while_a_graph_is_captured(gpu: list[Any], monkeypatch:
     assert machine.runs == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"project": 3}', '{"project": {"BT": "x"}}', '{"rm": {"BT": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"project": 3}', '{"project": {"BT": "x"}}', '{"rm": {"BT": 1}}'],
+    ids=["empty", "cut", "list", "number", "text", "other"],
+)
 def test_a_file_that_holds_something_else_is_ignored(gpu: list[Any], folder: Path, text: str) -> None:
     machine = Machine(lambda _: 1.0)
     cache.keep(tune.key(machine.module, "forward", "NVIDIA H200", 100), text)
