@@ -19,7 +19,6 @@ ELSEWHERE: dict[str, str] = {
     "passes/widen/widened.py": "tests/passes/widen/test_widen.py",
     "passes/widen/widener.py": "tests/passes/widen/test_widen.py",
     "mhc_compile/__main__.py": "tests/mhc_compile/cli/test_cli.py",
-    "mhc_compile/backend/compilers.py": "tests/mhc_compile/backend/test_backend.py",
     "mhc_compile/capture/frames.py": "tests/mhc_compile/capture/test_model_run.py",
     "mhc_compile/capture/graphs.py": "tests/mhc_compile/capture/test_model_run.py",
     "mhc_compile/cli/bench.py": "tests/mhc_compile/cli/test_cli.py",
