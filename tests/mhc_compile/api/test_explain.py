@@ -67,7 +67,7 @@ def test_table_of_sites() -> None:
     names = [f"blocks.{i}.{branch}" for i in (0, 1) for branch in ("attn", "mlp")]
     assert [row[0] for row in body[:4]] == names
     assert {tuple(row[1:5]) for row in body[:4]} == {("pre-norm", "0", "3x5x16", "1")}
-    assert all(re.fullmatch(r"nets\.py:\d+", row[5]) for row in body[:4])
+    assert all(re.fullmatch(r"small\.py:\d+", row[5]) for row in body[:4])
     assert "region 0: 4 sites, blocks.0.attn .. blocks.1.mlp" in text
 
 
