@@ -137,7 +137,7 @@ def enter_backward(given: EnterBackward) -> EnterGradients:
 
 
 def seam_backward(given: SeamBackward) -> SeamGradients:
-    """Make the new streams again; their gradient is that of who reads them and that of the site."""
+    """Make the new streams again; their gradient comes from their readers and from the site."""
     o, equal = given.options, given.options.equal_streams
     x = _replayed(given.x, given.history, o.n) if given.history.fs else given.x
     new = _write(_streams(x, o.n, equal), given.written, o.n)

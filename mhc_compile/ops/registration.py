@@ -1,7 +1,7 @@
 """How torch gets to know an op of the mhc IR: its schema, what it means, its shapes, its gradient.
 
-What is registered here takes an op's signature and returns its named results; torch's flat arguments and lists are seen
-by this file only.
+What `register` is given takes an op's signature and returns its named results. Torch's flat arguments and lists are
+seen here, and by functions that `decompose` is given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One launch instead of two: what one half of the programs makes, the other half finds in the cache.
 
-Programs draw tickets, and tickets stand for tasks in the order A0 A1 .. B0 A2 B1 ..: whoever reads waits for makers
-whose tickets were drawn before its own, and makers never wait, so the wait ends whatever programs run at once. Counters
+Programs draw tickets, and tickets stand for tasks in the order A0 A1 .. B0 A2 B1 .. A reader waits for makers whose
+tickets were drawn before its own, and makers never wait, so every wait ends, whatever programs run at once. Counters
 only count; sums stay in places of their own, so that two runs agree to the bit.
 """
 

@@ -44,8 +44,12 @@ def compare(case: Fused, op: str, **options: object) -> None:
 
 
 def sound(row: Mapping[str, Any]) -> bool:
-    """Of one feature a norm leaves rounding errors, and many tokens of many streams take half a minute."""
-    return exists(row) and (row["c"] != 1 or row["norm"] == "none") and (row["n"] <= 4 or row["tokens"] != (130,))
+    """Leave out what fp32 cannot tell, and what takes half a minute.
+
+    A norm of one feature, or behind one stream, takes back all that comes before it, and leaves rounding errors.
+    """
+    told = row["norm"] == "none" or (row["c"] > 1 and (row["n"] > 1 or row["norm"] == "rms weight"))
+    return exists(row) and told and (row["n"] <= 4 or row["tokens"] != (130,))
 
 
 def compare_one(op: str, strided: bool, equal: bool, offset: bool, scale: bool, **more: Any) -> None:
@@ -60,7 +64,7 @@ def test_values_and_every_gradient(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@sampled(150, sound, into="row", **SPACE)
+@sampled(150, sound, into="row", **{**SPACE, "n": [2, 3, 4]})  # alpha's gradient is of 8^2 terms that cancel
 def test_any_combination(row: dict[str, Any]) -> None:
     compare_one(**row)
 
