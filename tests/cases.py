@@ -33,20 +33,21 @@ def compiles(nodeid: str) -> bool:
     return nodeid.startswith(COMPILES)
 
 
-def core(cases: Sequence[Mapping[str, int]], most: int | None = None) -> set[int]:
+def core(cases: Sequence[Mapping[str, object]], most: int | None = None) -> set[int]:
     """Return the numbers of the cases that run in `make test`.
 
     Args:
-        cases: each as the index of its value for every parameter.
+        cases: each as the value of every parameter; a value is the same object in all cases that have it.
         most: so many cases, spread evenly. Without it as few as it takes for every value of every parameter to occur.
     """
     if most is not None:
         step = max(len(cases) / most, 1)
         return {int(i * step) for i in range(min(most, len(cases)))}
-    left = {value for case in cases for value in case.items()}
+    values = [{(name, id(value)) for name, value in case.items()} for case in cases]
+    left = set().union(*values)
     kept: set[int] = set()
     while left:
-        best = max(range(len(cases)), key=lambda i: len(left & cases[i].items()))
+        best = max(range(len(cases)), key=lambda i: len(left & values[i]))
         kept.add(best)
-        left -= cases[best].items()
+        left -= values[best]
     return kept

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
         mark = cases[0].get_closest_marker("core")
-        kept = core([case.callspec.indices for case in cases], *(mark.args if mark is not None else ()))
+        kept = core([case.callspec.params for case in cases], *(mark.args if mark is not None else ()))
         for number, case in enumerate(cases):
             if number not in kept:
                 case.add_marker(pytest.mark.slow)
