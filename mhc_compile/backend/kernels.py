@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx
@@ -14,7 +15,10 @@ from mhc_compile.codegen.runtime import build, dispatch, interpreter, spec_of_ca
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
 from mhc_compile.errors import KernelError, MHCWarning
+from mhc_compile.passes.fuse_seams import LeftOut
 from mhc_compile.passes.graph.walk import devices, value
+
+log = logging.getLogger(__name__)
 
 
 def enable(config: Config, gm: fx.GraphModule) -> frozenset[str]:
@@ -68,6 +72,12 @@ def report(config: Config, unfused: Mapping[str, str]) -> None:
     if config.kernels == "triton":
         raise KernelError(f"kernels='triton', but {text}; kernels='auto' runs such sites as the reference")
     warn(f"sites run as the reference, at the price of more memory traffic: {text}")
+
+
+def tell(left_out: Iterable[LeftOut]) -> None:
+    """Log which norms and ends of branches stay outside of kernels, and why (TORCH_LOGS="mhc_compile" shows it)."""
+    for site, part, _, text, source in left_out:
+        log.info("%s: the branch's %s stays outside of the kernel: %s (%s)", site, part, text, source)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from mhc_compile.model.sites import holder
 from mhc_compile.ops.signatures import Marker, named
 from mhc_compile.passes import PIPELINE, Request
 from mhc_compile.passes.bind_sites import markers
+from mhc_compile.passes.fuse_seams import Fused
 from mhc_compile.passes.runner import run
 from mhc_compile.passes.widen import Crossing, Widened
 from mhc_compile.plan.model_plan import options_that_differ
@@ -104,13 +105,15 @@ def rewrite_graph(
         known_as=_name_in_model,
     )
     try:
-        widened = run(PIPELINE, made, request)[Widened]
+        results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
         broken = frame_break(made)
         why = f" This graph was broken at {broken.source}: {broken.reason}." if broken is not None else ""
         raise type(error)(f"{error}{why}") from None
+    widened = results[Widened]
     kernels.report(config, {site.name: site.unfit for site in widened.sites if site.unfit})
     if request.devices:
+        kernels.tell(results[Fused].left_out)
         kernels.name_sites(made)
     made.recompile()
     return Rewritten(

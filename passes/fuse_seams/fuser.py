@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -41,7 +40,6 @@ from mhc_compile.passes.reasons import LEFT_OUT
 _OPS = torch.ops.mhc
 _COEFFICIENTS, _READ, _WRITE = _OPS.coefficients.default, _OPS.read.default, _OPS.write.default
 _EXPAND, _READOUT = _OPS.expand.default, _OPS.readout.default
-log = logging.getLogger("mhc_compile.passes.fuse_seams")
 
 
 class LeftOut(NamedTuple):
@@ -173,11 +171,7 @@ class Fuser:
     def _leave_out(self, site: fx.Node, part: str, reason: str | None, near: fx.Node) -> None:
         """Note that a norm or an end of a branch stays outside of the site's op."""
         if reason is not None:
-            left = LeftOut(site.meta["mhc_site"], part, reason, LEFT_OUT[reason], source_of(near))
-            log.info(
-                "%s: the branch's %s stays outside of the kernel: %s (%s)", left.site, part, left.text, left.source
-            )
-            self.left_out.append(left)
+            self.left_out.append(LeftOut(site.meta["mhc_site"], part, reason, LEFT_OUT[reason], source_of(near)))
 
     def _written(self, write: fx.Node) -> tuple[Any, bool, Written, BranchTail]:
         """Return the streams of a write, whether all are equal, what is written, and the branch's tail."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhc_compile.backend import kernels
 from mhc_compile.passes.fuse_seams import Fused
 from mhc_compile.passes.reasons import LEFT_OUT
 from tests.nets.structures import C, tokens
@@ -103,8 +104,12 @@ def test_what_goes_in_is_not_told() -> None:
 
 
 def test_it_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="mhc_compile.passes.fuse_seams"):
-        left_out(ENDS["tail-dropout"])
-    (line,) = {record.getMessage() for record in caplog.records if record.name.endswith("fuse_seams")}
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.mlp(x)
+        return x + ENDS["tail-dropout"](self, x)
+
+    with caplog.at_level("INFO", logger="mhc_compile.backend.kernels"):
+        kernels.tell(fused(step).results[Fused].left_out)
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "mhc_compile.backend.kernels")
     assert LEFT_OUT["tail-dropout"] in line
     assert "test_left_out.py:" in line
