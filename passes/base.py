@@ -16,8 +16,24 @@ from torch import fx
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PassError
+from mhc_compile.passes.graph.statements import Forward
 
 R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a module in a graph.
+
+    Attributes:
+        key: tells it from the other calls; the forward that is compiled itself has ().
+        model: tells the call of the planned model around it from other calls of that model; () in all other frames.
+        forward: the code that it runs, None where that is not known.
+    """
+
+    key: tuple[Any, ...] = ()
+    model: tuple[Any, ...] = ()
+    forward: Forward | None = None
 
 
 class Namer(Protocol):
@@ -29,9 +45,34 @@ class Namer(Protocol):
     def child(self, node: fx.Node, owner: str) -> str | None:
         """Return the name of the owner's submodule that made the node, if any."""
 
+    def call(self, node: fx.Node) -> Call:
+        """Return the call of the owner that made the node."""
 
-def _unknown(phi: fx.Node) -> str | None:
+    def parameter(self, node: fx.Node, owner: str) -> str | None:
+        """Return the name that the owner has for a graph input, such as "up.weight", if it holds it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a model knows of a site, beyond what its markers say.
+
+    Attributes:
+        name: in the model; the graph's may be shorter, where a part of the model is compiled alone.
+        region: index of its region.
+        k: position in the region.
+    """
+
+    name: str
+    region: int
+    k: int
+
+
+def _unknown(phi: fx.Node) -> Known | None:
     return None
+
+
+def _outside(residual: Residual) -> bool:
+    return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +85,12 @@ class Request:
         barred: paths of modules whose forward a graph break cuts. Their connections are left alone.
         devices: the types of device whose sites run generated kernels.
         carries: True where streams may enter and leave the graph.
-        sites_of_model: number of sites of the model that this graph may be the whole of. With all of them in the graph
-            no streams leave it.
+        planned: True where the graph belongs to a model with a plan, of which it realises exactly what its markers name.
+        whole: True where the graph is all that one call of the planned model runs. Then no streams enter or leave it.
         inline: replace the ops of the IR by plain torch, for graphs that run without this package.
-        known_as: returns the name that a model has for the site whose phi is this input, if there is one.
+        known: returns what a model knows of the site whose phi is this input, if there is one.
+        stays_plain: tells whether a connection without a site is to be left alone: it is outside of the planned model,
+            or the plan has left it out.
     """
 
     config: Config
@@ -55,9 +98,11 @@ class Request:
     barred: frozenset[str] = frozenset()
     devices: frozenset[str] = frozenset()
     carries: bool = False
-    sites_of_model: int | None = None
+    planned: bool = False
+    whole: bool = False
     inline: bool = False
-    known_as: Callable[[fx.Node], str | None] = _unknown
+    known: Callable[[fx.Node], Known | None] = _unknown
+    stays_plain: Callable[[Residual], bool] = _outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +152,35 @@ class Pass(Protocol):
 # -- what is found ----------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """Where in its owner a connection stands, told by nothing but its own place.
+
+    Attributes:
+        call: which call of the owner, counted within one call of the model.
+        statement: the statements that lead to the add, see `graph.statements`.
+        child: the owner's submodule that does the branch's last work, "" where the owner itself does it.
+        occurrence: how often a connection of this child has stood there before, in the same call.
+    """
+
+    call: int
+    statement: str
+    child: str
+    occurrence: int
+
+    def __str__(self) -> str:
+        """Return it as text, for markers and checkpoints."""
+        return f"{self.call} {self.statement} {self.child or '-'} {self.occurrence}"
+
+    @classmethod
+    def parse(cls, text: str) -> Spot | None:
+        """Read what `str` wrote; None of an empty text, which plans of older releases have."""
+        if not text:
+            return None
+        call, statement, child, occurrence = text.split(" ")
+        return cls(int(call), statement, "" if child == "-" else child, int(occurrence))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residual:
     """A residual connection in a graph: `total = carrier + sum(branches)`.
@@ -120,6 +194,8 @@ class Residual:
         kind: "pre-norm", "post-norm", "sandwich", "plain"; with "parallel" or "scaled" in front where it applies.
         owner: path of the module whose forward contains the add ("" is the root).
         label: name of the site within its owner.
+        spot: where in its owner it stands.
+        call: the call of its owner.
         source: "file.py:line" of the add.
         axis: the feature axis, negative.
         learned: True where a parameter scales the carrier, which alone does not make a connection.
@@ -133,6 +209,8 @@ class Residual:
     kind: str
     owner: str
     label: str
+    spot: Spot
+    call: Call
     source: str
     axis: int
     learned: bool = False
@@ -154,6 +232,7 @@ class Rejection:
         owner: path of the module whose forward contains the add.
         source: "file.py:line" of the add.
         node: name of the add node in the graph.
+        spot: where in its owner it stands, of those that another run may take for a connection.
     """
 
     reason: str
@@ -162,6 +241,7 @@ class Rejection:
     owner: str
     source: str
     node: str = ""
+    spot: Spot | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,15 +271,26 @@ class Binding:
 
     Attributes:
         owner: path of the module that owns the site.
+        label: name of the site within its owner.
+        spot: where in its owner it stands; None of a plan of an older release.
+        call: the call of its owner that has marked it.
         parameters: the inputs that hold the site's parameters.
         entry: True where the region starts at the site.
-        title: the site's name in its model; the graph's may be shorter, where a part of the model is compiled alone.
+        known: what its model knows of it.
     """
 
     owner: str
+    label: str
+    spot: Spot | None
+    call: Call
     parameters: Parameters
     entry: bool
-    title: str
+    known: Known | None
+
+    @property
+    def title(self) -> str:
+        """The site's name in its model, for texts."""
+        return self.known.name if self.known is not None else site_name(self.owner, self.label)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

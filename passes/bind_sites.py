@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx
 
 from mhc_compile.errors import NarrowParametersError, SiteNotFoundError
 from mhc_compile.ops.signatures import Marker, named
-from mhc_compile.passes.base import Binding, Parameters, Request, Results, site_name
+from mhc_compile.passes.base import Binding, Parameters, Request, Results, Spot
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.walk import value
 
@@ -20,9 +20,14 @@ MARKER = torch.ops.mhc.site.default
 
 @dataclasses.dataclass(frozen=True)
 class Bindings:
-    """The sites that a graph's markers name, by name in the graph; none in a graph of a model that has no plan yet."""
+    """The sites that a graph's markers name, by the call of their owner; none where the graph holds no marker."""
 
-    by_name: Mapping[str, Binding]
+    by_call: Mapping[tuple[Any, ...], Sequence[Binding]]
+
+    def __iter__(self) -> Iterator[Binding]:
+        """Iterate over all of them, in program order of the calls."""
+        for bindings in self.by_call.values():
+            yield from bindings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,8 @@ class BindSites:
         f = linear(x, w)                                      f = linear(x, w)
         y = x + f                                             y = x + f
 
-    with Bindings({"layers.0.mlp": Binding(parameters=(phi, alpha, bias, base), ...)}).
+    with a Binding(owner="layers.0", label="mlp", parameters=(phi, alpha, bias, base), ...) under the call of layers.0.
+    A module that is called twice marks its sites twice: each call has bindings of its own.
 
     This comes after the splice of activation checkpoints, since their bodies hold markers, too.
 
@@ -48,7 +54,10 @@ class BindSites:
 
     def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> Bindings:
         """Return the bindings."""
-        found = dict(_bind(marker, request) for marker in markers(gm))
+        found: dict[tuple[Any, ...], dict[str, Binding]] = {}
+        for marker in markers(gm):
+            binding = _bind(marker, request)
+            found.setdefault(binding.call.key, {})[binding.label] = binding
         for body in dict(checkpoints.bodies(gm)).values():
             for marker in markers(body):
                 site, owner = named(Marker, marker.args).name, request.namer.owner(marker)
@@ -58,7 +67,7 @@ class BindSites:
                 )
         for marker in list(markers(gm)):
             gm.graph.erase_node(marker)
-        return Bindings(found)
+        return Bindings({call: tuple(bindings.values()) for call, bindings in found.items()})
 
 
 def markers(module: Any) -> Iterator[fx.Node]:
@@ -67,16 +76,22 @@ def markers(module: Any) -> Iterator[fx.Node]:
         yield from module.graph.find_nodes(op="call_function", target=MARKER)
 
 
-def _bind(marker: fx.Node, request: Request) -> tuple[str, Binding]:
-    """Return the name and the binding of a marker's site."""
+def _bind(marker: fx.Node, request: Request) -> Binding:
+    """Return the binding of a marker's site."""
     given = named(Marker, marker.args)
-    owner = request.namer.owner(marker)
-    name = site_name(owner, given.name)
     tensors: Any = given.parameters
     parameters = Parameters(*tensors)
-    _check_dtypes(parameters, name)
-    title = request.known_as(parameters.phi) or name
-    return name, Binding(owner=owner, parameters=parameters, entry=given.entry, title=title)
+    made = Binding(
+        owner=request.namer.owner(marker),
+        label=given.name,
+        spot=Spot.parse(given.spot),
+        call=request.namer.call(marker),
+        parameters=parameters,
+        entry=given.entry,
+        known=request.known(parameters.phi),
+    )
+    _check_dtypes(parameters, made.title)
+    return made
 
 
 def _check_dtypes(parameters: Parameters, site: str) -> None:

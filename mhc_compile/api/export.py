@@ -11,8 +11,9 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from mhc_compile.api.upgrade import upgrade
+from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
-from mhc_compile.capture.frames import clean_errors
+from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, NotUpgradedError
@@ -95,7 +96,7 @@ class _Recorder:
             config = config_of_markers(gm, None)
             if config is None:
                 raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
-            rewritten = rewrite_graph(gm, config, inline=True).gm
+            rewritten = rewrite_graph(gm, config, Planned.of(gm, frame_root()), inline=True).gm
         self.gm = rewritten
 
         def run(*inputs: Any) -> Any:

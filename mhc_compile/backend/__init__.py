@@ -1,5 +1,6 @@
 """torch.compile(model, backend="mhc"): a graph of Dynamo's in, compiled code out.
 
+`planned`: what a graph runs of a model with a plan, of which nothing may run plain unasked.
 `first_call`: a model without a plan gets one from its first compiled call.
 `rewriting`: one graph of a model with a plan goes through the passes.
 `kernels`: generated kernels for its sites, where they can run.
@@ -12,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from mhc_compile.backend import carry, first_call
 from mhc_compile.backend.compilers import Compiled, compile_with
-from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
+from mhc_compile.backend.planned import Planned
+from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
 from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
-from mhc_compile.model.sites import ATTRIBUTE, RootSites
 from mhc_compile.model.stage import close_first_call, stage_of
 from mhc_compile.ops import connections
 
@@ -48,20 +49,18 @@ def mhc(
         connections.check(config)
         made_with = config_of_markers(gm, options)
         root = frame_root()
+        planned = Planned.of(gm, root)
         if made_with is not None:
             close_first_call(root)
-            rewritten = rewrite_graph(gm, made_with, sites_of_model=_sites_of_plan(root))
+            rewritten = rewrite_graph(gm, made_with, planned)
             inner = compile_with(rewritten.gm, [*example_inputs, *rewritten.examples], made_with, mode)
             return carry.connect_graphs(inner, rewritten.takes, rewritten.gives, rewritten.starts, made_with.streams)
-        if config.rewrites and stage_of(root).plans_graphs:
+        if planned.any:
+            check_without_markers(gm, config, planned)
+        elif config.rewrites and stage_of(root).plans_graphs:
             draft = first_call.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
                 return first_call.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
             first_call.warn_nothing_found(gm, root, draft)
         return compile_with(without_markers(gm), example_inputs, config, mode)
 
-
-def _sites_of_plan(root: nn.Module | None) -> int | None:
-    """Return the number of sites of the plan that the frame's module holds, None where it holds none."""
-    held = getattr(root, ATTRIBUTE, None)
-    return len(held.sites_of_plan()) if isinstance(held, RootSites) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +12,16 @@ from torch import Tensor, fx
 
 from mhc_compile.backend import kernels
 from mhc_compile.backend.carry import Port
-from mhc_compile.capture.frames import frame_break, frame_root, is_split, traced_with
+from mhc_compile.backend.planned import Planned
+from mhc_compile.capture.frames import frame_break, is_split, traced_with
 from mhc_compile.capture.graphs import copy_graph, describe_streams
 from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config, current_function
 from mhc_compile.errors import CarryError, ConfigMismatchError, PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import holder
 from mhc_compile.ops.signatures import Marker, named
-from mhc_compile.passes import PIPELINE, Request
+from mhc_compile.passes import ANALYSIS, PIPELINE, Request
+from mhc_compile.passes.base import Known
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.fuse_seams import Fused
 from mhc_compile.passes.runner import run
@@ -81,29 +84,24 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
 
 
 def rewrite_graph(
-    gm: fx.GraphModule, config: Config, *, sites_of_model: int | None = None, inline: bool = False
+    gm: fx.GraphModule, config: Config, planned: Planned | None = None, *, inline: bool = False
 ) -> Rewritten:
     """Run the pipeline on a copy of a graph with markers.
 
     Args:
         gm: a graph of Dynamo's, left as it is.
         config: with which its sites were made.
-        sites_of_model: number of sites of the model that the graph may be the whole of; no streams leave the whole.
+        planned: what its frame runs of planned models; None without a frame of Dynamo's.
         inline: replace the ops of the IR by plain torch. Such a graph is a whole, too.
 
     Raises:
         MHCError: plan and graph do not fit together; the text says what to do.
     """
+    planned = planned or Planned()
+    planned.check(gm)
     made = copy_graph(gm)
-    request = Request(
-        config=config,
-        namer=Stack.of(frame_root()),
-        devices=frozenset() if inline else kernels.enable(config, made),
-        carries=not inline,
-        sites_of_model=sites_of_model,
-        inline=inline,
-        known_as=_name_in_model,
-    )
+    devices = frozenset[str]() if inline else kernels.enable(config, made)
+    request = dataclasses.replace(_request(config, planned), devices=devices, carries=not inline, inline=inline)
     try:
         results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
@@ -125,9 +123,31 @@ def rewrite_graph(
     )
 
 
-def _name_in_model(phi: fx.Node) -> str | None:
+def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) -> None:
+    """Check that a graph without markers misses none of a planned model's connections.
+
+    Raises:
+        MHCError: it does; the text says what to do.
+    """
+    planned.check(gm)
+    run(ANALYSIS, copy_graph(gm), _request(config, planned))
+
+
+def _request(config: Config, planned: Planned) -> Request:
+    models = [id(model) for model in planned.models if model is not planned.root]
+    return Request(
+        config=config,
+        namer=Stack.of(planned.root, models=models),
+        planned=True,
+        whole=planned.whole,
+        known=_known,
+        stays_plain=functools.partial(planned.stays_plain, config=config),
+    )
+
+
+def _known(phi: fx.Node) -> Known | None:
     site = holder(traced_with(phi))
-    return site.path if site is not None else None
+    return Known(site.path, site.region, site.place.k) if site is not None else None
 
 
 def _ports(crossings: Sequence[Crossing]) -> list[Port]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,9 @@ from torch._dynamo.source import LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 from mhc_compile.errors import MHCError
+
+_SOURCE = re.compile(r"(?P<scope>[LG])\['(?P<name>[^']*)'\](?P<rest>.*)")
+_STEP = re.compile(r"\.(?P<name>\w+)|\['(?P<key>[^']*)'\]|\[(?P<index>\d+)\]")
 
 
 def frame_root() -> nn.Module | None:
@@ -114,3 +118,24 @@ def break_of(told: Any) -> Break:
     """Read what Dynamo tells of a graph break."""
     source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
     return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")
+
+
+def module_called(source: str, number: str) -> nn.Module | None:
+    """Return the module that a node's stack names, looked up in the frame that is being compiled.
+
+    Args:
+        source: how the code names it, such as "L['self'].layers.0".
+        number: its id, as text; a module that is another one by now is not returned.
+    """
+    told = _SOURCE.match(source)
+    if told is None:
+        return None
+    tx = InstructionTranslator.current_tx().output.root_tx
+    found = (tx.f_locals if told["scope"] == "L" else tx.f_globals).get(told["name"])
+    for step in _STEP.finditer(told["rest"]):
+        name, index = step["name"] or step["key"], step["index"]
+        try:
+            found = getattr(found, name) if step["name"] else found[int(index) if index else name]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            return None
+    return found if isinstance(found, nn.Module) and str(id(found)) == number else None

@@ -48,6 +48,10 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         detach_sites(model)
         raise
     (stage.set_collecting if first_call else stage.set_planned)(model)
+    known = dict(model.named_modules())
+    for path, spots in plan.left_out.items():
+        if path in known:
+            stage.leave_out(known[path], spots)
     watch_optimizers(model)
 
 
@@ -65,6 +69,8 @@ def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
             channels=site.channels,
             config=config,
             entry=site.predecessor is None,
+            spot=site.spot,
+            region=site.region,
         )
     if reference is not None and reference.dtype == torch.float64:
         made.double()

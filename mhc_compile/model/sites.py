@@ -46,6 +46,8 @@ class SiteModule(nn.Module):
     Shapes are those of "mhc" with n streams of C features; "hc" has others (`ops.connections`).
 
     Attributes:
+        spot: where in its owner the site stands, as text (`passes.base.Spot`).
+        region: index of the region.
         phi: projection of the streams, `[nC, n^2 + 2n]` (paper Eq. 14).
         alpha: gates of the dynamic part, `[3]`.
         bias: learned change of the bias, `[n^2 + 2n]`, so that weight decay pulls towards the original function.
@@ -55,9 +57,20 @@ class SiteModule(nn.Module):
     base: Tensor
     place: start_values.Place
     flow = Flow()
+    spot = ""  # of modules that an older release has pickled
+    region = 0
 
     def __init__(
-        self, path: str, label: str, place: start_values.Place, channels: int, config: Config, entry: bool
+        self,
+        *,
+        path: str,
+        label: str,
+        place: start_values.Place,
+        channels: int,
+        config: Config,
+        entry: bool,
+        spot: str = "",
+        region: int = 0,
     ) -> None:
         """Create the parameters at their starting values, on torch's default device.
 
@@ -68,9 +81,12 @@ class SiteModule(nn.Module):
             channels: number C of features.
             config: what is built.
             entry: True where the region starts here, so that x is copied into the streams.
+            spot: where in its owner it stands.
+            region: index of the region.
         """
         super().__init__()
         self.path, self.label, self.place, self.channels = path, label, place, channels
+        self.spot, self.region = spot, region
         self.config, self.entry = config, entry
         self.spec = json.dumps(config.function(), sort_keys=True)
         kind = connections.get(config.connection)
@@ -116,7 +132,8 @@ class SiteModule(nn.Module):
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         if not torch.compiler.is_compiling():
             raise NotCompiledError(self.path)
-        torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)
+        parameters = [self.phi, self.alpha, self.bias, self.base]
+        torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def move(tensor: Tensor) -> Tensor:
@@ -167,18 +184,20 @@ class OwnerSites(nn.Module):
         return x
 
     def sites(self) -> Iterator[SiteModule]:
-        """Iterate over the sites in program order."""
-        return iter(child for child in self.children() if isinstance(child, SiteModule))
+        """Iterate over the sites in program order, also over those that a library has wrapped."""
+        return iter(module for module in self.modules() if isinstance(module, SiteModule))
 
     def mark(self) -> None:
         """Mark every site, unless they are disabled.
 
+        Of a wrapped site, the one is marked that the wrapper shows, such as the copy that PEFT trains.
+
         Raises:
             NotCompiledError: nothing is being captured.
-            ShardedParametersError: FSDP2 has not gathered the parameters.
+            ShardedParametersError: FSDP has not gathered the parameters.
         """
         if not self.disabled:
-            for site in self.sites():
+            for site in self.children():
                 site.mark()
 
 

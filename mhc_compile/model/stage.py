@@ -19,12 +19,14 @@ Where the first call finds no site, it warns; not while `COLLECTING`, since the 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
 from torch import nn
 
-from mhc_compile.model.sites import OwnerSites
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
 
 _KEY = "_mhc_stage"  # in the module's own __dict__, so that copies and pickles of it keep their stage
+_LEFT_OUT = "_mhc_left_out"  # likewise
 
 
 class Stage(enum.Enum):
@@ -61,6 +63,22 @@ def set_planned(model: nn.Module) -> None:
     vars(model)[_KEY] = Stage.PLANNED
 
 
+def is_planned(module: nn.Module) -> bool:
+    """Tell whether the module is a planned model or was a part of one when that was planned."""
+    return vars(module).get(_KEY) in (Stage.PLANNED, Stage.PART_OF_PLANNED) or ATTRIBUTE in module._modules
+
+
+def leave_out(module: nn.Module, spots: Iterable[str]) -> None:
+    """Note which connections of a module's own forward the plan leaves plain, by their places."""
+    vars(module)[_LEFT_OUT] = frozenset(spots) | left_out(module)
+
+
+def left_out(module: nn.Module) -> frozenset[str]:
+    """Return the places of the connections that the plan leaves plain in a module's own forward."""
+    found: frozenset[str] = vars(module).get(_LEFT_OUT, frozenset())
+    return found
+
+
 def set_collecting(model: nn.Module) -> None:
     """Move a model to `COLLECTING`: a first call has created sites of one of its graphs."""
     vars(model)[_KEY] = Stage.COLLECTING
@@ -75,3 +93,4 @@ def close_first_call(module: nn.Module | None) -> None:
 def forget_stage(module: nn.Module) -> None:
     """Move one module back to `NOT_PLANNED`."""
     vars(module).pop(_KEY, None)
+    vars(module).pop(_LEFT_OUT, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
@@ -12,7 +12,8 @@ from mhc_compile.capture.owners import Stack
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
 from mhc_compile.passes import ANALYSIS, Plan, Rejection, Request
-from mhc_compile.passes.base import PlacedSite
+from mhc_compile.passes.base import PlacedSite, Residual, Spot, site_name
+from mhc_compile.passes.find_residuals.naming import distinct
 from mhc_compile.passes.graph import walk
 from mhc_compile.passes.graph.walk import value
 from mhc_compile.passes.reasons import reject
@@ -29,7 +30,7 @@ class _Linked:
     """A site of a region that may span graphs: the site whose streams it continues, or whether it starts some."""
 
     site: PlacedSite
-    before: str | None
+    before: Residual | None
     starts: bool
 
 
@@ -92,10 +93,15 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
     """Turn per-graph plans into one: join regions, drop those of a single site, give every site its place."""
     rejections = [rejection for plan in plans for rejection in plan.rejections]
     chains: list[_Chain] = []
+    held: dict[tuple[str, Spot], _Chain] = {}
     meetings: Meetings[_Chain] = Meetings(graphs)
     for g, plan in enumerate(plans):
         local: dict[int, _Chain] = {}
         for site in plan.sites:
+            where = _where(site.residual)
+            if where in held:  # the same code, compiled again: one site for both
+                local[site.region] = held[where]
+                continue
             chain, before, starts = local.get(site.region), None, False
             if chain is None:
                 came = meetings.enter(g, site)
@@ -103,37 +109,63 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
                 if came is None:
                     chains.append(chain := [])
                 else:
-                    before, chain = came[0].name, came[1]
+                    before, chain = came[0], came[1]
                 local[site.region] = chain
             if site.predecessor is not None:
-                before = plan.sites[site.predecessor].residual.name
+                before = plan.sites[site.predecessor].residual
             chain.append(_Linked(site, before, starts))
+            held[where] = chain
         for leaving in plan.exits:
             end = plan.sites[leaving.site]
             meetings.leave(g, leaving, end.residual, local[end.region])
-    sites: list[SitePlan] = []
-    for chain in chains:
-        if len(chain) < 2:
-            rejections.append(_single(chain[0].site))
-            continue
-        region = len({site.region for site in sites})
-        sites += [_place(linked, region, k, len(chain)) for k, linked in enumerate(chain)]
-    return Draft(plan=ModelPlan(config, tuple(sites)), rejections=tuple(rejections), cuts=tuple(meetings.close()))
+    whole = [chain for chain in chains if len(chain) > 1]
+    rejections += [_single(chain[0].site) for chain in chains if len(chain) == 1]
+    return Draft(
+        plan=ModelPlan(config, tuple(_placed(whole)), _left_out(rejections)),
+        rejections=tuple(rejections),
+        cuts=tuple(meetings.close()),
+    )
+
+
+def _placed(chains: Sequence[_Chain]) -> Iterator[SitePlan]:
+    """Give every site its place and its name: two graphs may have the same label for two places of an owner."""
+    residuals = [linked.site.residual for chain in chains for linked in chain]
+    labels = distinct([(residual.owner, residual.label) for residual in residuals])
+    named = {_where(residual): label for residual, label in zip(residuals, labels, strict=True)}
+    for region, chain in enumerate(chains):
+        for k, linked in enumerate(chain):
+            yield _place(linked, region, k, len(chain), named)
+
+
+def _left_out(rejections: Sequence[Rejection]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for rejection in rejections:
+        if rejection.spot is not None:
+            found.setdefault(rejection.owner, []).append(str(rejection.spot))
+    return {owner: tuple(dict.fromkeys(spots)) for owner, spots in found.items()}
+
+
+def _where(residual: Residual) -> tuple[str, Spot]:
+    return residual.owner, residual.spot
 
 
 def _single(site: PlacedSite) -> Rejection:
     residual = site.residual
     reason = "skip-scaled-alone" if residual.learned else "single-site-region"
-    return reject(reason, owner=residual.owner, source=residual.source, node=residual.total.name)
+    made = reject(reason, owner=residual.owner, source=residual.source, node=residual.total.name)
+    return dataclasses.replace(made, spot=residual.spot)
 
 
-def _place(linked: _Linked, region: int, k: int, length: int) -> SitePlan:
+def _place(
+    linked: _Linked, region: int, k: int, length: int, labels: Mapping[tuple[str, Spot], str]
+) -> SitePlan:
     residual = linked.site.residual
     tensor = value(residual.total)
+    label, before = labels[_where(residual)], linked.before
     return SitePlan(
-        name=residual.name,
+        name=site_name(residual.owner, label),
         owner=residual.owner,
-        label=residual.label,
+        label=label,
         kind=residual.kind,
         adds=len(residual.adds),
         source=residual.source,
@@ -142,9 +174,10 @@ def _place(linked: _Linked, region: int, k: int, length: int) -> SitePlan:
         region=region,
         k=k,
         length=length,
-        predecessor=linked.before,
+        predecessor=site_name(before.owner, labels[_where(before)]) if before is not None else None,
         lifts=tuple(_lift_name(node) for node in linked.site.lifts),
         starts=linked.starts,
+        spot=str(residual.spot),
     )
 
 

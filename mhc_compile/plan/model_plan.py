@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mhc_compile.config import Config
@@ -32,6 +32,7 @@ class SitePlan:
         predecessor: name of the site whose streams continue here, or None at the region's start.
         lifts: ops applied to every stream on the way here.
         starts: True where the region starts with a tensor that no site of another graph had made.
+        spot: where in its owner the add stands (`passes.base.Spot`), "" in plans of older releases.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SitePlan:
     predecessor: str | None
     lifts: tuple[str, ...]
     starts: bool = False
+    spot: str = ""
 
     @property
     def channels(self) -> int:
@@ -62,17 +64,37 @@ class SitePlan:
 
 @dataclasses.dataclass(frozen=True)
 class ModelPlan:
-    """The sites of a model and the options that define its function."""
+    """The sites of a model and the options that define its function.
+
+    Attributes:
+        config: the options.
+        sites: the sites, in program order.
+        left_out: the places of connections that stay plain, by the path of their owner.
+    """
 
     config: Config
     sites: tuple[SitePlan, ...]
+    left_out: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def joined(self, other: ModelPlan) -> ModelPlan:
         """Return this plan with the sites of another behind its own, those that it has already left out."""
         regions = 1 + max((site.region for site in self.sites), default=-1)
         known = {site.name for site in self.sites}
         more = [dataclasses.replace(s, region=s.region + regions) for s in other.sites if s.name not in known]
-        return ModelPlan(self.config, (*self.sites, *more))
+        left_out = {**self.left_out, **other.left_out}
+        return ModelPlan(self.config, (*self.sites, *more), left_out)
+
+    def without(self, names: Collection[str]) -> ModelPlan:
+        """Return the plan without some sites; those behind them continue what is left of their region."""
+        before = {site.name: site.predecessor for site in self.sites}
+
+        def left(name: str | None) -> str | None:
+            while name in names:
+                name = before.get(str(name))
+            return name
+
+        kept = [dataclasses.replace(s, predecessor=left(s.predecessor)) for s in self.sites if s.name not in names]
+        return dataclasses.replace(self, sites=tuple(kept))
 
     def to_json(self) -> str:
         """Return the plan as text for the model's extra state."""
@@ -82,6 +104,7 @@ class ModelPlan:
                 "function": self.config.function(),
                 "sites": [site.identity() for site in self.sites],
                 "details": [dataclasses.asdict(site) for site in self.sites],
+                "left_out": self.left_out,
             }
         )
 
@@ -99,7 +122,8 @@ class ModelPlan:
                 " wrote it, or upgrade the model anew and load its own weights only"
             )
         sites = [SitePlan(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
-        return cls(Config.from_function(data["function"]), tuple(sites))
+        left_out = {owner: tuple(spots) for owner, spots in data.get("left_out", {}).items()}
+        return cls(Config.from_function(data["function"]), tuple(sites), left_out)
 
 
 def _tupled(value: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from typing import ClassVar
 
 from torch import fx
 
-from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results
+from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results, Spot
 from mhc_compile.passes.find_residuals import describe
+from mhc_compile.passes.find_residuals.naming import Places, distinct, label
 from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
@@ -42,6 +42,8 @@ class _Finder:
         self.facts, self.namer = facts, namer
         self.sums = Sums(facts)
         self.order = facts.order
+        self.places = Places(facts.nodes, namer)
+        self.spots: dict[fx.Node, Spot] = {}  # of whatever is a connection in this run, or could be one in another
         self.matches: list[Match] = []
         self.rejections: list[Rejection] = []
 
@@ -98,10 +100,12 @@ class _Finder:
         ancestry, (x, y) = self.sums.ancestry, operands(node)
         related = ancestry.worked[y] & ancestry.bits((x,)) or ancestry.worked[x] & ancestry.bits((y,))
         if related and a.shape != b.shape:
+            self.spots[node] = self.places.spot(node, y if ancestry.worked[y] & ancestry.bits((x,)) else x)
             self._reject(node, "broadcast")
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)
+        self.spots[match.sum.total] = self.places.spot(match.sum.total, match.branches[0])
         self.sums.ancestry.carry_on(match.sum.total, match.carrier, match.branches)
 
     def _sift(self) -> list[Match]:
@@ -179,50 +183,46 @@ class _Finder:
         return any(m.ultimate is inner.sum.total or above[m.carrier] & ~worked[m.carrier] & bit for m in matches)
 
     def _residuals(self, matches: list[Match]) -> list[Residual]:
-        labels: Counter[tuple[str, str]] = Counter()
-        residuals = []
+        found = []
         for match in matches:
             total, branches = match.sum.total, match.branches
             axis = describe.feature_axis(match.reads, branches, total, self.order)
             if axis is None:
                 self._reject(total, "feature-axis")
                 continue
-            owner, label = self._label(total, branches[0], labels)
-            chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
-            kind = describe.kind(total, match.reads, branches, self.order)
-            learned = self.sums.skips.is_learned(match.carrier, match.reads)
-            where = source_of(total)
-            residuals.append(
-                Residual(
-                    total=total,
-                    carrier=match.carrier,
-                    reads=match.reads,
-                    branches=branches,
-                    adds=chain,
-                    kind=kind,
-                    owner=owner,
-                    label=label,
-                    source=where,
-                    axis=axis,
-                    learned=learned,
-                )
-            )
-            for add in match.sum.adds:
-                if add not in chain:
-                    self._reject(add, "branch-sum", where)
-        return residuals
+            found.append((match, axis, self.namer.owner(total)))
+        names = distinct([(owner, label(match.branches[0], owner, self.namer)) for match, _, owner in found])
+        return [
+            self._residual(match, axis, owner, name)
+            for (match, axis, owner), name in zip(found, names, strict=True)
+        ]
 
-    def _label(self, total: fx.Node, branch: fx.Node, labels: Counter[tuple[str, str]]) -> tuple[str, str]:
-        """Return owner and label of a site; a label that clashes is numbered in program order."""
-        owner = self.namer.owner(total)
-        label = describe.label(branch, owner, self.namer) or f"line{source_of(total).rpartition(':')[2]}"
-        count = labels[owner, label]
-        labels[owner, label] += 1
-        return owner, f"{label}_{count}" if count else label
+    def _residual(self, match: Match, axis: int, owner: str, name: str) -> Residual:
+        total, branches, where = match.sum.total, match.branches, source_of(match.sum.total)
+        chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
+        for add in match.sum.adds:
+            if add not in chain:
+                self._reject(add, "branch-sum", where)
+        return Residual(
+            total=total,
+            carrier=match.carrier,
+            reads=match.reads,
+            branches=branches,
+            adds=chain,
+            kind=describe.kind(total, match.reads, branches, self.order),
+            owner=owner,
+            label=name,
+            spot=self.spots[total],
+            call=self.namer.call(total),
+            source=where,
+            axis=axis,
+            learned=self.sums.skips.is_learned(match.carrier, match.reads),
+        )
 
     def _reject(self, node: fx.Node, reason: str, other: str = "") -> None:
         owner, source = self.namer.owner(node), source_of(node)
-        self.rejections.append(reject(reason, owner=owner, source=source, node=node.name, other=other))
+        made = reject(reason, owner=owner, source=source, node=node.name, other=other)
+        self.rejections.append(dataclasses.replace(made, spot=self.spots.get(node)))
 
 
 def _leads_to(add: fx.Node, match: Match) -> bool:

@@ -1,4 +1,4 @@
-"""What a residual connection is called, what kind it is, and along which axis its features lie."""
+"""What kind a residual connection is, and along which axis its features lie."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import deque
 
 from torch import fx
 
-from mhc_compile.passes.base import Namer
 from mhc_compile.passes.find_residuals import axes
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.walk import between, value
@@ -57,24 +56,6 @@ def _axis(node: fx.Node, source: fx.Node) -> int | None:
     if op in ("linear", "matmul", "addmm", "mm", "einsum") or optable.reduces_last(node, rank):
         return -1
     return None
-
-
-def label(branch: fx.Node, owner: str, namer: Namer) -> str | None:
-    """Return the name of the owner's submodule that does the branch's work: the last real work before the add."""
-    seen: set[fx.Node] = set()
-    queue = deque([branch])
-    first: str | None = None
-    while queue and len(seen) < 64:
-        node = queue.popleft()
-        if node in seen:
-            continue
-        seen.add(node)
-        child = namer.child(node, owner)
-        first = first or child
-        if optable.works(node):
-            return child or first
-        queue.extend(node.all_input_nodes)
-    return first
 
 
 def kind(total: fx.Node, root: fx.Node, branches: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> str:

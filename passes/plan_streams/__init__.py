@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mhc_compile.config import Config
-from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
+from mhc_compile.errors import PlanMismatchError
 from mhc_compile.ops import limits
 from mhc_compile.passes.base import (
     Binding,
@@ -29,6 +29,7 @@ from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.plan_streams.binding import bind
 from mhc_compile.passes.plan_streams.flow import Flow
 from mhc_compile.passes.reasons import reject
 
@@ -37,8 +38,9 @@ from mhc_compile.passes.reasons import reject
 class PlanStreams:
     """Chain the sites: streams flow on where a carrier comes from an earlier sum by ops that act on each token alone.
 
-    A graph without bindings is planned freely, by the config. A graph with bindings holds the markers of an upgraded
-    model: it realises exactly the sites they name, or is an error.
+    The graph of a model without a plan is planned freely, by the config. That of an upgraded model realises exactly the
+    sites that its markers name, or is an error. Sites whose owners this call skips, as LayerDrop and early exits do, are
+    not there: the streams pass them by.
     """
 
     name: ClassVar[str] = "plan-streams"
@@ -48,13 +50,19 @@ class PlanStreams:
         """Return the sites, in program order, and what becomes none.
 
         Raises:
-            SiteNotFoundError: a bound site's add is not in this graph.
-            PlanMismatchError: the streams of a bound site come from elsewhere than planned.
+            SiteNotFoundError: a bound site's add is not in this graph, although its branch is.
+            PlanMismatchError: the streams of a bound site come from elsewhere than planned, or a connection of the
+                model is not in its plan.
         """
-        findings, bindings, facts = results[Findings], results[Bindings].by_name, results[GraphFacts]
-        chosen, left_out = (_bound(findings, bindings), ()) if bindings else _select(findings, request)
+        findings, facts = results[Findings], results[GraphFacts]
+        bound: dict[fx.Node, Binding] = {}
+        if request.planned:
+            bound = bind(gm, findings, results[Bindings], request)
+            chosen, left_out = [residual for residual in findings.residuals if residual.total in bound], ()
+        else:
+            chosen, left_out = _select(findings, request)
         flow = Flow(facts, {residual.total: residual.axis for residual in chosen})
-        sites = _chain(chosen, bindings, flow, request)
+        sites = _chain(chosen, bound, flow, request)
         return Plan(sites, _exits(gm, chosen, flow), findings.rejections + left_out)
 
 
@@ -73,30 +81,14 @@ def _select(findings: Findings, request: Request) -> tuple[list[Residual], tuple
         if left_out or residual.owner in request.barred:
             reason, add = "excluded" if left_out else "broken-forward", residual.total.name
             told = reject(reason, owner=residual.owner, source=residual.source, node=add, site=residual.name)
-            rejections.append(told)
+            rejections.append(dataclasses.replace(told, spot=residual.spot))
         else:
             chosen.append(residual)
     return chosen, tuple(rejections)
 
 
-def _bound(findings: Findings, bindings: Mapping[str, Binding]) -> list[Residual]:
-    """Return the connections that the markers name."""
-    chosen = [residual for residual in findings.residuals if residual.name in bindings]
-    for name in sorted(set(bindings) - {residual.name for residual in chosen}):
-        binding = bindings[name]
-        near = [f"{r.source} ({r.reason})" for r in findings.rejections if r.owner == binding.owner and r.residual]
-        cause = f"what stands there now: {', '.join(near)}" if near else "its add is not in this graph"
-        raise SiteNotFoundError(
-            f"site {binding.title!r} is in the plan, but its residual add was not found in this graph: {cause}. Either"
-            " a graph break or a fused call cuts the branch from its add (TORCH_LOGS=graph_breaks shows breaks; for"
-            " nn.TransformerEncoder call torch.backends.mha.set_fastpath_enabled(False)), or this call takes another"
-            " path through the model than the one that upgrade saw: remove(model) and upgrade with these arguments."
-        )
-    return chosen
-
-
 def _chain(
-    chosen: list[Residual], bindings: Mapping[str, Binding], flow: Flow, request: Request
+    chosen: list[Residual], bound: Mapping[fx.Node, Binding], flow: Flow, request: Request
 ) -> tuple[PlacedSite, ...]:
     """Let each site continue the streams of the site before it, where they reach it."""
     index = {residual.total: i for i, residual in enumerate(chosen)}
@@ -104,14 +96,13 @@ def _chain(
     sites: list[PlacedSite] = []
     regions = 0
     for residual in chosen:
-        binding = bindings.get(residual.name)
+        binding = bound.get(residual.total)
         found = None if residual.total in apart else flow.comes_from.get(residual.carrier)
         inflow = found if found is not None and found.op == "placeholder" else None
         predecessor = index.get(found) if found is not None else None
-        starts_anew = binding is not None and binding.entry
-        if predecessor is not None and (starts_anew or sites[predecessor].residual.axis != residual.axis):
+        if predecessor is not None and not _continues(sites[predecessor], residual, binding):
             predecessor = None
-        carried = binding is not None and not binding.entry and predecessor is None
+        carried = predecessor is None and _is_carried(residual, binding, sites, request)
         start, region = residual.reads, regions
         if predecessor is not None:
             start, region = sites[predecessor].residual.total, sites[predecessor].region
@@ -131,6 +122,43 @@ def _chain(
         )
         sites.append(site)
     return tuple(sites)
+
+
+def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) -> bool:
+    """Tell whether a site continues the streams of the site before it, by the plan where there is one.
+
+    Raises:
+        PlanMismatchError: the plan has the two the other way round.
+    """
+    if before.residual.axis != residual.axis:
+        return False
+    if binding is None:
+        return True
+    one, two = before.binding.known if before.binding is not None else None, binding.known
+    if before.residual.call.model != residual.call.model or (one is not None and two is not None and one.region != two.region):
+        return False
+    if one is not None and two is not None and one.k >= two.k:
+        raise PlanMismatchError(
+            f"site {two.name!r} runs behind site {one.name!r} here, and in the plan before it: layers were moved, or run"
+            " again. remove(model) and upgrade it as it runs now"
+        )
+    return not binding.entry
+
+
+def _is_carried(
+    residual: Residual, binding: Binding | None, before: list[PlacedSite], request: Request
+) -> bool:
+    """Tell whether streams must come to a site from another graph.
+
+    Not to one whose region starts there; nor in a graph that is the whole model, if all sites before it in its region
+    were skipped: then streams start there.
+    """
+    if binding is None or binding.entry:
+        return False
+    if not request.whole or binding.known is None:
+        return True
+    known = [site.binding.known for site in before if site.binding is not None and site.residual.call.model == residual.call.model]
+    return any(each is not None and each.region == binding.known.region for each in known)
 
 
 def _carried_in(residual: Residual, binding: Binding | None, inflow: fx.Node | None) -> fx.Node:

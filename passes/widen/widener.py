@@ -22,7 +22,6 @@ from mhc_compile.ops.signatures import (
     position,
 )
 from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
-from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import ir, optable, provenance, views
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.order import Order, stable_topological_sort
@@ -39,7 +38,7 @@ class Widener:
         """Prepare to rewrite the planned sites, of which there is one at least."""
         self.graph, self.config, self.n = gm.graph, request.config, request.config.streams
         self.plan, facts = results[Plan], results[GraphFacts]
-        self.gives = request.carries and len(results[Bindings].by_name) != request.sites_of_model
+        self.gives = request.carries and not request.whole
         self.order = facts.order
         inputs = gm.graph.find_nodes(op="placeholder")
         self.inputs, self.last_input = {node: i for i, node in enumerate(inputs)}, inputs[-1]

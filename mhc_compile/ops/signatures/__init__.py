@@ -106,6 +106,7 @@ class Marker(NamedTuple):
     name: str
     spec: str
     entry: bool
+    spot: str
 
 
 class Enter(NamedTuple):

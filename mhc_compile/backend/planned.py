@@ -1,0 +1,165 @@
+"""What a frame's graph has to do with planned models: what it runs of them, and that none of it runs plain unasked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from mhc_compile.capture.frames import is_in_parts, module_called
+from mhc_compile.config import Config
+from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
+from mhc_compile.model.owners import is_owner, living
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
+from mhc_compile.model.stage import is_planned, left_out
+from mhc_compile.passes.base import Residual
+from mhc_compile.passes.bind_sites import markers
+from mhc_compile.passes.plan_streams import excluded
+
+_AGAIN = (
+    "mhc_compile.remove(model) and upgrade it as it is now. (A trained model can be saved, and restored into a model of"
+    " the new shape by mhc_compile.restore, before)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """The modules of planned models whose forwards a frame's graph runs.
+
+    Attributes:
+        root: the module whose forward the frame is, if it is a module's.
+        called: the other modules that the frame runs, by their ids as text.
+        whole: True where the frame runs all of a planned model's forward.
+    """
+
+    root: nn.Module | None = None
+    called: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    whole: bool = False
+
+    @classmethod
+    def of(cls, gm: fx.GraphModule, root: nn.Module | None) -> Planned:
+        """Read a graph of Dynamo's, while Dynamo compiles its frame.
+
+        A break inside of a module's forward ends the graph in front of its call, so a call that is in a graph is there
+        from end to end.
+        """
+        owners = living()
+        called: dict[str, nn.Module] = {}
+        for key, source in dict.fromkeys(entry for stack in _stacks(gm) for entry in stack):
+            number = key.partition("@")[0]
+            module = called.get(number) or owners.get(int(number)) if number.isdigit() else None
+            module = module or module_called(source, number)
+            if module is not None:
+                called[number] = module
+        whole = _holds_plan(root) and not is_in_parts(gm)
+        return cls(root, called, whole or any(map(_holds_plan, called.values())))
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The planned models that the frame runs."""
+        return [module for module in (self.root, *self.called.values()) if module is not None and _holds_plan(module)]
+
+    @property
+    def any(self) -> bool:
+        """Whether the frame runs something of a planned model that is not disabled."""
+        modules = [module for module in (self.root, *self.called.values()) if module is not None]
+        return any(map(is_planned, modules)) and not any(map(_is_disabled, modules))
+
+    def check(self, gm: fx.GraphModule) -> None:
+        """Refuse a graph that runs an owner whose sites were not marked, or a model whose sites were moved.
+
+        Raises:
+            SiteNotFoundError: an owner's forward has run without its sites.
+            PlanMismatchError: the model's sites are not those of its plan.
+        """
+        for model in self.models:
+            _check_sites(model)
+        marked = {_stack(marker)[-1:] for module in gm.modules() for marker in markers(module)}
+        for stack in _stacks(gm):
+            for entry in stack:
+                owner = self.called.get(entry[0].partition("@")[0])
+                if owner is not None and _has_sites(owner) and (entry,) not in marked:
+                    raise SiteNotFoundError(_bypassed(owner))
+        if self.root is not None and "forward" in vars(self.root) and _has_sites(self.root) and () not in marked:
+            raise SiteNotFoundError(_bypassed(self.root))
+
+    def stays_plain(self, residual: Residual, config: Config) -> bool:
+        """Tell whether a connection without a site is left alone: outside of planned models, or as their plans say."""
+        around = [*map(self._module, _stack(residual.total))]
+        modules = [module for module in (self.root, *around) if module is not None]
+        if not any(map(is_planned, modules)) or any(map(_is_disabled, modules)):
+            return True
+        own = around[-1] if around else self.root
+        if own is not None and str(residual.spot) in left_out(own):
+            return True
+        return excluded(residual.name, 0, config)
+
+    def _module(self, entry: tuple[str, str]) -> nn.Module | None:
+        return self.called.get(entry[0].partition("@")[0])
+
+
+def _stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    stack: Mapping[Any, Any] = node.meta.get("nn_module_stack") or {}
+    return tuple((str(key), str(entry[0])) for key, entry in stack.items())
+
+
+def _stacks(gm: fx.GraphModule) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Iterate over the different stacks of what a graph computes, in the graphs inside of it, too."""
+    graphs: Iterable[fx.Graph] = (module.graph for module in gm.modules() if isinstance(module, fx.GraphModule))
+    nodes = (node for graph in graphs for node in graph.nodes if node.op.startswith("call"))
+    yield from dict.fromkeys(map(_stack, nodes))
+
+
+def _holds_plan(module: nn.Module | None) -> bool:
+    return module is not None and isinstance(module._modules.get(ATTRIBUTE), RootSites)
+
+
+def _is_disabled(module: nn.Module) -> bool:
+    held = module._modules.get(ATTRIBUTE)
+    return isinstance(held, OwnerSites) and held.disabled
+
+
+def _has_sites(module: nn.Module) -> bool:
+    held = module._modules.get(ATTRIBUTE)
+    return is_owner(module) and held is not None and not getattr(held, "disabled", False)
+
+
+def _bypassed(owner: nn.Module) -> str:
+    site = next((each for each in owner.modules() if isinstance(each, SiteModule)), None)
+    name, kind = site.path if site is not None else ATTRIBUTE, type(owner).__name__
+    return (
+        f"site {name!r} is in the plan, but {kind}, which owns it, ran here without it: its forward was replaced after"
+        " the upgrade (by a kernel or hook library, or by hand), so that its hyper-connections would be lost. Replace it"
+        " first, then upgrade: mhc_compile.remove(model), replace, upgrade"
+    )
+
+
+def _check_sites(model: nn.Module) -> None:
+    """Check that every site of a model's plan is where the plan says, and no other."""
+    held = model._modules[ATTRIBUTE]
+    assert isinstance(held, RootSites)
+    planned = {str(site["name"]) for site in held.sites_of_plan()}
+    here: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, SiteModule):
+            owner = path.partition(f"{ATTRIBUTE}.")[0].rstrip(".") if path.startswith(f"{ATTRIBUTE}.") else path.rpartition(f".{ATTRIBUTE}.")[0]
+            if module.path not in planned or not _is_within(module.path.rpartition(".")[0], owner):
+                raise PlanMismatchError(
+                    f"{owner or 'the model'!r} holds site {module.path!r}, which is not its place in the plan: layers"
+                    f" were added, moved, copied or taken away since upgrade; {_AGAIN}"
+                )
+            here[module.path] = owner
+    lost = next(iter(planned - here.keys()), None)
+    if lost is not None:
+        raise PlanMismatchError(
+            f"site {lost!r} is in the plan, but the model has it no more: its layer was replaced or taken away since"
+            f" upgrade; {_AGAIN}"
+        )
+
+
+def _is_within(planned: str, owner: str) -> bool:
+    """Tell whether a path is another one with steps of wrappers in between, such as `_checkpoint_wrapped_module`."""
+    steps = iter(owner.split("."))
+    return not planned or all(step in steps for step in planned.split("."))
