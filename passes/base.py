@@ -85,7 +85,7 @@ class Request:
         barred: paths of modules whose forward a graph break cuts. Their connections are left alone.
         devices: the types of device whose sites run generated kernels.
         carries: True where streams may enter and leave the graph.
-        planned: True where the graph belongs to a model with a plan, of which it realises exactly what its markers name.
+        planned: True where the graph belongs to a model with a plan: it realises exactly what its markers name.
         whole: True where the graph is all that one call of the planned model runs. Then no streams enter or leave it.
         inline: replace the ops of the IR by plain torch, for graphs that run without this package.
         known: returns what a model knows of the site whose phi is this input, if there is one.

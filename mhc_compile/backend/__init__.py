@@ -63,4 +63,3 @@ def mhc(
                 return first_call.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
             first_call.warn_nothing_found(gm, root, draft)
         return compile_with(without_markers(gm), example_inputs, config, mode)
-

@@ -11,9 +11,9 @@ from torch import fx, nn
 from mhc_compile.capture.frames import is_in_parts, module_called
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.model.owners import is_owner, living
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.stage import is_planned, left_out
+from mhc_compile.model.subclasses import owners
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.plan_streams import excluded
@@ -45,13 +45,10 @@ class Planned:
         A break inside of a module's forward ends the graph in front of its call, so a call that is in a graph is there
         from end to end.
         """
-        owners = living()
-        called: dict[str, nn.Module] = {}
+        known, called = owners(), dict[str, nn.Module]()
         for key, source in dict.fromkeys(entry for stack in _stacks(gm) for entry in stack):
             number = key.partition("@")[0]
-            module = called.get(number) or owners.get(int(number)) if number.isdigit() else None
-            module = module or module_called(source, number)
-            if module is not None:
+            if number not in called and (module := known.get(number) or module_called(source, number)) is not None:
                 called[number] = module
         whole = _holds_plan(root) and not is_in_parts(gm)
         return cls(root, called, whole or any(map(_holds_plan, called.values())))
@@ -123,7 +120,8 @@ def _is_disabled(module: nn.Module) -> bool:
 
 def _has_sites(module: nn.Module) -> bool:
     held = module._modules.get(ATTRIBUTE)
-    return is_owner(module) and held is not None and not getattr(held, "disabled", False)
+    sites = held is not None and any(isinstance(each, SiteModule) for each in held.modules())
+    return sites and not getattr(held, "disabled", False)
 
 
 def _bypassed(owner: nn.Module) -> str:
@@ -131,8 +129,8 @@ def _bypassed(owner: nn.Module) -> str:
     name, kind = site.path if site is not None else ATTRIBUTE, type(owner).__name__
     return (
         f"site {name!r} is in the plan, but {kind}, which owns it, ran here without it: its forward was replaced after"
-        " the upgrade (by a kernel or hook library, or by hand), so that its hyper-connections would be lost. Replace it"
-        " first, then upgrade: mhc_compile.remove(model), replace, upgrade"
+        " the upgrade (by a library of kernels or hooks, or by hand). Replace it first, then upgrade:"
+        " mhc_compile.remove(model), replace, upgrade"
     )
 
 
@@ -140,18 +138,18 @@ def _check_sites(model: nn.Module) -> None:
     """Check that every site of a model's plan is where the plan says, and no other."""
     held = model._modules[ATTRIBUTE]
     assert isinstance(held, RootSites)
-    planned = {str(site["name"]) for site in held.sites_of_plan()}
-    here: dict[str, str] = {}
+    planned = {str(site["name"]): str(site["name"]).rpartition(".")[0] for site in held.sites_of_plan()}
+    found = set()
     for path, module in model.named_modules():
         if isinstance(module, SiteModule):
-            owner = path.partition(f"{ATTRIBUTE}.")[0].rstrip(".") if path.startswith(f"{ATTRIBUTE}.") else path.rpartition(f".{ATTRIBUTE}.")[0]
-            if module.path not in planned or not _is_within(module.path.rpartition(".")[0], owner):
+            owner = f".{path}".rpartition(f".{ATTRIBUTE}.")[0].removeprefix(".")
+            if module.path not in planned or not _is_within(planned[module.path], owner):
                 raise PlanMismatchError(
                     f"{owner or 'the model'!r} holds site {module.path!r}, which is not its place in the plan: layers"
                     f" were added, moved, copied or taken away since upgrade; {_AGAIN}"
                 )
-            here[module.path] = owner
-    lost = next(iter(planned - here.keys()), None)
+            found.add(module.path)
+    lost = next((name for name in planned if name not in found), None)
     if lost is not None:
         raise PlanMismatchError(
             f"site {lost!r} is in the plan, but the model has it no more: its layer was replaced or taken away since"

@@ -131,7 +131,7 @@ def module_called(source: str, number: str) -> nn.Module | None:
     if told is None:
         return None
     tx = InstructionTranslator.current_tx().output.root_tx
-    found = (tx.f_locals if told["scope"] == "L" else tx.f_globals).get(told["name"])
+    found: Any = (tx.f_locals if told["scope"] == "L" else tx.f_globals).get(told["name"])
     for step in _STEP.finditer(told["rest"]):
         name, index = step["name"] or step["key"], step["index"]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         NameTakenError: an owner, or the model, has an attribute `mhc` of its own.
         PlanMismatchError: a forward is replaced on the instance, so its sites could not be marked.
     """
-    held = getattr(model, ATTRIBUTE, None)
+    held = model._modules.get(ATTRIBUTE)
     if first_call and isinstance(held, RootSites):
         before = ModelPlan.from_json(held.text)
         joined = before.joined(plan)
@@ -40,6 +41,8 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         owners.check(module, path)
     try:
         model.add_module(ATTRIBUTE, held)
+        if owners.walks(model):
+            owners.adopt(model)
         same, successors = object(), Counter(site.predecessor for site in new)
         for site in new:
             made = _create(found[site.owner], site, plan.config)
@@ -57,7 +60,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
 
 def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
     """Create one site on its owner: on the owner's device, and in fp64 where the owner is."""
-    if not isinstance(getattr(module, ATTRIBUTE, None), OwnerSites):
+    if not isinstance(module._modules.get(ATTRIBUTE), OwnerSites):
         module.add_module(ATTRIBUTE, OwnerSites())
     owners.adopt(module)
     reference = next((p for p in module.parameters() if p.is_floating_point()), None)
@@ -74,7 +77,8 @@ def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
         )
     if reference is not None and reference.dtype == torch.float64:
         made.double()
-    getattr(module, ATTRIBUTE).add(made)
+    held: Any = module._modules[ATTRIBUTE]
+    held.add(made)
     return made
 
 

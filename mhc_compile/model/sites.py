@@ -62,7 +62,6 @@ class SiteModule(nn.Module):
 
     def __init__(
         self,
-        *,
         path: str,
         label: str,
         place: start_values.Place,
@@ -197,8 +196,9 @@ class OwnerSites(nn.Module):
             ShardedParametersError: FSDP has not gathered the parameters.
         """
         if not self.disabled:
-            for site in self.children():
-                site.mark()
+            shown: Any
+            for shown in self.children():
+                shown.mark()
 
 
 class RootSites(OwnerSites):

@@ -156,9 +156,7 @@ def _single(site: PlacedSite) -> Rejection:
     return dataclasses.replace(made, spot=residual.spot)
 
 
-def _place(
-    linked: _Linked, region: int, k: int, length: int, labels: Mapping[tuple[str, Spot], str]
-) -> SitePlan:
+def _place(linked: _Linked, region: int, k: int, length: int, labels: Mapping[tuple[str, Spot], str]) -> SitePlan:
     residual = linked.site.residual
     tensor = value(residual.total)
     label, before = labels[_where(residual)], linked.before

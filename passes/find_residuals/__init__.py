@@ -193,8 +193,7 @@ class _Finder:
             found.append((match, axis, self.namer.owner(total)))
         names = distinct([(owner, label(match.branches[0], owner, self.namer)) for match, _, owner in found])
         return [
-            self._residual(match, axis, owner, name)
-            for (match, axis, owner), name in zip(found, names, strict=True)
+            self._residual(match, axis, owner, name) for (match, axis, owner), name in zip(found, names, strict=True)
         ]
 
     def _residual(self, match: Match, axis: int, owner: str, name: str) -> Residual:

@@ -87,7 +87,7 @@ def inplace_flag(node: fx.Node) -> Any:
 def works(node: fx.Node) -> bool:
     """Tell whether the node does real work: a contraction, or an op that the table does not know."""
     if node.target is torch.ops.higher_order.autograd_function_apply:  # without gradients Dynamo looks into it
-        body = node.graph.owning_module.get_submodule(str(node.args[0].target))  # type: ignore
+        body: Any = node.graph.owning_module.get_submodule(str(node.args[0].target))  # type: ignore
         return any(works(inner) and inner.users for inner in body.graph.nodes)
     return node.op in ("call_function", "call_method", "call_module") and name(node) not in LIGHT
 

@@ -39,8 +39,8 @@ class PlanStreams:
     """Chain the sites: streams flow on where a carrier comes from an earlier sum by ops that act on each token alone.
 
     The graph of a model without a plan is planned freely, by the config. That of an upgraded model realises exactly the
-    sites that its markers name, or is an error. Sites whose owners this call skips, as LayerDrop and early exits do, are
-    not there: the streams pass them by.
+    sites that its markers name, or is an error. Streams pass by the sites whose owners this call skips, as LayerDrop and
+    early exits do.
     """
 
     name: ClassVar[str] = "plan-streams"
@@ -56,9 +56,10 @@ class PlanStreams:
         """
         findings, facts = results[Findings], results[GraphFacts]
         bound: dict[fx.Node, Binding] = {}
+        left_out: tuple[Rejection, ...] = ()
         if request.planned:
             bound = bind(gm, findings, results[Bindings], request)
-            chosen, left_out = [residual for residual in findings.residuals if residual.total in bound], ()
+            chosen = [residual for residual in findings.residuals if residual.total in bound]
         else:
             chosen, left_out = _select(findings, request)
         flow = Flow(facts, {residual.total: residual.axis for residual in chosen})
@@ -130,24 +131,22 @@ def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) 
     Raises:
         PlanMismatchError: the plan has the two the other way round.
     """
-    if before.residual.axis != residual.axis:
+    if before.residual.axis != residual.axis or before.residual.call.model != residual.call.model:
         return False
-    if binding is None:
+    if binding is None or before.binding is None:
         return True
-    one, two = before.binding.known if before.binding is not None else None, binding.known
-    if before.residual.call.model != residual.call.model or (one is not None and two is not None and one.region != two.region):
+    one, two = before.binding.known, binding.known
+    if one is not None and two is not None and one.region != two.region:
         return False
     if one is not None and two is not None and one.k >= two.k:
         raise PlanMismatchError(
-            f"site {two.name!r} runs behind site {one.name!r} here, and in the plan before it: layers were moved, or run"
+            f"site {two.name!r} runs behind site {one.name!r} here, but before it in the plan: layers were moved, or run"
             " again. remove(model) and upgrade it as it runs now"
         )
     return not binding.entry
 
 
-def _is_carried(
-    residual: Residual, binding: Binding | None, before: list[PlacedSite], request: Request
-) -> bool:
+def _is_carried(residual: Residual, binding: Binding | None, before: list[PlacedSite], request: Request) -> bool:
     """Tell whether streams must come to a site from another graph.
 
     Not to one whose region starts there; nor in a graph that is the whole model, if all sites before it in its region
@@ -157,7 +156,8 @@ def _is_carried(
         return False
     if not request.whole or binding.known is None:
         return True
-    known = [site.binding.known for site in before if site.binding is not None and site.residual.call.model == residual.call.model]
+    same = (site.binding for site in before if site.residual.call.model == residual.call.model)
+    known = (each.known for each in same if each is not None)
     return any(each is not None and each.region == binding.known.region for each in known)
 
 

@@ -1,10 +1,10 @@
-"""Which connection of a graph is which site of the plan: each call of an owner realises the sites that it has marked."""
+"""Which connection of a graph is which site of the plan: a call of an owner realises the sites that it has marked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import fx
 
@@ -17,9 +17,7 @@ _BY_LINE = re.compile(r"line\d+(_\d+)?")  # how older releases called a site who
 _AGAIN = "remove(model) and upgrade it with arguments for this"
 
 
-def bind(
-    gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Request
-) -> dict[fx.Node, Binding]:
+def bind(gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Request) -> dict[fx.Node, Binding]:
     """Return the bindings of the sums that become sites.
 
     A site is known by its place. Where the code has changed since upgrade, or the call takes another of several
@@ -29,7 +27,7 @@ def bind(
         SiteNotFoundError: a site's add is not in this graph, although its branch is.
         PlanMismatchError: a connection of the model has no site, and the plan has not left it out.
     """
-    calls: dict[Hashable, list[Residual]] = {}
+    calls: dict[tuple[Any, ...], list[Residual]] = {}
     for residual in findings.residuals:
         calls.setdefault(residual.call.key, []).append(residual)
     bound: dict[fx.Node, Binding] = {}
@@ -67,7 +65,7 @@ def _pairs(found: Sequence[Residual], sites: Sequence[Binding]) -> Iterator[tupl
         (lambda r: r.spot, lambda s: s.spot),
         (lambda r: (r.spot.call, r.spot.child), lambda s: s.spot and (s.spot.call, s.spot.child)),
         (lambda r: r.label, lambda s: s.label if s.spot is None else None),
-        (lambda r: not r.spot.child, lambda s: s.spot is None and bool(_BY_LINE.fullmatch(s.label)) or None),
+        (lambda r: not r.spot.child, lambda s: (s.spot is None and bool(_BY_LINE.fullmatch(s.label))) or None),
     ]
     for of_residual, of_site in ways:
         for key, some in _grouped(left, of_residual).items():

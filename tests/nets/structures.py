@@ -131,7 +131,7 @@ def check_marks(step: Step, depth: int = 2) -> Report:
     file, layers = inspect.getsourcefile(step), [f"layers.{i}" for i in range(depth)]
     found = [(s.name, s.adds, s.kind, s.axis, s.source) for s in report.sites]
     assert found == [
-        (f"{layer}.{label if label != 'line' else f'line{line}'}", adds, kind, -1, f"{file}:{line}")
+        (f"{layer}.{label}", adds, kind, -1, f"{file}:{line}")
         for layer in layers
         for label, adds, kind, line in (mark.site for mark in marks(step, "site"))
     ]
@@ -151,7 +151,7 @@ def graph(model: nn.Module, *args: Any) -> fx.GraphModule:
 def request(
     *, devices: frozenset[str] = frozenset(), carries: bool = False, inline: bool = False, **options: Any
 ) -> Request:
-    """What the backend asks of the passes, with these options."""
+    """What the backend asks of the passes for a graph of a model without a plan, with these options."""
     config = mhc.Config(**options)
     return Request(config=config, namer=Stack(), devices=devices, carries=carries, inline=inline)
 
@@ -187,14 +187,14 @@ def marked(gm: fx.GraphModule, *, entry: bool | None = None, **options: Any) -> 
         inputs.append([_parameter(made.graph, f"site_{number}_{i}", shape) for i, shape in enumerate(shapes)])
     for site, parameters in zip(reversed(sites), reversed(inputs), strict=True):  # each goes in front of the others
         starts = entry if entry is not None else site.facts.starts
-        mark(made, site.residual.label, parameters, site.residual.total, starts)
+        mark(made, site.residual.label, parameters, site.residual.total, starts, str(site.residual.spot))
     return made
 
 
-def mark(gm: fx.GraphModule, label: str, parameters: list[fx.Node], like: fx.Node, entry: bool) -> None:
+def mark(gm: fx.GraphModule, label: str, parameters: list[fx.Node], like: fx.Node, entry: bool, spot: str = "") -> None:
     """Put a marker behind the inputs, owned by the module that made a node."""
     with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
-        marker = gm.graph.call_function(torch.ops.mhc.site.default, (parameters, label, "{}", entry))
+        marker = gm.graph.call_function(torch.ops.mhc.site.default, (parameters, label, "{}", entry, spot))
     marker.meta = {"nn_module_stack": like.meta["nn_module_stack"]} if "nn_module_stack" in like.meta else {}
 
 
@@ -202,7 +202,7 @@ def rewritten(gm: fx.GraphModule, *, entry: bool | None = None, **asked: Any) ->
     """A copy of a plain graph with every site rewritten by the pipeline, and what the passes returned."""
     options = {key: value for key, value in asked.items() if key not in ("devices", "carries", "inline")}
     made = marked(gm, entry=entry, **options)
-    results = run(PIPELINE, made, request(**asked))
+    results = run(PIPELINE, made, dataclasses.replace(request(**asked), planned=True))
     made.recompile()
     return made, results
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mhc_compile.capture.graphs import copy_graph
 from mhc_compile.errors import NarrowParametersError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
+from mhc_compile.passes.base import Known
 from mhc_compile.passes.bind_sites import MARKER, Bindings, BindSites
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.runner import run
@@ -31,13 +32,12 @@ def test_markers_become_bindings_and_go() -> None:
     plain = graph(Layer(two_sites), tokens())
     gm = marked(plain)
     assert ops(gm) == ["site", "site", *ops(plain)]
-    found = bound(gm).by_name
+    found = bound(gm)
     assert ops(gm) == ops(plain)
-    assert {name: (b.owner, b.title, b.entry) for name, b in found.items()} == {
-        "proj": ("", "proj", True),
-        "mlp": ("", "mlp", False),
-    }
-    parameters = found["mlp"].parameters
+    told = [(binding.label, binding.owner, binding.title, binding.entry) for binding in found]
+    assert told == [("proj", "", "proj", True), ("mlp", "", "mlp", False)]
+    (_, mlp) = found
+    parameters = mlp.parameters
     assert [node.name for node in vars(parameters).values()] == ["site_1_0", "site_1_1", "site_1_2", "site_1_3"]
 
 
@@ -47,9 +47,9 @@ def test_a_graph_without_markers_binds_nothing() -> None:
 
 def test_the_model_may_know_a_site_by_a_longer_name() -> None:
     gm = marked(graph(Layer(two_sites), tokens()))
-    asked = dataclasses.replace(request(), known_as=lambda phi: f"layers.3.{phi.name}")
-    found = run([BindSites()], gm, asked)[Bindings].by_name
-    assert [binding.title for binding in found.values()] == ["layers.3.site_0_0", "layers.3.site_1_0"]
+    asked = dataclasses.replace(request(), known=lambda phi: Known(f"layers.3.{phi.name}", 0, 0))
+    found = run([BindSites()], gm, asked)[Bindings]
+    assert [binding.title for binding in found] == ["layers.3.site_0_0", "layers.3.site_1_0"]
 
 
 def test_parameters_in_16_bits_are_refused() -> None:
@@ -89,8 +89,8 @@ def with_a_marker_inside() -> fx.GraphModule:
 
 def test_a_marker_in_a_checkpoint_counts_once_its_body_is_spliced_in() -> None:
     gm = with_a_marker_inside()
-    found = run(ANALYSIS[:2], gm, request())[Bindings].by_name
-    assert [name.rpartition(".")[2] for name in found] == ["proj"]
+    found = run(ANALYSIS[:2], gm, request())[Bindings]
+    assert [binding.label for binding in found] == ["proj"]
     assert not gm.graph.find_nodes(op="call_function", target=MARKER)
 
 

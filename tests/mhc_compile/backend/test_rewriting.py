@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 import mhc_compile as mhc
-from mhc_compile.backend import rewriting
+from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
 from mhc_compile.errors import ConfigMismatchError, PlanMismatchError
 from tests.nets.chains import Chain
@@ -18,19 +18,13 @@ from tests.nets.structures import C, graph, marked, ops, tokens
 CONFIG = mhc.Config(streams=3)
 
 
-@pytest.fixture
-def no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside of Dynamo there is no frame to ask for its module."""
-    monkeypatch.setattr(rewriting, "frame_root", lambda: None)
-
-
 def with_markers(*functions: dict[str, object], entry: bool | None = None) -> fx.GraphModule:
     """Two sites in a row, whose markers hold these functions, one after the other."""
     gm = marked(graph(Chain(2), tokens()), entry=entry, streams=3)
     markers = gm.graph.find_nodes(op="call_function", target=torch.ops.mhc.site.default)
     for marker, function in zip(markers, functions or (CONFIG.function(),) * 2, strict=True):
-        parameters, label, _, starts = marker.args
-        marker.args = (parameters, label, json.dumps(function), starts)
+        parameters, label, _, *rest = marker.args
+        marker.args = (parameters, label, json.dumps(function), *rest)
     return gm
 
 
@@ -55,11 +49,10 @@ def test_sites_of_two_models() -> None:
         config_of_markers(with_markers(*functions), None)
 
 
-@pytest.mark.usefixtures("no_frame")
 def test_a_copy_is_rewritten() -> None:
     gm = with_markers()
     before = str(gm.graph)
-    made = rewrite_graph(gm, CONFIG, sites_of_model=2)
+    made = rewrite_graph(gm, CONFIG, Planned(whole=True))
     assert str(gm.graph) == before
     assert [op for op in ops(made.gm) if op in ("expand", "write", "readout", "site")] == [
         "expand", "write", "write", "readout"
@@ -68,7 +61,6 @@ def test_a_copy_is_rewritten() -> None:
     assert [start.site for start in made.starts] == ["layers_0"]
 
 
-@pytest.mark.usefixtures("no_frame")
 def test_streams_that_come_from_another_graph_are_a_further_input() -> None:
     made = rewrite_graph(with_markers(entry=False), CONFIG)
     assert [port.site for port in made.takes] == ["layers_0"]
@@ -77,14 +69,12 @@ def test_streams_that_come_from_another_graph_are_a_further_input() -> None:
     assert "expand" not in ops(made.gm)
 
 
-@pytest.mark.usefixtures("no_frame")
-@pytest.mark.parametrize(("sites_of_model", "given"), [(2, []), (3, ["layers_1"])], ids=["whole", "part"])
-def test_streams_leave_a_part_of_the_model_only(sites_of_model: int, given: list[str]) -> None:
-    made = rewrite_graph(with_markers(), CONFIG, sites_of_model=sites_of_model)
+@pytest.mark.parametrize(("whole", "given"), [(True, []), (False, ["layers_1"])], ids=["whole", "part"])
+def test_streams_leave_a_part_of_the_model_only(whole: bool, given: list[str]) -> None:
+    made = rewrite_graph(with_markers(), CONFIG, Planned(whole=whole))
     assert [port.site for port in made.gives] == given
 
 
-@pytest.mark.usefixtures("no_frame")
 def test_inlined_there_are_no_ops_of_ours() -> None:
     made = rewrite_graph(with_markers(), CONFIG, inline=True)
     assert not [node for node in made.gm.graph.nodes if "mhc" in str(node.target)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhc_compile.config import Config
 from mhc_compile.errors import NameTakenError, NotCompiledError, PlanMismatchError
-from mhc_compile.model.owners import adopt, check, is_owner, release, subclass
+from mhc_compile.model.owners import adopt, check, is_owner, release
 from mhc_compile.model.sites import OwnerSites, SiteModule
 from mhc_compile.model.start_values import Place
 

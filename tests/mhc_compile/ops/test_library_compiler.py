@@ -130,7 +130,7 @@ def test_meta_tensors(shape: str, kind: Kind) -> None:
 
 
 def marked(x: Tensor) -> Tensor:
-    torch.ops.mhc.site([x], name="mlp", spec="{}", entry=True)
+    torch.ops.mhc.site([x], name="mlp", spec="{}", entry=True, spot="")
     return x + 1
 
 
@@ -167,7 +167,7 @@ def test_a_marker_that_nobody_removed_raises(run: Callable[[], None]) -> None:
 def test_a_marker_is_no_dead_code() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
-    graph.call_function(torch.ops.mhc.site.default, ([x], "mlp", "{}", True))
+    graph.call_function(torch.ops.mhc.site.default, ([x], "mlp", "{}", True, ""))
     graph.output(x)
     graph.eliminate_dead_code()
     assert targets(graph) == ["mhc.site.default"]

@@ -124,10 +124,9 @@ def test_what_the_config_leaves_out() -> None:
 
 
 def test_without_the_tensors_graphs_are_planned_one_by_one() -> None:
-    captured = run_captured(made(Broken, 2), (inputs(),), {})
-    config = mhc.Config()
-    model = made(Broken, 2)
-    draft = number([plan_graph(graph.gm, config, Stack.of(model)) for graph in captured.graphs], config)
+    model, config = made(Broken, 2), mhc.Config()
+    captured = run_captured(model, (inputs(),), {})
+    draft = number([plan_graph(graph.gm, config, Stack.of(model, graph.root)) for graph in captured.graphs], config)
     assert draft.cuts == ()
     assert [site.region for site in draft.plan.sites] == [0, 0, 1, 1]
 

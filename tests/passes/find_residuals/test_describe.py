@@ -135,13 +135,6 @@ def test_labels_are_the_submodules_that_do_the_work() -> None:
     assert chain(plus(lambda s, x: s.inner(x)), plus(lambda s, x: s.mlp(s.inner(x)))) == ["inner", "mlp"]
 
 
-def test_without_a_submodule_the_label_is_the_line() -> None:
-    step = plus(lambda s, x: x @ torch.ones(C, C))
-    first, second = chain(step, step)
-    line = plus.__code__.co_firstlineno + 1
-    assert [first, second] == [f"line{line}", f"line{line}_1"]
-
-
 def test_owner_is_the_module_whose_forward_adds() -> None:
     block = Of(plus(lambda s, x: s.f(x)), f=nn.Linear(C, C))
     model = Of(lambda s, x: s.outer(x) * 2, outer=Of(lambda s, x: s.block(s.block(x)), block=block))

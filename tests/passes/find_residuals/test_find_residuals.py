@@ -104,11 +104,11 @@ def drop_path(self: Any, x: Tensor) -> Tensor:
 
 
 def linear_with_bias(self: Any, x: Tensor) -> Tensor:
-    return x + (self.norm(x) @ self.proj.weight + self.proj.bias)  # site line 1 pre-norm
+    return x + (self.norm(x) @ self.proj.weight + self.proj.bias)  # site proj_weight 1 pre-norm
 
 
 def functions_only(self: Any, x: Tensor) -> Tensor:
-    return x + F.linear(F.layer_norm(x, (C,)), self.proj.weight)  # site line 1 pre-norm
+    return x + F.linear(F.layer_norm(x, (C,)), self.proj.weight)  # site proj_weight 1 pre-norm
 
 
 def fp32_residual(self: Any, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes import ANALYSIS
+from mhc_compile.passes import ANALYSIS, Request
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
 from tests.nets.structures import (
@@ -29,6 +30,12 @@ from tests.nets.structures import (
     request,
     tokens,
 )
+
+
+def planned() -> Request:
+    """What the backend asks for a graph of an upgraded model."""
+    return dataclasses.replace(request(), planned=True)
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -185,7 +192,7 @@ def test_a_graph_must_hold_the_sites_that_its_markers_name() -> None:
     add = [node for node in gm.graph.nodes if optable.is_add(node)][-1]
     mark(gm, "gone", gm.graph.find_nodes(op="placeholder")[-4:], add, entry=False)
     with pytest.raises(SiteNotFoundError, match=r"'layers.1.gone' is in the plan, .* its add is not in this graph"):
-        run(ANALYSIS, gm, request())
+        run(ANALYSIS, gm, planned())
 
 
 def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
@@ -195,4 +202,4 @@ def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
 
     gm = marked(graph(Layer(step), tokens()), entry=False)
     with pytest.raises(PlanMismatchError, match="'mlp' were planned to come from the site before it"):
-        run(ANALYSIS, gm, request())
+        run(ANALYSIS, gm, planned())

@@ -1,0 +1,191 @@
+"""The subclass that an owner gets: its forward marks its sites first, and nothing else of it shows them as a layer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from torch import nn
+
+from mhc_compile.model.sites import ATTRIBUTE
+
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
+_OWNERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_CALLS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
+_CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "__iadd__")  # of containers
+
+
+def subclass(base: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that instances of `base` get: same name, and a forward that marks the sites first.
+
+    Its forward has a code object of its own, since Dynamo keeps compiled code there. Instances copy and pickle as
+    instances of the base, which become owners again when they are made. A walk over children, or over a container's
+    items, does not meet the sites, since a forward that walks would run them as a layer.
+    """
+    if base not in _MADE:
+        body = {"__module__": base.__module__, "__doc__": base.__doc__, "__qualname__": base.__qualname__}
+        body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base), **_hidden(base)}
+        if not _reaches_forward(base.__call__):
+            body["__call__"] = _call(base)
+        if issubclass(base, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            body |= _as_container(base)
+        _MADE[base] = _derive(base, body)
+    return _MADE[base]
+
+
+def adopt(module: nn.Module) -> None:
+    """Give the module its subclass, unless it has it."""
+    if not is_owner(module):
+        module.__class__ = subclass(type(module))
+    _OWNERS.add(module)
+
+
+def owners() -> dict[str, nn.Module]:
+    """Return all living owners by their ids, as text."""
+    return {str(id(module)): module for module in list(_OWNERS) if is_owner(module)}
+
+
+def is_owner(module: nn.Module) -> bool:
+    """Tell whether the module has the subclass."""
+    return getattr(type(module), "_mhc_base", None) is not None
+
+
+def base_of(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return a class without our subclass in it: parametrizations made later derive from that."""
+    base = cls.__dict__.get("_mhc_base")
+    if base is not None:
+        return cast("type[nn.Module]", base)
+    if getattr(cls, "_mhc_base", None) is None:
+        return cls
+    body = {name: held for name, held in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    parent, *_ = (base_of(each) for each in cls.__bases__)
+    return _derive(parent, body | {"__name__": cls.__name__})
+
+
+def _derive(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
+    """Derive a class without telling the base: neither its metaclass nor its `__init_subclass__` shall register it."""
+    name = body.pop("__name__", base.__name__)
+    made = type.__new__(type(base), name, (_Unrelated,), body)
+    made.__bases__ = (base,)
+    return cast("type[nn.Module]", made)
+
+
+class _Unrelated:
+    """The base of a class until it gets its own."""
+
+
+def _forward(base: type[nn.Module]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.mhc.mark()
+        return base.forward(self, *args, **kwargs)  # the one that the class has now: libraries patch classes
+
+    functools.update_wrapper(forward, base.forward)
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{base.__name__}")
+    return forward
+
+
+def _call(base: type[nn.Module]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.mhc.mark()
+        return base.__call__(self, *args, **kwargs)
+
+    return functools.update_wrapper(call, base.__call__)
+
+
+def _reaches_forward(call: Any) -> bool:
+    """Tell whether a class's `__call__` runs its forward: torch's does, and one that names either."""
+    code = getattr(inspect.unwrap(call), "__code__", None)
+    return code is None or not _CALLS.isdisjoint(code.co_names)
+
+
+def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
+    def reduce(self: Any, protocol: Any) -> Any:
+        made = base.__reduce_ex__(self, protocol)
+        return (rebuild, (base,), *made[2:])
+
+    return reduce
+
+
+def rebuild(base: type[nn.Module]) -> nn.Module:
+    """Make an empty instance for copy and pickle to fill."""
+    made: nn.Module = object.__new__(subclass(base))
+    _OWNERS.add(made)
+    return made
+
+
+# -- a walk does not meet the sites -----------------------------------------------------------------------------------
+
+
+def _hidden(base: type[nn.Module]) -> dict[str, Any]:
+    """Return what walks over children, without the sites, and what torch does by such walks, with them."""
+
+    def named_children(self: Any) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, child) for name, child in base.named_children(self) if name != ATTRIBUTE)
+
+    def children(self: Any) -> Iterator[nn.Module]:
+        return (child for _, child in self.named_children())
+
+    def apply_to_tensors(self: Any, fn: Any, recurse: bool = True) -> Any:
+        if recurse:
+            self.mhc._apply(fn)
+        return base._apply(self, fn, recurse)
+
+    def apply_to_modules(self: Any, fn: Any) -> Any:
+        self.mhc.apply(fn)
+        return base.apply(self, fn)
+
+    def train(self: Any, mode: bool = True) -> Any:
+        self.mhc.train(mode)
+        return base.train(self, mode)
+
+    made = {"named_children": named_children, "children": children, "train": train}
+    return made | {"_apply": apply_to_tensors, "apply": apply_to_modules}
+
+
+def _as_container(base: Any) -> dict[str, Any]:
+    """Return what a container does with its items, without the sites among them."""
+
+    def iterate(self: Any) -> Iterator[Any]:
+        return iter(self.keys() if hasattr(base, "keys") else self.children())
+
+    def length(self: Any) -> int:
+        return len(self._modules) - (ATTRIBUTE in self._modules)
+
+    def keys(self: Any) -> Any:
+        return dict(self.named_children()).keys()
+
+    def values(self: Any) -> Any:
+        return dict(self.named_children()).values()
+
+    def items(self: Any) -> Any:
+        return dict(self.named_children()).items()
+
+    def get(self: Any, index: Any) -> Any:
+        if isinstance(index, str):
+            return self._modules[index]
+        if isinstance(index, slice):
+            some = list(self.named_children())[index]
+            return base(OrderedDict(some)) if issubclass(base, nn.Sequential) else base(child for _, child in some)
+        return list(self.children())[index]
+
+    made: dict[str, Any] = {"__iter__": iterate, "__len__": length, "__getitem__": get}
+    if hasattr(base, "keys"):
+        made |= {"keys": keys, "values": values, "items": items}
+    return made | {name: _changing(getattr(base, name)) for name in _CHANGES if hasattr(base, name)}
+
+
+def _changing(method: Any) -> Callable[..., Any]:
+    """Let a container change its items, which it numbers anew, while the sites are not among them."""
+
+    def change(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sites = self._modules.pop(ATTRIBUTE)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._modules[ATTRIBUTE] = sites
+
+    return functools.update_wrapper(change, method)
