@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # fields of earlier versions, which had one value each; plans in checkpoints still name them
 RETIRED = {"convention": "paper", "init": "home", "readout": "mean"}
 _FUNCTION = ("streams", "connection", "projection", "sinkhorn_iters", "eps", "alpha")
+_CHOICE = ("include", "exclude", "every")
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(rf"memory: *(\d+(?:\.\d+)?(?:e\d+)?) *({'|'.join(_UNITS)})", re.IGNORECASE)
 
@@ -141,6 +142,16 @@ class Config:
                 f" 'memory:2GiB', not {asked!r}"
             )
         return size
+
+    def choice(self) -> dict[str, Any]:
+        """Return the fields that choose sites, and are used by upgrade alone."""
+        return {name: getattr(self, name) for name in _CHOICE}
+
+    def build(self) -> dict[str, Any]:
+        """Return the fields that say how the function is compiled, which torch.compile's options may change."""
+        names = (field.name for field in dataclasses.fields(self))
+        made = {name: getattr(self, name) for name in names if name not in _FUNCTION + _CHOICE}
+        return made | {"inductor": dict(self.inductor)}
 
     def function(self) -> dict[str, Any]:
         """Return the fields that define the model's parameters and function, as JSON-ready values."""

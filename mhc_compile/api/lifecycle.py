@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from mhc_compile.api.checkpoints import Checkpoint
+from mhc_compile.capture.frames import original
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
 from mhc_compile.model.attach import attach_sites, detach_sites
-from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, SiteModule, decode
-from mhc_compile.plan.model_plan import ModelPlan
-
-EXTRA_STATE = f"{ATTRIBUTE}._extra_state"
+from mhc_compile.model.sites import OwnerSites, SiteModule
+from mhc_compile.model.stage import set_removed
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def plain(model: nn.Module) -> Iterator[None]:
 
 
 def remove(model: nn.Module, force: bool = False) -> None:
-    """Take all mHC parameters away; the model is what it was before upgrade.
+    """Take all mHC parameters away; the model is what it was before upgrade, and runs plain wherever it is compiled.
 
     Args:
         model: an upgraded model.
@@ -55,10 +55,14 @@ def remove(model: nn.Module, force: bool = False) -> None:
             " the model without them computes something else; remove(model, force=True) drops them all the same"
         )
     detach_sites(model)
+    set_removed(model)
 
 
 def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
     """Upgrade a model by the plan of a checkpoint, and load the checkpoint.
+
+    Names may begin with what wrappers add (`_orig_mod.`, `module.`, that of a LightningModule's attribute), or the
+    model may be such a wrapper around what was upgraded. Sites of layers that were pruned are left out.
 
     Args:
         model: a model of the architecture that was saved, without mHC parameters; where loading fails, it is as it was.
@@ -73,21 +77,21 @@ def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True
         AlreadyUpgradedError: the model holds mHC parameters already; load_state_dict is for these.
         PlanMismatchError: the plan is of another format, or names modules that this model does not have.
     """
-    if EXTRA_STATE not in state_dict:
-        raise NotUpgradedError(f"the checkpoint holds no {EXTRA_STATE}, so it is not one of an upgraded model")
+    model = original(model)
+    saved = Checkpoint.of(state_dict, model)
     if any(isinstance(module, OwnerSites) for module in model.modules()):
         raise AlreadyUpgradedError("the model holds mHC parameters already; use model.load_state_dict(state_dict)")
-    plan = ModelPlan.from_json(decode(state_dict[EXTRA_STATE]))
-    known = dict(model.named_modules())
-    missing = [site.owner for site in plan.sites if site.owner not in known]
+    upgraded = saved.upgraded(model)
+    known = dict(upgraded.named_modules())
+    missing = [site.owner for site in saved.plan.sites if site.owner not in known]
     if missing:
         raise PlanMismatchError(
             f"the checkpoint's plan has sites in {missing[0]!r}, which this model does not have; restore into the"
             " architecture that was saved"
         )
-    attach_sites(model, plan)
+    attach_sites(upgraded, saved.plan)
     try:
-        return model.load_state_dict(dict(state_dict), strict=strict)
+        return model.load_state_dict(dict(saved.state), strict=strict)
     except BaseException:
-        detach_sites(model)
+        detach_sites(upgraded)
         raise

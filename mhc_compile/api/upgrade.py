@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +20,13 @@ from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import (
     AlreadyUpgradedError,
+    ConfigError,
     ConfigMismatchError,
     UnsupportedModelError,
     VerificationError,
 )
 from mhc_compile.model.attach import attach_sites, detach_sites
-from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
@@ -42,20 +44,22 @@ def upgrade(
     """Give a model the parameters of hyper-connections at its residual adds, once and for all.
 
     The model is run once with the arguments, under capture. From then on it must be compiled with backend="mhc"; it
-    computes what it computed before until training moves the new parameters. Calling it again changes nothing.
+    computes what it computed before until training moves the new parameters. Calling it again changes nothing but what
+    a new config says of the compilation.
 
     Args:
         model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
-        config: what to build; by default `Config()`.
+        config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
+            inductor) holds wherever torch.compile's options say nothing else.
         verify: compare outputs before and after; a number is the tolerance (relative to the largest entry).
 
     Returns:
         What was found and built; `max_error` is the measured difference.
 
     Raises:
-        ConfigError: the projection is not registered.
+        ConfigError: the projection is not registered, or Inductor's options cannot be kept.
         CaptureError: the model does not run with these arguments.
         ConfigMismatchError: the model was upgraded with other options.
         AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
@@ -66,10 +70,10 @@ def upgrade(
     model = original(model)
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
-        return _report_again(model, ModelPlan.from_json(held.text), config)
+        return _upgrade_again(model, ModelPlan.from_json(held.text), config)
     _refuse(model)
-    config = config or Config()
-    args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
+    config = _checked(config)
+    args, kwargs = _on_device(model, (args,) if isinstance(args, Tensor) else tuple(args), dict(kwargs or {}))
     report, captured = survey(model, args, kwargs, config)
     report = dataclasses.replace(report, training=True)
     if captured is None or not report.sites or not config.rewrites:
@@ -82,6 +86,11 @@ def upgrade(
 
 def _refuse(model: nn.Module) -> None:
     """Refuse models that cannot mark their sites, and parts of upgraded models or wholes around them."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"upgrade takes a module, which keeps the parameters, not a {type(model).__name__}; for a function upgrade"
+            " the modules that it calls"
+        )
     if isinstance(model, fx.GraphModule):
         raise UnsupportedModelError(
             "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
@@ -95,12 +104,29 @@ def _refuse(model: nn.Module) -> None:
         )
 
 
-def _report_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
-    differ = options_that_differ(plan.config.function(), config.function()) if config else []
-    if differ:
-        raise ConfigMismatchError(
-            f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave config out"
-        )
+def _checked(config: Config | Mapping[str, Any] | None) -> Config:
+    """Return the config, which sites keep for the compilation."""
+    config = Config.from_options(config) if isinstance(config, Mapping) else config or Config()
+    try:
+        json.dumps(config.build())
+    except TypeError as error:
+        raise ConfigError(f"inductor={dict(config.inductor)!r} cannot be kept with the model ({error}); give it to"
+                          " torch.compile's options instead") from None  # fmt: skip
+    return config
+
+
+def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+    """Use what a further config says of the compilation, and refuse what would be another model."""
+    if config is not None:
+        ours, theirs = ({**each.function(), **each.choice()} for each in (plan.config, _checked(config)))
+        if differ := options_that_differ(ours, theirs):
+            raise ConfigMismatchError(
+                f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave"
+                " config out"
+            )
+        for module in model.modules():
+            if isinstance(module, SiteModule):
+                module.use(config)
     return Report.of_plan(plan, model)
 
 

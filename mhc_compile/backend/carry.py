@@ -55,6 +55,10 @@ class _Carried:
         self.held: Tensor | None = streams
         self.weak = weakref.ref(streams)
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Leave streams behind where their carrier is saved or copied: in its place comes what torch.load accepts."""
+        return set, ()
+
     def belongs_to(self, carrier: Tensor) -> bool:
         return self.version == carrier._version and self.grad_fn is carrier.grad_fn
 
@@ -134,8 +138,8 @@ def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
         CarryError: it carries none or another number, it was changed since, or its gradient is observed.
     """
     carrier = _before_fsdp(tensor)
-    carried: _Carried | None = getattr(carrier, _ATTRIBUTE, None)
-    if carried is None:
+    carried = getattr(carrier, _ATTRIBUTE, None)
+    if not isinstance(carried, _Carried):
         raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
     if not carried.belongs_to(carrier):
         raise CarryError(f"the input of site {site!r} was changed in place after its streams were made. {_REMEDY}")
@@ -172,8 +176,13 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
         CarryError: it carries streams that another site of the same model continues.
     """
     tensor = _before_fsdp(tensor)
-    carried: _Carried | None = getattr(tensor, _ATTRIBUTE, None)
-    if carried is None or not flow.starts or carried.flow.plan is not flow.plan or not carried.belongs_to(tensor):
+    carried = getattr(tensor, _ATTRIBUTE, None)
+    if (
+        not isinstance(carried, _Carried)
+        or not flow.starts
+        or carried.flow.plan is not flow.plan
+        or not carried.belongs_to(tensor)
+    ):
         return
     raise CarryError(
         f"site {site!r} starts streams, but its input carries those of site {carried.site!r}, which the plan continues"

@@ -70,8 +70,10 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
         )
     if len(specs) > 1:
         raise PlanMismatchError("one graph holds sites made with different options; compile these models apart")
-    function = current_function(json.loads(specs.pop()))
-    asked = Config.from_options(options)
+    function = json.loads(specs.pop())
+    build = function.pop("build", {})
+    function = current_function(function)
+    asked = Config.from_options(options, Config.from_options(build))
     told = {name: value for name, value in asked.function().items() if name in (options or {})}
     differ = options_that_differ(told, function)
     if differ:
@@ -134,10 +136,9 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
 
 
 def _request(config: Config, planned: Planned) -> Request:
-    models = [id(model) for model in planned.models if model is not planned.root]
     return Request(
         config=config,
-        namer=Stack.of(planned.root, models=models),
+        namer=Stack.of(planned.root, models=[id(model) for model in planned.models]),
         planned=True,
         whole=planned.whole,
         known=_known,

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mhc_compile.config import Config, current_function
 from mhc_compile.errors import NotCompiledError, PlanMismatchError, ShardedParametersError
 from mhc_compile.model import start_values
+from mhc_compile.model.line_names import renamed, same_sites
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
@@ -86,8 +87,8 @@ class SiteModule(nn.Module):
         super().__init__()
         self.path, self.label, self.place, self.channels = path, label, place, channels
         self.spot, self.region = spot, region
-        self.config, self.entry = config, entry
-        self.spec = json.dumps(config.function(), sort_keys=True)
+        self.entry = entry
+        self.use(config)
         kind = connections.get(config.connection)
         start = start_values.bias(place, config)
         shape = kind.phi_shape(Maps.of(config), channels)
@@ -97,6 +98,16 @@ class SiteModule(nn.Module):
         self.register_buffer("base", torch.empty(start.shape, dtype=torch.float32))
         self.reset_parameters()
         _SITES.add(self)
+
+    def use(self, config: Config) -> None:
+        """Take a config of the same function: what it says of the compilation is what torch.compile's options do not.
+
+        Compiled code is guarded by `spec`, since equal layers share it.
+        """
+        standard = Config().build()
+        build = {name: value for name, value in config.build().items() if value != standard[name]}
+        self.config = config
+        self.spec = json.dumps({**config.function(), **({"build": build} if build else {})}, sort_keys=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be known again after a copy or a load."""
@@ -178,6 +189,14 @@ class OwnerSites(nn.Module):
         """Register a site under its label, with an underscore where this module needs the name itself."""
         self.add_module(site.label + "_" * hasattr(self, site.label), site)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Read names of older releases, too."""
+        theirs = (name.removeprefix(prefix).partition(".")[0] for name in state_dict if name.startswith(prefix))
+        for old, new in renamed((name for name in theirs if name != "_extra_state"), self._modules).items():
+            for name in [name for name in state_dict if name.startswith(f"{prefix}{old}.")]:
+                state_dict[f"{prefix}{new}{name.removeprefix(prefix + old)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x: a Sequential that owns sites calls its children, this one included."""
         return x
@@ -216,7 +235,7 @@ class RootSites(OwnerSites):
 
     def get_extra_state(self) -> Tensor:
         """Return the plan as bytes in a uint8 tensor, which every checkpoint format can hold."""
-        return torch.tensor(list(self.text.encode()), dtype=torch.uint8)
+        return encode(self.text)
 
     def set_extra_state(self, state: Any) -> None:
         """Check that a checkpoint was made for the sites that the model has.
@@ -227,12 +246,19 @@ class RootSites(OwnerSites):
         theirs, ours = json.loads(decode(state)), json.loads(self.text)
         if "function" in theirs:
             theirs["function"] = current_function(theirs["function"])
-        for key in ("version", "function", "sites"):
-            if theirs.get(key) != ours[key]:
+        same = {key: theirs.get(key) == ours[key] for key in ("version", "function")}
+        same["sites"] = same_sites(theirs.get("sites", ()), ours["sites"])
+        for key, is_same in same.items():
+            if not is_same:
                 raise PlanMismatchError(
                     f"the checkpoint was made for another plan (its {key} differ). Load it into a model without mHC"
                     " parameters by mhc_compile.restore(model, state_dict), which rebuilds the checkpoint's own plan."
                 )
+
+
+def encode(plan: str) -> Tensor:
+    """Return a plan's JSON text as a checkpoint's extra state."""
+    return torch.tensor(list(plan.encode()), dtype=torch.uint8)
 
 
 def decode(state: Any) -> str:
@@ -241,6 +267,7 @@ def decode(state: Any) -> str:
     Raises:
         PlanMismatchError: the state is not what `RootSites.get_extra_state` returns.
     """
-    if not isinstance(state, Tensor) or state.dtype != torch.uint8:
-        raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile")
-    return bytes(state.tolist()).decode()
+    text = bytes(state.tolist()).decode(errors="replace") if getattr(state, "dtype", None) == torch.uint8 else ""
+    if not text.startswith("{"):
+        raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile; was it cut off?")
+    return text

@@ -6,7 +6,8 @@ depends on the module whose forward the graph is, and this file alone knows it:
 
 | stage | who moves a module there | what the backend does with a graph without markers |
 | --- | --- | --- |
-| `NOT_PLANNED` | every module starts here; `remove` returns here | plans it: the first call creates the sites found |
+| `NOT_PLANNED` | every module starts here | plans it: the first call creates the sites found |
+| `REMOVED` | `remove`: only `upgrade` and `restore` give it sites again | compiles it as it is |
 | `COLLECTING` | a first call that has created sites | plans it too: other graphs of this forward may hold more |
 | `PLANNED` | `upgrade`, `restore`; after a first call the first graph with markers | compiles it as it is |
 | `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it | compiles it as it is |
@@ -33,6 +34,7 @@ class Stage(enum.Enum):
     """How far a module has come; the table above says what each stage means."""
 
     NOT_PLANNED = enum.auto()
+    REMOVED = enum.auto()
     COLLECTING = enum.auto()
     PLANNED = enum.auto()
     PART_OF_PLANNED = enum.auto()
@@ -88,6 +90,12 @@ def close_first_call(module: nn.Module | None) -> None:
     """Move from `COLLECTING` to `PLANNED`: graphs come back with their markers now, so all have been seen once."""
     if module is not None and vars(module).get(_KEY) is Stage.COLLECTING:
         vars(module)[_KEY] = Stage.PLANNED
+
+
+def set_removed(model: nn.Module) -> None:
+    """Move a model, and every module in it, to `REMOVED`."""
+    for module in model.modules():
+        vars(module)[_KEY] = Stage.REMOVED
 
 
 def forget_stage(module: nn.Module) -> None:

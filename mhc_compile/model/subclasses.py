@@ -27,7 +27,11 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
     items, does not meet the sites, since a forward that walks would run them as a layer.
     """
     if base not in _MADE:
-        body = {"__module__": base.__module__, "__doc__": base.__doc__, "__qualname__": base.__qualname__}
+        body: dict[str, Any] = {
+            "__module__": base.__module__,
+            "__doc__": base.__doc__,
+            "__qualname__": base.__qualname__,
+        }
         body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base), **_hidden(base)}
         if not _reaches_forward(base.__call__):
             body["__call__"] = _call(base)
@@ -71,7 +75,7 @@ def _derive(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
     name = body.pop("__name__", base.__name__)
     made = type.__new__(type(base), name, (_Unrelated,), body)
     made.__bases__ = (base,)
-    return cast("type[nn.Module]", made)
+    return made
 
 
 class _Unrelated:

@@ -65,9 +65,16 @@ def work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
 def label(branch: fx.Node, owner: str, namer: Namer) -> str:
     """Name a connection by who does its branch's last work: a submodule, else the parameter or the op that it is."""
     child, node = work(branch, owner, namer)
-    held = (namer.parameter(arg, owner) for arg in reversed(node.all_input_nodes))
+    held = (namer.parameter(_source(arg), owner) for arg in reversed(node.all_input_nodes))
     named = child or next((name for name in held if name), "") or optable.name(node) or "branch"
     return re.sub(r"\W", "_", named)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Return what a node is a view, cast or other function of alone."""
+    while len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node
 
 
 def distinct(labels: Sequence[tuple[str, str]]) -> list[str]:

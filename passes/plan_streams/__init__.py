@@ -39,8 +39,8 @@ class PlanStreams:
     """Chain the sites: streams flow on where a carrier comes from an earlier sum by ops that act on each token alone.
 
     The graph of a model without a plan is planned freely, by the config. That of an upgraded model realises exactly the
-    sites that its markers name, or is an error. Streams pass by the sites whose owners this call skips, as LayerDrop and
-    early exits do.
+    sites that its markers name, or is an error. Streams pass by the sites of layers that this call skips, as LayerDrop
+    and early exits do.
     """
 
     name: ClassVar[str] = "plan-streams"
@@ -140,8 +140,8 @@ def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) 
         return False
     if one is not None and two is not None and one.k >= two.k:
         raise PlanMismatchError(
-            f"site {two.name!r} runs behind site {one.name!r} here, but before it in the plan: layers were moved, or run"
-            " again. remove(model) and upgrade it as it runs now"
+            f"site {two.name!r} runs behind site {one.name!r} here, but before it in the plan: layers were moved, or"
+            " run again. remove(model) and upgrade it as it runs now"
         )
     return not binding.entry
 

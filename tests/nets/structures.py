@@ -220,3 +220,10 @@ def example_inputs(gm: fx.GraphModule) -> list[Tensor]:
     """Values for every input of a graph."""
     values = [node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder")]
     return [torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, v in enumerate(values)]
+
+
+def found(model: nn.Module, *args: Any) -> Results:
+    """What the analyses find in the graph of a model, its own modules named."""
+    (captured,) = run_captured(model, args, {}).graphs
+    asked = dataclasses.replace(request(), namer=Stack.of(model, captured.root))
+    return run(ANALYSIS, captured.gm, asked)

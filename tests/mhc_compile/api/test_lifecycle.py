@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.api.lifecycle import EXTRA_STATE
+from mhc_compile.api.checkpoints import EXTRA_STATE
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
 from tests.nets.small import Net, PostBlock, Shared, compiled, inputs, made, perturb, snapshot, unchanged, upgraded
 

@@ -16,6 +16,7 @@ from mhc_compile.errors import NameTakenError, NotCompiledError, PlanMismatchErr
 from mhc_compile.model.owners import adopt, check, is_owner, release
 from mhc_compile.model.sites import OwnerSites, SiteModule
 from mhc_compile.model.start_values import Place
+from mhc_compile.model.subclasses import subclass
 
 
 class Block(nn.Module):

@@ -1,0 +1,317 @@
+"""Calls that take another way through an upgraded model than the one upgrade saw: right, or an error that says so.
+
+The models have perturbed parameters, so a site that runs plain, or with another's parameters, shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from mhc_compile.errors import MHCError, PlanMismatchError, SiteNotFoundError
+from tests.nets.small import agree, compiled, perturb, relative, results
+
+C = 8
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x).tanh()
+        return x + self.f(x).tanh()
+
+
+class Deep(nn.Module):
+    """Layers of which a call may skip some, or stop early; `loose` has them as connections of its own forward."""
+
+    def __init__(self, depth: int = 4, *, loose: bool = False, stem: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Linear(C, C) if stem else nn.Identity()
+        self.layers = nn.ModuleList(nn.Linear(C, C) if loose else Block() for _ in range(depth))
+        self.loose, self.skip, self.exit = loose, frozenset[int](), 99
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i, layer in enumerate(self.layers):
+            if i == self.exit:
+                break
+            if i not in self.skip:
+                x = x + layer(x).tanh() if self.loose else layer(x)
+        return x * 2
+
+
+class Tied(nn.Module):
+    """One block, called several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor, times: int) -> Tensor:
+        for _ in range(times):
+            x = self.block(x)
+        return x
+
+
+def x(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 5)), C, generator=torch.Generator().manual_seed(3))
+
+
+def moved(model: nn.Module, *args: Any) -> nn.Module:
+    mhc.upgrade(model, args or (x(),))
+    perturb(model)
+    return model
+
+
+def pruned(model: Deep, keep: list[int]) -> Deep:
+    """A model of fewer layers, with the sites of those that are left: it was never asked to skip."""
+    state = {
+        k: v for k, v in model.state_dict().items() if not k.startswith("layers") and not k.startswith("mhc.layers")
+    }
+    for new, old in enumerate(keep):
+        for name, value in model.state_dict().items():
+            if name.startswith(f"layers.{old}."):
+                state[name.replace(f"layers.{old}.", f"layers.{new}.", 1)] = value
+    small = Deep(len(keep), stem=isinstance(model.stem, nn.Linear))
+    mhc.restore(small, state)
+    return small
+
+
+@pytest.mark.parametrize("stem", [True, False])
+@pytest.mark.parametrize("skip", [{0}, {1}, {3}, {0, 1}, {1, 2}, {0, 3}])
+def test_streams_pass_skipped_layers_by(skip: set[int], stem: bool) -> None:
+    model = moved(Deep(stem=stem))
+    assert isinstance(model, Deep)
+    kept = [i for i in range(4) if i not in skip]
+    model.skip = frozenset(skip)
+    small = pruned(model, kept)
+    (out, grads), (want, wanted) = results(compiled(model), model, x()), results(compiled(small), small, x())
+    assert relative(out, want) < 1e-5
+    named = dict(zip(["x", *(n for n, _ in model.named_parameters())], grads, strict=True))
+    for name, gradient in zip(["x", *(n for n, _ in small.named_parameters())], wanted, strict=True):
+        layer = name.split(".")[1] if name.startswith("layers") else ""
+        mine = named[name.replace(f"layers.{layer}.", f"layers.{kept[int(layer)]}.", 1) if layer else name]
+        assert mine is not None
+        assert gradient is not None
+        assert float((mine - gradient).abs().max()) < 1e-5 * max(1.0, float(gradient.abs().max()))
+    assert all(named[name] is None for name in named if name.split(".")[1:2] and name.split(".")[1] in map(str, skip))
+
+
+@pytest.mark.parametrize("exit_at", [1, 3])
+def test_an_early_exit(exit_at: int) -> None:
+    model = moved(Deep())
+    assert isinstance(model, Deep)
+    model.exit = exit_at
+    small = pruned(model, list(range(exit_at)))
+    assert relative(compiled(model)(x()), compiled(small)(x())) < 1e-5
+
+
+def test_layers_of_the_models_own_forward_may_be_skipped() -> None:
+    model = moved(Deep(loose=True))
+    whole = compiled(model)(x())
+    model.skip = frozenset({1})
+    out = compiled(model)(x())
+    assert relative(out, whole) > 1e-2
+    out.mul(x()).sum().backward()
+    trained = {n.split(".")[1] for n, p in mhc.named_parameters(model) if p.grad is not None}
+    assert trained == {"layers_0", "layers_2", "layers_3"}
+
+
+def test_a_branch_without_its_add_is_no_skipped_layer() -> None:
+    class Fused(Deep):
+        """Adds nothing, yet runs the branch."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            for i, layer in enumerate(self.layers):
+                x = layer(x).tanh() if i in self.skip else x + layer(x).tanh()
+            return x
+
+    model = moved(Fused(loose=True))
+    model.skip = frozenset({1})  # type: ignore[assignment]
+    with pytest.raises(SiteNotFoundError, match="'layers_1' is in the plan"):
+        compiled(model)(x())
+
+
+def test_two_calls_in_one_function_are_two_calls() -> None:
+    model = moved(Deep())
+    run = compiled(model)
+    one, two = results(run, model, x()), results(run, model, x(3, 7))
+
+    def both(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return model(a), model(b)
+
+    step = compiled(both)  # type: ignore[arg-type]
+    assert agree(results(lambda a: step(a, x(3, 7))[0], model, x()), one)
+    assert agree(results(lambda b: step(x(), b)[1], model, x(3, 7)), two)
+
+
+def test_a_tied_block_has_parameters_for_every_call() -> None:
+    model = moved(Tied(), x(), 3)
+    run = compiled(model)
+    outs = [run(x(), times) for times in (1, 2, 3)]
+    assert all(relative(a, b) > 1e-2 for a, b in zip(outs, outs[1:], strict=False))
+    outs[1].mul(x()).sum().backward()
+    trained = [name for name, p in mhc.named_parameters(model) if p.grad is not None and name.endswith("phi")]
+    assert trained == [f"block.mhc.{label}.phi" for label in ("a", "f", "a_1", "f_1")]
+    with pytest.raises(PlanMismatchError, match=r"'block', which runs here 4 times.*loop is longer"):
+        run(x(), 4)
+
+
+def test_a_tied_block_that_is_compiled_apart_does_not_know_its_call() -> None:
+    model = moved(Tied(), x(), 2)
+    model.get_submodule("block").compile(backend="mhc", options={"compiler": "eager"})
+    with pytest.raises(SiteNotFoundError, match="which call this is, cannot be seen here"):
+        model(x(), 2)
+
+
+class Pooled(nn.Module):
+    """Its first add is a connection of single tokens only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.f(x.mean(1, keepdim=True)).tanh()
+        x = x + self.f(x).tanh()
+        return x + self.g(x).tanh()
+
+
+def test_one_token_is_as_two_equal_ones() -> None:
+    model = moved(Pooled())
+    run, one = compiled(model), x(3, 1)
+    assert relative(run(one), run(one.expand(3, 2, C).contiguous())[:, :1]) < 1e-5
+
+
+class Training(nn.Module):
+    """Training has one connection more, and spells another one otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(C, C), nn.Linear(C, C)
+        self.more = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.more:
+            x = x + self.f(x * 0.5).tanh()
+        x = x + self.f(x).tanh()
+        if self.training:
+            return x + nn.functional.dropout(self.g(x).tanh(), 0.0)
+        return x + self.g(x).tanh()
+
+
+def test_another_spelling_of_the_same_connection() -> None:
+    model = moved(Training().eval())
+    run = compiled(model)
+    evaluated = results(run, model, x())
+    assert agree(results(run, model.train(), x()), evaluated)
+
+
+def test_a_connection_that_upgrade_did_not_see() -> None:
+    model = moved(Training())
+    expected = compiled(model)(x())
+    model.more = True  # type: ignore[assignment]
+    run = compiled(model)
+    with pytest.raises(PlanMismatchError, match=r"test_other_paths\.py:\d+ \(of 'the model'\) has no site"):
+        run(x())
+    left_plain = torch.compile(model, backend="mhc", options={"compiler": "eager", "exclude": "f"})
+    left_plain(x()).mul(x()).sum().backward()
+    assert all(parameter.grad is not None for _, parameter in mhc.named_parameters(model))
+    model.more = False  # type: ignore[assignment]
+    assert torch.equal(run(x()), expected)
+
+
+def faster(self: Any, x: Tensor) -> Tensor:
+    return self.f(self.f(x)).tanh() + x
+
+
+@pytest.mark.parametrize("which", [(0, 1, 2, 3), (1,)])
+def test_a_forward_that_is_replaced_on_the_instance(which: tuple[int, ...]) -> None:
+    model = moved(Deep())
+    for i in which:
+        layer = model.get_submodule(f"layers.{i}")
+        layer.forward = types.MethodType(faster, layer)
+    with pytest.raises(SiteNotFoundError, match=r"'layers\.\d\.a' .* its forward was replaced after the upgrade"):
+        compiled(model)(x())
+    with mhc.plain(model):
+        compiled(model)(x())
+
+
+CHANGES: dict[str, Callable[[nn.ModuleList], object]] = {
+    "first gone": lambda layers: layers.__delitem__(0),
+    "last gone": lambda layers: layers.__delitem__(3),
+    "a plain one": lambda layers: layers.insert(1, Block()),
+    "a plain one at the end": lambda layers: layers.append(Block()),
+    "one again": lambda layers: layers.append(layers[1]),
+    "a copy": lambda layers: layers.append(copy.deepcopy(layers[1])),
+    "none in its place": lambda layers: layers.__setitem__(1, nn.Identity()),
+    "another order": lambda layers: (layers.append(layers[1]), layers.__delitem__(1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_are_added_or_taken_away(change: str) -> None:
+    model = moved(Deep())
+    layers = model.get_submodule("layers")
+    assert isinstance(layers, nn.ModuleList)
+    CHANGES[change](layers)
+    with pytest.raises(MHCError, match=r"remove\(model\) and upgrade"):
+        compiled(model)(x())
+
+
+def test_wrappers_between_a_model_and_its_layers_are_no_change() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x)
+            return out
+
+    model = moved(Deep())
+    want = results(compiled(model), model, x())
+    layers = model.get_submodule("layers")
+    layers[1] = Wrapper(layers[1])  # type: ignore[index]
+    outer = Wrapper(model)
+    assert agree(results(compiled(outer), outer, x()), want)
+
+
+def test_a_wrapped_site_is_marked_through_its_wrapper() -> None:
+    class Chosen(nn.Module):
+        """As PEFT's `modules_to_save`: shows a copy of what it wraps, and trains that."""
+
+        def __init__(self, site: nn.Module) -> None:
+            super().__init__()
+            self.original_module, self.active = site, copy.deepcopy(site)
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self._modules["active"], name)
+
+    model = moved(Deep(2))
+    expected = compiled(model)(x())
+    held = model.get_submodule("layers.1.mhc")
+    held.f = Chosen(held.get_submodule("f"))
+    torch._dynamo.reset()
+    out = compiled(model)(x())
+    assert relative(out, expected) < 1e-6
+    out.mul(x()).sum().backward()
+    assert held.get_parameter("f.active.phi").grad is not None
+    assert held.get_parameter("f.original_module.phi").grad is None
+    held.f = nn.Sequential(held.get_submodule("f.active"))
+    torch._dynamo.reset()
+    with pytest.raises((MHCError, AttributeError)):
+        compiled(model)(x())
