@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from torch import fx, nn
 from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
-from torch._dynamo.source import LocalSource
+from torch._dynamo.source import GetItemSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._guards import Source
 
 from mhc_compile.errors import MHCError
 
@@ -27,22 +29,37 @@ def frame_root() -> nn.Module | None:
     """Return the module whose forward is being compiled, None where there is no such module.
 
     It is the frame's first argument or its `self`, else the one module among the frame's locals. The latter is the
-    case in the frame that Dynamo puts around modules of torch's own, such as Sequential.
+    case in the frame that Dynamo puts around modules of torch's own, such as Sequential. A decorator's `*args` begin
+    with the first argument.
     """
-    tx = InstructionTranslator.current_tx().output.root_tx
-    names = [*tx.f_code.co_varnames[: min(tx.f_code.co_argcount, 1)], "self"]
-    modules = [m for m in map(tx.f_locals.get, names) if isinstance(m, nn.Module)]
-    if not modules:
-        held = {id(m): m for m in tx.f_locals.values() if isinstance(m, nn.Module)}
-        modules = list(held.values()) if len(held) == 1 else []
-    return modules[0] if modules else None
+    found = _root_and_source()
+    return found[0] if found is not None else None
 
 
 def serve_only(root: nn.Module) -> None:
     """Guard the code that is being compiled: it serves this module, not others of its class that pass all guards."""
-    held = InstructionTranslator.current_tx().output.root_tx.f_locals
-    name = next(name for name, module in held.items() if module is root)
-    install_guard(LocalSource(name, is_input=True).make_guard(GuardBuilder.ID_MATCH))
+    found = _root_and_source()
+    assert found is not None
+    assert found[0] is root  # what frame_root returned
+    install_guard(found[1].make_guard(GuardBuilder.ID_MATCH))
+
+
+def _root_and_source() -> tuple[nn.Module, Source] | None:
+    tx = InstructionTranslator.current_tx().output.root_tx
+    code, held = tx.f_code, tx.f_locals
+    for name in (*code.co_varnames[: min(code.co_argcount, 1)], "self"):
+        if isinstance(held.get(name), nn.Module):
+            return held[name], LocalSource(name, is_input=True)
+    if code.co_flags & inspect.CO_VARARGS and not code.co_argcount:
+        name = code.co_varnames[code.co_kwonlyargcount]
+        given = held.get(name)
+        if isinstance(given, tuple) and given and isinstance(given[0], nn.Module):
+            return given[0], GetItemSource(LocalSource(name, is_input=True), 0)
+    modules = {id(module): name for name, module in held.items() if isinstance(module, nn.Module)}
+    if len(modules) != 1:
+        return None
+    (name,) = modules.values()
+    return held[name], LocalSource(name, is_input=True)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,10 @@ class ModelPlan:
         Raises:
             PlanMismatchError: it was written in another format, or with options that are gone.
         """
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanMismatchError(f"the plan cannot be read ({error}); was the checkpoint cut off?") from None
         if data.get("version") != VERSION:
             raise PlanMismatchError(
                 f"the plan has format {data.get('version')}, this mhc_compile reads {VERSION}; install the release that"
