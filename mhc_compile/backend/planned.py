@@ -13,7 +13,7 @@ from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.stage import is_planned, left_out
-from mhc_compile.model.subclasses import owners
+from mhc_compile.model.subclasses import known
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.plan_streams import excluded
@@ -45,10 +45,10 @@ class Planned:
         A break inside of a module's forward ends the graph in front of its call, so a call that is in a graph is there
         from end to end.
         """
-        known, called = owners(), dict[str, nn.Module]()
+        remembered, called = known(), dict[str, nn.Module]()
         for key, source in dict.fromkeys(entry for stack in _stacks(gm) for entry in stack):
             number = key.partition("@")[0]
-            if number not in called and (module := known.get(number) or module_called(source, number)) is not None:
+            if number not in called and (module := remembered.get(number) or module_called(source, number)) is not None:
                 called[number] = module
         whole = _holds_plan(root) and not is_in_parts(gm)
         return cls(root, called, whole or any(map(_holds_plan, called.values())))

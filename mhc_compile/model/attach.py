@@ -13,6 +13,7 @@ from mhc_compile.model import owners, stage
 from mhc_compile.model.optimizers import watch_optimizers
 from mhc_compile.model.sites import ATTRIBUTE, Flow, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
+from mhc_compile.model.subclasses import know
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 
@@ -41,6 +42,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         owners.check(module, path)
     try:
         model.add_module(ATTRIBUTE, held)
+        know(model)
         if owners.walks(model):
             owners.adopt(model)
         same, successors = object(), Counter(site.predecessor for site in new)

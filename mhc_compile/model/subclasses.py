@@ -14,7 +14,7 @@ from torch import nn
 from mhc_compile.model.sites import ATTRIBUTE
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
-_OWNERS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _CALLS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
 _CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "__iadd__")  # of containers
 
@@ -45,12 +45,17 @@ def adopt(module: nn.Module) -> None:
     """Give the module its subclass, unless it has it."""
     if not is_owner(module):
         module.__class__ = subclass(type(module))
-    _OWNERS.add(module)
+    know(module)
 
 
-def owners() -> dict[str, nn.Module]:
-    """Return all living owners by their ids, as text."""
-    return {str(id(module)): module for module in list(_OWNERS) if is_owner(module)}
+def know(module: nn.Module) -> None:
+    """Remember an owner, or a model with a plan, for as long as it lives."""
+    _KNOWN.add(module)
+
+
+def known() -> dict[str, nn.Module]:
+    """Return what is remembered by id, as text: a frame's sources do not always lead to its modules."""
+    return {str(id(module)): module for module in list(_KNOWN)}
 
 
 def is_owner(module: nn.Module) -> bool:
@@ -117,7 +122,7 @@ def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
 def rebuild(base: type[nn.Module]) -> nn.Module:
     """Make an empty instance for copy and pickle to fill."""
     made: nn.Module = object.__new__(subclass(base))
-    _OWNERS.add(made)
+    know(made)
     return made
 
 
