@@ -12,7 +12,7 @@ from mhc_compile.capture.frames import is_in_parts, module_called
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
-from mhc_compile.model.stage import is_planned, left_out
+from mhc_compile.model.stage import is_collecting, is_planned, left_out
 from mhc_compile.model.subclasses import known
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
@@ -60,9 +60,9 @@ class Planned:
 
     @property
     def any(self) -> bool:
-        """Whether the frame runs something of a planned model that is not disabled."""
+        """Whether the frame runs something of a planned model, which is neither disabled nor still to be seen whole."""
         modules = [module for module in (self.root, *self.called.values()) if module is not None]
-        return any(map(is_planned, modules)) and not any(map(_is_disabled, modules))
+        return any(map(is_planned, modules)) and not any(_is_disabled(m) or is_collecting(m) for m in modules)
 
     def check(self, gm: fx.GraphModule) -> None:
         """Refuse a graph that runs an owner whose sites were not marked, or a model whose sites were moved.

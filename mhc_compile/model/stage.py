@@ -70,6 +70,11 @@ def is_planned(module: nn.Module) -> bool:
     return vars(module).get(_KEY) in (Stage.PLANNED, Stage.PART_OF_PLANNED) or ATTRIBUTE in module._modules
 
 
+def is_collecting(module: nn.Module) -> bool:
+    """Tell whether a first call has created sites of some graphs, and others may come."""
+    return vars(module).get(_KEY) is Stage.COLLECTING
+
+
 def leave_out(module: nn.Module, spots: Iterable[str]) -> None:
     """Note which connections of a module's own forward the plan leaves plain, by their places."""
     vars(module)[_LEFT_OUT] = frozenset(spots) | left_out(module)
@@ -88,7 +93,7 @@ def set_collecting(model: nn.Module) -> None:
 
 def close_first_call(module: nn.Module | None) -> None:
     """Move from `COLLECTING` to `PLANNED`: graphs come back with their markers now, so all have been seen once."""
-    if module is not None and vars(module).get(_KEY) is Stage.COLLECTING:
+    if module is not None and is_collecting(module):
         vars(module)[_KEY] = Stage.PLANNED
 
 

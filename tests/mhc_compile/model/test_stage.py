@@ -35,6 +35,7 @@ def stages(model: nn.Module) -> tuple[Stage, Stage, Stage]:
 
 
 NOTHING = (Stage.NOT_PLANNED,) * 3
+REMOVED = (Stage.REMOVED, Stage.REMOVED, Stage.NOT_PLANNED)
 PLANNED = (Stage.PLANNED, Stage.PART_OF_PLANNED, Stage.HOLDS_SITES)
 
 
@@ -45,13 +46,16 @@ def messages(run: Any) -> list[str]:
     return [str(w.message) for w in caught if issubclass(w.category, mhc.MHCWarning)]
 
 
-def test_upgrade_plans_and_remove_forgets() -> None:
+def test_what_is_removed_stays_so_until_the_next_upgrade() -> None:
     model = made()
     assert stages(model) == NOTHING
-    mhc.upgrade(model, (inputs(),))
-    assert stages(model) == PLANNED
-    mhc.remove(model)
-    assert stages(model) == NOTHING
+    for _ in range(2):
+        mhc.upgrade(model, (inputs(),))
+        assert stages(model) == PLANNED
+        mhc.remove(model)
+        assert stages(model) == REMOVED
+        assert messages(compiled(model)) == []
+        assert "mhc" not in dict(model.named_modules())
 
 
 def test_restore_plans_and_a_failing_one_leaves_no_trace() -> None:
