@@ -87,7 +87,7 @@ def _fake_backward(given: CoefficientsBackward) -> CoefficientsGradients:
 
 
 def _save(ctx: Any, given: Coefficients, made: CoefficientsResult) -> None:
-    save(ctx, *flat(given), made.y, made.r)
+    save(ctx, *flat(given), kept=(made.y, made.r))
 
 
 def _autograd(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:

@@ -94,9 +94,11 @@ def _iterate(logits: Tensor, n: int, iters: int, kept: Tensor | None = None) -> 
 
 def _total(m: Tensor, dim: int) -> Tensor:
     """Sum over an axis, in the order of the index."""
-    first, *rest = m.unbind(dim)
-    total = torch.add(first, rest[0]) if rest else first.clone()
-    for part in rest[1:]:
+    if m.shape[dim] == 1:
+        return m.clone()
+    first, second, *rest = m.unbind(dim)
+    total = torch.add(first, second)
+    for part in rest:
         total += part
     return total.unsqueeze(dim)
 
