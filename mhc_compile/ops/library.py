@@ -56,7 +56,7 @@ def _coefficients(given: Coefficients) -> CoefficientsResult:
     kind = connections.get(maps.connection)
     rows = kind.rows(given.x).type_as(site.phi)
     r = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(rows.shape[-1]).add_(maps.eps).rsqrt_()
-    y = torch.matmul(rows, site.phi).mul_(r)
+    y = torch.matmul(rows, site.phi).mul_(r).masked_fill_(r == 0, 0)  # as `reference.logits`
     pre, post, res = kind.activate(y, site.alpha, site.base + site.delta, _maps(maps, fast=True))
     return CoefficientsResult(pre, post, res, y, r)
 
@@ -87,7 +87,7 @@ def _fake_backward(given: CoefficientsBackward) -> CoefficientsGradients:
 
 
 def _save(ctx: Any, given: Coefficients, made: CoefficientsResult) -> None:
-    save(ctx, *flat(given), made.y, made.r)
+    save(ctx, *flat(given), kept=(made.y, made.r))
 
 
 def _autograd(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:

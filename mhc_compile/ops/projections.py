@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Protocol
 
 import torch
@@ -45,7 +44,7 @@ class Sinkhorn:
 
     def apply(self, logits: Tensor, n: int, iters: int) -> Tensor:
         """Return the iteration's value after `iters` steps."""
-        return reference.sinkhorn(logits.unflatten(-1, (n, n)), iters)
+        return reference.sinkhorn(logits.unflatten(-1, (n, n)), iters, reference.lasting(n))
 
     def run(self, logits: Tensor, n: int, iters: int) -> Tensor:
         """Return the same, step by step in place with the tokens last, so that every step is one vectorised sweep.
@@ -53,33 +52,55 @@ class Sinkhorn:
         It divides, and sums in the order of the index, so that the bits depend on no number of tokens: the start is
         exact to the bit (`init.bias`), which a product with the reciprocal would not be.
         """
-        m = _tokens_last(logits, n)
-        m.sub_(m.amax((0, 1))).exp_()
-        for _ in range(iters):
-            for dim in (0, 1):
-                m.div_(functools.reduce(torch.add, m.unbind(dim)).unsqueeze(dim))
-        return _tokens_first(m, logits).view(*logits.shape[:-1], n, n)
+        return _tokens_first(_iterate(logits, n, iters), logits).view(*logits.shape[:-1], n, n)
 
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return the exact gradient of the unrolled iteration.
 
-        Each half step is M' = M / s with s the sums of M, so dM = (dM' - sum(dM' M')) / s. The iterates are made
-        again in one buffer that lives only here.
+        Each half step is M' = M / s with s the sums of M. What is passed back is G = M dM, the gradient of log M:
+        G = G' - M' sum(G'), which is bounded where dM = (dM' - sum(dM' M')) / s is not. The iterates are made again
+        in one buffer that lives only here.
         """
-        start = _tokens_last(logits, n)
-        start.sub_(start.amax((0, 1))).exp_()
-        steps = start.new_empty((2 * iters, *start.shape))
-        inverse: list[Tensor] = []
-        m = start
-        for t, step in enumerate(steps):
-            inverse.append(m.sum(t % 2, keepdim=True).reciprocal_())
-            m = torch.mul(m, inverse[t], out=step)
         g = _tokens_last(grad.flatten(-2), n)
-        product = torch.empty_like(g)
+        steps = g.new_empty((2 * iters, *g.shape))
+        g.mul_(_iterate(logits, n, iters, steps))
         for t in reversed(range(2 * iters)):
-            shift = torch.mul(g, steps[t], out=product).sum(t % 2, keepdim=True)
-            g.sub_(shift).mul_(inverse[t])
-        return _tokens_first(g.mul_(start), logits)
+            g.addcmul_(steps[t], g.sum(t % 2, keepdim=True), value=-1)
+        return _tokens_first(g, logits)
+
+
+def _iterate(logits: Tensor, n: int, iters: int, kept: Tensor | None = None) -> Tensor:
+    """Return `[n, n, T]` what `reference.sinkhorn` does; keep every half step in `[2 iters, n, n, T]`, where given."""
+    z = _tokens_last(logits, n)
+    z.sub_(z.amax(0, keepdim=True))
+    weight = z.amax(1, keepdim=True)
+    z.sub_(weight)
+    weight.exp_()
+    lasts = reference.lasting(n)
+    scale = torch.zeros_like(z) if iters > lasts else None
+    m = z.exp_() if scale is None else z.exp()
+    for t in range(2 * iters):
+        if scale is not None and t and t % (2 * lasts) == 0:
+            m = (z - scale).exp_()
+        whole = m if t else m * weight
+        total = _total(whole, t % 2) if kept is None else whole.sum(t % 2, keepdim=True)
+        m = torch.div(m, total, out=m if kept is None else kept[t])
+        if scale is not None:
+            scale.add_(total.log_())
+    if kept is not None:
+        kept[0].mul_(weight)
+    return m
+
+
+def _total(m: Tensor, dim: int) -> Tensor:
+    """Sum over an axis, in the order of the index."""
+    if m.shape[dim] == 1:
+        return m.clone()
+    first, second, *rest = m.unbind(dim)
+    total = torch.add(first, second)
+    for part in rest:
+        total += part
+    return total.unsqueeze(dim)
 
 
 def _tokens_last(rows: Tensor, n: int) -> Tensor:

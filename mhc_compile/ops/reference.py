@@ -8,6 +8,9 @@ for its shape or dtype; n is passed as an integer.
 
 from __future__ import annotations
 
+import math
+import sys
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,8 @@ def expand(x: Tensor, n: int) -> Tensor:
 def logits(x: Tensor, phi: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Project normalised rows: `(x phi) r`, with r = rsqrt(mean(x^2) + eps) (Eq. 14-16).
 
+    Where the square overflows, as beyond 1.8e19 in fp32, the logits are 0: what an RMSNorm in that dtype gives.
+
     Args:
         x: rows `[..., K]` of any floating dtype.
         phi: `[K, m]`, fp32.
@@ -30,7 +35,7 @@ def logits(x: Tensor, phi: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """
     x = x.type_as(phi)
     r = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
-    return torch.matmul(x, phi) * r, r
+    return (torch.matmul(x, phi) * r).masked_fill(r == 0, 0), r
 
 
 def read(x: Tensor, h_pre: Tensor, n: int) -> Tensor:
@@ -68,20 +73,42 @@ def readout(x: Tensor, n: int, acc: torch.dtype = torch.float32) -> Tensor:
     return (total / n).type_as(x)
 
 
-def sinkhorn(logits: Tensor, iters: int) -> Tensor:
+def lasting(n: int) -> int:
+    """Return through how many iterations an entry that underflowed would have stayed below 2e-6.
+
+    After the first iteration the largest entry of each row and column is 1/n^2 or more. From there on an entry grows by
+    (n-1)^2 an iteration at most: where n - 1 rows have all they have in one column. What underflows in fp32, subnormals
+    included, is below e^-103, and e^88 times that is still nothing.
+    """
+    return 1 + int(88 / (2 * math.log(n - 1))) if n > 2 else sys.maxsize
+
+
+def sinkhorn(logits: Tensor, iters: int, lasts: int = 20) -> Tensor:
     """Sinkhorn-Knopp from exp(logits): each iteration makes columns, then rows, sum to 1 (Eq. 9, paper convention).
 
-    The maximum of each matrix is subtracted first, which the first normalisation cancels.
+    The maximum of each column is subtracted first, which the first normalisation cancels; then that of each row, for
+    which the first sums make up. So no row or column underflows, whatever the logits: none of exp(logits) has to be
+    representable.
 
     Args:
         logits: `[..., n, n]`.
         iters: number of iterations, >= 1.
+        lasts: iterations after which what has underflowed is made again, `lasting(n)`.
 
     Returns:
         A matrix of the same shape with rows summing to 1 exactly and columns nearly.
     """
-    m = torch.exp(logits - logits.amax((-2, -1), keepdim=True))
-    for _ in range(iters):
-        m = m / m.sum(-2, keepdim=True)
-        m = m / m.sum(-1, keepdim=True)
+    z = logits - logits.amax(-2, keepdim=True).detach()  # the result does not depend on what is subtracted
+    low = z.amax(-1, keepdim=True).detach()
+    z = z - low
+    m, weight, scale = torch.exp(z), torch.exp(low), torch.zeros_like(z)
+    for done in range(iters):
+        if done and done % lasts == 0:
+            m = torch.exp(z - scale)
+        columns = (m if done else m * weight).sum(-2, keepdim=True)
+        m = m / columns
+        rows = m.sum(-1, keepdim=True)
+        m = m / rows
+        if iters > lasts:
+            scale = scale + columns.log() + rows.log()
     return m

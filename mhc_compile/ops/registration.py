@@ -82,8 +82,18 @@ def call(name: str, given: tuple[Any, ...]) -> Any:
     return made if results is Tensor else named(results, made)
 
 
-def save(ctx: Any, *values: Any) -> None:
-    """Keep values for the backward: tensors as autograd wants them, all else as it is."""
+def save(ctx: Any, *values: Any, kept: Sequence[Tensor] = ()) -> None:
+    """Keep values for the backward: tensors as autograd wants them, all else as it is.
+
+    Args:
+        ctx: torch's context.
+        values: what the op took.
+        kept: of its results, those that only the backward reads; they come behind the values. They have no gradient,
+            and torch is told so: else it makes them anew at each look at what is saved, and compiled autograd, where
+            a graph of the backward is asked for, fails with an error of its own.
+    """
+    ctx.mark_non_differentiable(*kept)
+    values = *values, *kept
     ctx.save_for_backward(*(value for value in values if isinstance(value, Tensor)))
     ctx.values = [_SAVED if isinstance(value, Tensor) else value for value in values]
 

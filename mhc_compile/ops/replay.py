@@ -93,14 +93,15 @@ class _Seam(Function):
         given, kept = take(Seam, values), named(SeamResult, output).arrival.kept
         head, history = _block(values)
         block = _laid_out(head, history)
-        save(ctx, *flat(given._replace(x=head)), *kept, *block)
+        save(ctx, *flat(given._replace(x=head)), *block, kept=kept)
         ctx.none = [None] * len(block)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         values = saved(ctx)
-        given, kept = take(Seam, values), take(Kept, values)
+        given = take(Seam, values)
         _, history = _block(values)
+        kept = take(Kept, values)
         return *seams.seam_gradients(named(SeamResult, grads), given, kept, history), *ctx.none
 
 

@@ -154,7 +154,7 @@ def _to_written(made: WrittenGradients, written: Written) -> dict[str, Tensor | 
 
 def _save_enter(ctx: Any, given: Enter, made: EnterResult) -> None:
     ctx.set_materialize_grads(False)
-    save(ctx, *flat(given), *made.kept)
+    save(ctx, *flat(given), kept=made.kept)
 
 
 def _autograd_enter(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def _autograd_enter(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 def save_seam(ctx: Any, given: Seam, made: SeamResult) -> None:
     """Keep what a seam takes and what its backward needs of its results."""
     ctx.set_materialize_grads(False)
-    save(ctx, *flat(given), *made.arrival.kept)
+    save(ctx, *flat(given), kept=made.arrival.kept)
 
 
 def _autograd_seam(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mhc_compile.codegen.spec import Spec, blocks, power
 from mhc_compile.codegen.text import fill, lines
-from mhc_compile.codegen.triton import fragments
+from mhc_compile.codegen.triton import fragments, sinkhorn
 
 _PROJECT = '''
 @triton.jit
@@ -53,8 +53,9 @@ def read_tokens($read, T, token, BT: tl.constexpr, BC: tl.constexpr, SPLITS: tl.
         post_logits += tl.load(sums[:, None] + $n + k[None, :], pair, other=0.0)
     inverse = tl.rsqrt(square / $size + $eps)
     tl.store(r + token, inverse, live)
-    pre_logits *= inverse[:, None]
-    post_logits *= inverse[:, None]
+    empty = (inverse == 0)[:, None]  # a square that overflows, as an RMSNorm does it
+    pre_logits = tl.where(empty, 0.0, pre_logits * inverse[:, None])
+    post_logits = tl.where(empty, 0.0, post_logits * inverse[:, None])
     logit = y + token * $logits
     tl.store(logit[:, None] + k[None, :], pre_logits, pair)
     tl.store(logit[:, None] + $n + k[None, :], post_logits, pair)
@@ -101,10 +102,11 @@ for split in range(SPLITS):
     sums = partial + (split * tl.cast(T, tl.int64) + token) * $width
     square += tl.load(sums + $logits, live, other=0.0)
     logits += tl.load(sums[:, None, None] + $mixing + at, mask, other=0.0)
-logits *= tl.rsqrt(square / $size + $eps)[:, None, None]
+inverse = tl.rsqrt(square / $size + $eps)[:, None, None]
+logits = tl.where(inverse == 0, 0.0, logits * inverse)  # a square that overflows, as an RMSNorm does it
 tl.store(y + token[:, None, None] * $logits + $mixing + at, logits, mask)
-z = gated(logits, alpha + 2, delta + $mixing, base + $mixing, at, entry)
-h_res = sinkhorn(start(z, entry), $iters)
+z, weight = start(gated(logits, alpha + 2, delta + $mixing, base + $mixing, at, entry), entry)
+$matrix
 tl.store(res_out + token[:, None, None] * $square + at, h_res, mask)
 """
 
@@ -183,7 +185,6 @@ def names(spec: Spec) -> dict[str, object]:
         "mixing": 2 * spec.n,  # where the mixing logits start
         "size": float(spec.n * spec.channels),
         "eps": repr(spec.eps),
-        "iters": spec.iters,
         "width": width(spec),
     }
 
@@ -230,14 +231,14 @@ def project(spec: Spec) -> str:
 def read(spec: Spec) -> str:
     """Write the kernel that turns sums into coefficients and reads the branch's input."""
     words = names(spec)
-    sinkhorn = spec.projection == "sinkhorn"
+    mixes = spec.projection == "sinkhorn"
     return fill(
         _READ,
         **words,
         **arguments(spec),
         doc="H_pre and H_post of every token" + ", and the branch's input" * spec.reads,
-        how=", by Sinkhorn in registers" if sinkhorn else ": streams do not mix",
-        res=fill(_SINKHORN if sinkhorn else _IDENTITY, **words),
+        how=", by Sinkhorn in registers" if mixes else ": streams do not mix",
+        res=fill(_SINKHORN, **words, matrix=sinkhorn.matrix(spec)) if mixes else fill(_IDENTITY, **words),
         body=_read_part(spec) if spec.reads else "",
     )
 

@@ -61,7 +61,7 @@ entry = (k[None, :, None] < $n) & (k[None, None, :] < $n)
 mask = live[:, None, None] & entry
 logits = tl.load((y + token * $logits)[:, None, None] + $mixing + at, mask, other=0.0)
 gate = tl.load(alpha + 2)
-at0 = start(logits * gate + tl.load(bias + $mixing + at, entry, other=0.0), entry)
+z, weight = start(logits * gate + tl.load(bias + $mixing + at, entry, other=0.0), entry)
 g = tl.load(g_res + token[:, None, None] * $square + at, mask, other=0.0)
 $gradient
 sums = mixed + pid * $two_square
@@ -168,10 +168,12 @@ def _sums(spec: Spec) -> str:
     if norm:
         totals += [f"b{i}" for i in range(k)] + ["along"]
         weight = f"du = du * {fragments.vector('weight')}" if spec.weight else ""
-        after = lines([weight, fragments.rounded_read(spec), "u = u - center[:, None]" if layer else ""])
+        after = lines(
+            [weight, fragments.rounded_read(spec), "u = u - center[:, None]" if layer else "", "u = u * slope[:, None]"]
+        )
         sums = lines([sums, each(k, "b{i} += tl.sum(u * v{i}, 1)"), "along += tl.sum(du * u, 1)"])
         place = f"dlogits + token * {columns(spec)} + {spec.logits}"
-        stores = ["along = along * slope * slope / C", f"tl.store({place} + {ALONG}, along, live)"]
+        stores = ["along = along / C", f"tl.store({place} + {ALONG}, along * slope, live)"]
         even = ""
         if layer:
             totals += [f"e{i}" for i in range(k)] + ["even"]

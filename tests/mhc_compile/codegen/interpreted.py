@@ -14,10 +14,10 @@ from torch import Tensor
 from mhc_compile.codegen.runtime import dispatch, tune
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Replay, flat
-from tests.equations import helpers
+from tests.equations import far, helpers
 from tests.equations.block import Block, same
 from tests.equations.fused import Fused, only_given, trainable
-from tests.equations.helpers import Function, check, spread_out, values_and_gradients
+from tests.equations.helpers import Case, Function, check, spread_out, values_and_gradients
 
 Tiles = dict[str, dict[str, int]]
 
@@ -73,6 +73,34 @@ def doubly_stochastic(n: int, scale: float) -> tuple[float, float]:
     _, _, res = by_op(*given)
     mixing = res.double()
     return float((mixing.sum(-1) - 1).abs().max()), float((mixing.sum(-2) - 1).abs().max())
+
+
+def far_logits(n: int, iters: int, span: float) -> None:
+    """Assert that H_res and its gradient are those of logits that span so much."""
+    dispatch.register("CPU")
+    for kind in far.KINDS:
+        z, grad = far.logits(kind, n, span)[0], helpers.normal(n, n, seed=1).float()
+        case = Case(n, 16, (3,), dtype=torch.float32, iters=iters)
+        x, (phi, alpha, delta, base) = case.streams(), case.parameters()
+        delta[2 * n :] = z.flatten() - base[2 * n :]
+        z = (base + delta)[2 * n :].view(n, n)
+        delta.requires_grad_()
+        with poisoned():
+            *_, made = helpers.coefficients(case)(x, torch.zeros_like(phi), alpha, delta, base)
+            (found,) = torch.autograd.grad(made, delta, grad.expand(3, n, n))
+        assert torch.equal(made, made[:1].expand_as(made))
+        far.check(made[0].detach(), found[2 * n :].view(n, n) / 3, z, grad, iters)
+
+
+def large_streams(case: Fused, op: str, size: float, kernels: bool) -> tuple[Tensor, ...]:
+    """Return values and gradients of an op at streams and branches that are so large."""
+    if kernels:
+        dispatch.register("CPU")
+    by_op, given = only_given(case.by_op(op), case.tensors(op))
+    large = [t * size if t.shape[-2:] == (case.n, case.c) or t.shape == (*case.tokens, case.c) else t for t in given]
+    with poisoned():
+        values, gradients = values_and_gradients(by_op, large, wide=False)
+    return *(value.detach() for value in values), *gradients
 
 
 def reference_runs(case: Fused, op: str) -> None:

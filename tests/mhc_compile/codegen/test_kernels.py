@@ -11,6 +11,7 @@ import torch
 from mhc_compile.codegen.inspect import subprocess_call
 from tests.equations.block import Block
 from tests.equations.fused import Fused, exists
+from tests.equations.helpers import TOLERANCE, near
 from tests.mhc_compile.codegen import interpreted
 from tests.pairwise import pairwise, sampled
 
@@ -127,6 +128,24 @@ def test_rows_sum_to_one(n: int) -> None:
     rows, columns = subprocess_call.call(True, interpreted.doubly_stochastic, n, 1.0)
     assert rows <= 1e-6
     assert columns < 0.1
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
+def test_far_logits(n: int) -> None:
+    """Padding has neither a row nor a column; what underflows in 50 iterations comes back at n = 4."""
+    for span in (95.0, 120.0, 1000.0):
+        subprocess_call.call(True, interpreted.far_logits, n, 50 if n == 4 and span < 1000 else 20, span)
+
+
+@pairwise(op=["enter", "seam"], norm=["none", "rms weight"], size=[1e18, 1e20, 1e30], dtype=[BF16, FP32])
+def test_streams_whose_square_overflows(op: str, norm: str, size: float, dtype: torch.dtype) -> None:
+    """They get the coefficients of no dynamic part, as behind an RMSNorm in fp32, and all gradients are finite."""
+    case = Fused(3, 24, (5,), dtype=dtype, norm=norm)
+    found = subprocess_call.call(True, interpreted.large_streams, case, op, size, kernels=True)
+    wanted = interpreted.large_streams(case, op, size, kernels=False)
+    for actual, expected in zip(found, wanted, strict=True):
+        assert actual.isfinite().all()
+        near(actual, expected, TOLERANCE[dtype])
 
 
 @ops

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mhc_compile.errors import ConfigError
+from mhc_compile.ops import connections, reference
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Expand, Readout
 from tests.equations import helpers
@@ -152,3 +153,18 @@ def test_unknown_connection_is_named() -> None:
     given = Case(2, 5).coefficients()
     with pytest.raises(ConfigError, match="connection must be one of"):
         call("coefficients", given._replace(maps=given.maps._replace(connection="mch")))
+
+
+@kinds
+@pytest.mark.parametrize("size", [1e20, 3e37])
+def test_streams_whose_square_overflows_count_as_an_rmsnorm_counts_them(kind: Kind, size: float) -> None:
+    """Theirs are the coefficients of no dynamic part."""
+    case = Case(3, 5, (4,), *kind, dtype=torch.float32)
+    x, parameters = case.streams(), case.parameters()
+    outputs, found = helpers.values_and_gradients(coefficients(case), [x * size, *parameters], wide=False)
+    plain, wanted = helpers.values_and_gradients(case.reference, [torch.zeros_like(x), *parameters], wide=False)
+    for actual, expected in zip((*outputs, *found[1:]), (*plain, *wanted[1:]), strict=True):
+        near(actual, expected, 1e-5)
+    assert not found[0].any()
+    rows = connections.get(case.connection).rows(x * size)
+    assert not reference.logits(rows, parameters[0], helpers.EPS)[0].any()

@@ -12,8 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mhc_compile.errors import NotCompiledError
 from mhc_compile.ops.registration import call
-from mhc_compile.ops.signatures import CoefficientsBackward, Expand, Read, Readout, Write, flat
+from mhc_compile.ops.signatures import OPS, CoefficientsBackward, Expand, Read, Readout, Write, flat, names
 from tests.equations import helpers
+from tests.equations.fused import Fused, trainable
 from tests.equations.helpers import (
     KINDS,
     Case,
@@ -171,3 +172,27 @@ def test_a_marker_is_no_dead_code() -> None:
     graph.output(x)
     graph.eliminate_dead_code()
     assert targets(graph) == ["mhc.site.default"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["coefficients", "seam"])
+def test_second_derivatives_are_refused_under_compiled_autograd(op: str) -> None:
+    """Its guards take what is saved and made anew at each look, as results with a gradient are, for one tensor."""
+    case = Fused(2, 3, (2,))
+    by_op = coefficients(case) if op == "coefficients" else case.by_op(op)
+    x, *rest = [case.streams(), *case.parameters()] if op == "coefficients" else case.tensors(op)
+    leaf = x.requires_grad_()
+    for _ in range(3):
+        x = x + helpers.tensors(by_op(x, *rest))[0].sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        (first,) = torch.autograd.grad(x.pow(3).sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(first.pow(2).sum(), leaf)
+
+
+@pytest.mark.parametrize("op", ["coefficients", "enter", "seam"])
+def test_what_only_the_backward_reads_has_no_gradient(op: str) -> None:
+    case = Fused(2, 3, (2,), norm="layer weight shift")
+    given = case.coefficients() if op == "coefficients" else case.signature(op)
+    made = dict(zip(names(OPS[op].results), getattr(torch.ops.mhc, op)(*trainable(given)), strict=True))
+    assert tuple(name for name, result in made.items() if result.requires_grad) == helpers.GIVE_GRADIENTS[op]

@@ -9,7 +9,7 @@ from torch import Tensor
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import projections, reference
 from mhc_compile.ops.projections import Identity, Sinkhorn
-from tests.equations import helpers
+from tests.equations import far, helpers
 from tests.equations.helpers import TOKENS, near, normal, spread_out
 from tests.pairwise import pairwise
 
@@ -117,9 +117,39 @@ def test_get_names_what_exists() -> None:
         projections.get("sinkhron")
 
 
-@pytest.mark.parametrize("spread", [20.0, 60.0, 85.0])
-def test_sinkhorn_is_finite_for_far_logits(spread: float) -> None:
-    z = spread * torch.tensor([[1.0, 0.0], [1.0, 0.5]])
-    assert reference.sinkhorn(z, 20).isfinite().all()
-    assert Sinkhorn().run(z.flatten(), 2, 20).isfinite().all()
-    assert Sinkhorn().vjp(z.flatten(), normal(2, 2).float(), 2, 20).isfinite().all()
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(far.KINDS),
+    st.sampled_from([2, 3, 4, 5, 8, 16]),
+    st.sampled_from([1, 2, 20, 60]),
+    st.one_of(st.floats(80, 130), st.floats(0, 1000)),
+    st.integers(0, 2**31),
+)
+def test_sinkhorn_of_far_logits_in_fp32(kind: str, n: int, iters: int, span: float, seed: int) -> None:
+    z, grad = far.logits(kind, n, span, seed), normal(4, n, n, seed=seed + 2).float()
+    rows = z.flatten(-2)
+    far.check(Sinkhorn().run(rows, n, iters), Sinkhorn().vjp(rows, grad, n, iters).view_as(z), z, grad, iters)
+    leaf = z.clone().requires_grad_()
+    made = Sinkhorn().apply(leaf.flatten(-2), n, iters)
+    far.check(made.detach(), torch.autograd.grad(made, leaf, grad)[0], z, grad, iters)
+
+
+@pytest.mark.parametrize("n", [3, 4, 8, 11])
+def test_what_underflows_lasts(n: int) -> None:
+    """In "cross" an entry grows by (n-1)^2 an iteration: from where it underflows it stays negligible."""
+    lasts = reference.lasting(n)
+    assert lasts >= 20
+    for below in (0, 0.1):
+        z = torch.zeros(n, n).double()
+        z[1:, 1:] = -103.5 - below
+        assert 0 < far.sinkhorn(z, lasts)[-1, -1] < 2e-6
+
+
+def test_what_is_not_finite_shows() -> None:
+    z = normal(4, 9).float()
+    for bad in (float("nan"), float("inf")):
+        z[1, 4] = bad
+        made = Sinkhorn().run(z, 3, 20)
+        assert made[1].isnan().all()
+        assert made[[0, 2, 3]].isfinite().all()
+        assert Sinkhorn().apply(z, 3, 20)[1].isnan().all()
