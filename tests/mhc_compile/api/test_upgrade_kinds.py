@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
+from mhc_compile.backend import kernels
 from mhc_compile.errors import AlreadyUpgradedError
 from tests.nets.small import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
 
@@ -80,6 +82,24 @@ def test_meta(connection: str) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     model.load_state_dict(reference.state_dict())
     assert torch.equal(compiled(model)(inputs()), compiled(reference)(inputs()))
+
+
+class Caching(Net):
+    """A net that returns what it remembers, on top of an empty cache, as transformers do."""
+
+    def forward(self, x: Tensor) -> Any:
+        kept = torch.tensor([], dtype=x.dtype, device=x.device)
+        made = super().forward(x)
+        return made, torch.cat([kept, made], dim=-2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_meta_with_a_cache_says_nothing_of_kernels() -> None:
+    """Torch makes no fake tensor of `torch.tensor(..., device="meta")`, on which Dynamo gives up elsewhere."""
+    kernels.warn.cache_clear()
+    with torch.device("meta"):
+        model = Caching()
+    assert len(mhc.upgrade(model, (inputs(),)).sites) == 4
 
 
 def test_frozen_model() -> None:
