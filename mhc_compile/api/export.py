@@ -67,7 +67,8 @@ def rewrite(
     Raises:
         MHCError: as `upgrade` and `export`.
     """
-    copied = copy.deepcopy(gm)
+    with torch.inference_mode(False):  # tensors that are made in inference mode can never be trained
+        copied = copy.deepcopy(gm)
     module = _as_module(copied)
     upgrade(module, args, kwargs, config=config)
     if not any(isinstance(child, OwnerSites) for child in module.modules()):
