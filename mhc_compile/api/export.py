@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
@@ -18,13 +20,15 @@ from mhc_compile.capture.model_run import run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, NotUpgradedError
 from mhc_compile.model.sites import OwnerSites
+from mhc_compile.passes.graph.walk import value
 
 
 def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
     """Return an upgraded model as one GraphModule that runs, trains and exports without this package.
 
-    Its parameters are the model's own, under their names; sizes are those of the arguments. Hand the result to
-    `torch.export.export(graph, args, kwargs)` for AOTInductor or ONNX.
+    Its parameters are the model's own, under their names; sizes are those of the arguments, except where
+    `torch._dynamo.mark_dynamic(tensor, dim)` says otherwise. Hand the result to `torch.export.export(graph, args,
+    kwargs)` for AOTInductor or ONNX.
 
     Args:
         model: a model that was upgraded.
@@ -64,7 +68,8 @@ def rewrite(
     Raises:
         MHCError: as `upgrade` and `export`.
     """
-    copied = copy.deepcopy(gm)
+    with torch.inference_mode(False):  # tensors that are made in inference mode can never be trained
+        copied = copy.deepcopy(gm)
     module = _as_module(copied)
     upgrade(module, args, kwargs, config=config)
     if not any(isinstance(child, OwnerSites) for child in module.modules()):
@@ -81,45 +86,62 @@ def _as_module(gm: fx.GraphModule) -> nn.Module:
 
 
 class _Recorder:
-    """A backend that rewrites the model's one graph, and remembers what went in and came out."""
+    """A backend that rewrites the model's one graph, and remembers what went in and came out.
+
+    Dynamo keeps every backend until it is reset, so `taken` lets go of what was seen.
+    """
 
     def __init__(self) -> None:
-        self.gm: fx.GraphModule | None = None
-        self.inputs: Sequence[Any] = ()
-        self.outputs: Sequence[Any] = ()
+        self.seen: list[_Seen] = []
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         with clean_errors():
-            if self.gm is not None:
+            if self.seen:
                 raise CaptureError("the model breaks into several graphs, and an exported graph must be one;"
                                    " TORCH_LOGS=graph_breaks shows where")  # fmt: skip
             config = config_of_markers(gm, None)
             if config is None:
                 raise CaptureError("the captured graph holds no site of the model; is it inside mhc.plain(model)?")
-            rewritten = rewrite_graph(gm, config, Planned.of(gm, frame_root()), inline=True).gm
-        self.gm = rewritten
+            self.seen.append(_Seen(rewrite_graph(gm, config, Planned.of(gm, frame_root()), inline=True).gm))
 
         def run(*inputs: Any) -> Any:
-            self.inputs, self.outputs = inputs, rewritten.forward(*inputs)
-            return self.outputs
+            seen = self.seen[0]
+            seen.inputs, seen.outputs = inputs, seen.gm.forward(*inputs)
+            return seen.outputs
 
         return run
+
+    def taken(self) -> _Seen | None:
+        """Return the graph and its run, if there was one, and forget it."""
+        return self.seen.pop() if self.seen else None
+
+
+@dataclasses.dataclass
+class _Seen:
+    """A rewritten graph, and what went in and came out when it ran."""
+
+    gm: fx.GraphModule
+    inputs: Sequence[Any] = ()
+    outputs: Sequence[Any] = ()
 
 
 def _as_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule:
     recorder = _Recorder()
     leaves, in_spec = pytree.tree_flatten((args, kwargs))
-    captured = run_captured(model, args, kwargs, recorder, copied=False)
-    gm = recorder.gm
-    if gm is None:
+    try:
+        captured = run_captured(model, args, kwargs, recorder, copied=False)
+    finally:
+        seen = recorder.taken()
+    if seen is None:
         raise CaptureError("the model ran without a graph, so there is nothing to export")
+    gm = seen.gm
     results, out_spec = pytree.tree_flatten(captured.output)
     placeholders = gm.graph.find_nodes(op="placeholder")
     output = gm.graph.find_nodes(op="output")[0]
-    by_id = {id(t): node for t, node in zip(recorder.outputs, output.args[0], strict=True) if isinstance(t, Tensor)}
-    by_id |= {id(t): node for t, node in zip(recorder.inputs, placeholders, strict=True) if id(t) not in by_id}
+    by_id = {id(t): node for t, node in zip(seen.outputs, output.args[0], strict=True) if isinstance(t, Tensor)}
+    by_id |= {id(t): node for t, node in zip(seen.inputs, placeholders, strict=True) if id(t) not in by_id}
     output.args = ([_returned(result, by_id) for result in results],)
-    _bind(gm, model, recorder.inputs, placeholders, leaves)
+    _bind(gm, model, seen.inputs, placeholders, leaves)
     names = [f"arg_{i}" for i in range(len(args))]
     info = _PyTreeInfo([*names, *kwargs], in_spec, out_spec)
     gm.graph.set_codegen(_PyTreeCodeGen(info))
@@ -158,6 +180,8 @@ def _bind(
             gm.graph.erase_node(node)
         elif id(tensor) in position:
             arguments[position[id(tensor)]] = node
+        elif isinstance(tensor, int):
+            _read_size(gm, node, placeholders)
         else:
             raise CaptureError(
                 f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument"
@@ -168,6 +192,21 @@ def _bind(
         fresh[i].meta = dict(node.meta)
         node.replace_all_uses_with(fresh[i])
         gm.graph.erase_node(node)
+
+
+def _read_size(gm: fx.GraphModule, node: fx.Node, placeholders: Sequence[fx.Node]) -> None:
+    """Turn the input that is a size, of a dimension that the user marked as dynamic, into the size of its tensor."""
+    symbol = str(node.meta.get("example_value"))
+    for holder in placeholders:
+        shape = tensor.shape if holder in gm.graph.nodes and (tensor := value(holder)) is not None else ()
+        if symbol in (sizes := [str(size) for size in shape]):
+            with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
+                size = gm.graph.call_function(torch.ops.aten.sym_size.int, (holder, sizes.index(symbol)))
+            size.meta = dict(node.meta)
+            node.replace_all_uses_with(size)
+            gm.graph.erase_node(node)
+            return
+    raise CaptureError(f"graph input {node.name} is a number that no argument has as a size; pass it as an argument")
 
 
 def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> None:

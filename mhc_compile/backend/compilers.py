@@ -26,6 +26,7 @@ def compile_with(
     """Hand a graph to the compiler that the config names."""
     if config.compiler == "eager":
         return gm.forward
+    checkpoints.untag(gm, example_inputs)
     if config.compiler == "aot_eager":
         compiled: Compiled = lookup_backend("aot_eager")(gm, list(example_inputs))
         return compiled

@@ -75,11 +75,12 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
     """
     serve_only(root)
     original = checkpoints.run_eagerly(without_markers(gm))
-    pending = [plan]
+    pending, kept = [plan], weakref.ref(root)  # Dynamo keeps this code, and the code must not keep the module
 
     def run(*inputs: Any) -> Any:
-        if pending:
-            attach_sites(root, pending.pop(), first_call=True)
+        module = kept()
+        if pending and module is not None:
+            attach_sites(module, pending.pop(), first_call=True)
             warnings.warn(
                 f"mhc created the parameters of {len(plan.sites)} hyper-connections at this first call: an optimizer"
                 " built before does not hold them (build it now from mhc_compile.param_groups(model, lr,"

@@ -36,7 +36,7 @@ def enable(config: Config, gm: fx.GraphModule) -> frozenset[str]:
     found = support(config.kernels, devices(gm))
     if config.kernels == "triton" and (found.lacking or not found.types):
         raise KernelError(
-            f"kernels='triton', but {found.lacking or found.cpu or 'the graph has no tensors'}; kernels='auto' uses"
+            f"kernels='triton', but {found.lacking or found.cpu or 'its graph computes nothing'}; kernels='auto' uses"
             " generated kernels where they can run"
         )
     if found.lacking:

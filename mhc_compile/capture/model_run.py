@@ -6,6 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,11 +69,12 @@ class Captured:
 class _Recorder:
     """A backend that runs graphs eagerly and remembers them.
 
-    Dynamo keeps what a backend returns, and that holds the recorder: `forget` lets go of every activation.
+    Dynamo keeps every backend until it is reset, and what a backend returns as long as the frame's code: so the
+    recorder knows the model weakly, and `forget` lets go of every graph and activation.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = weakref.ref(model)
         self.forget()
 
     def forget(self) -> None:
@@ -80,13 +83,13 @@ class _Recorder:
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         root = frame_root()
-        if root is not None and root is not self.model:
+        if root is not None and root is not self.model():
             serve_only(root)
         number, flat = len(self.graphs), checkpoints.run_eagerly(without_markers(gm))
         self.graphs.append({"gm": flat, "root": root, "ended": frame_break(gm), "in_parts": is_in_parts(gm)})
 
         def run(*inputs: Any) -> Any:
-            outputs = flat.forward(*inputs)
+            outputs = self.graphs[number]["gm"].forward(*inputs)
             self.calls.append((number, inputs, outputs))
             return outputs
 
@@ -165,17 +168,36 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
-    """Compile anew, without the limits that are meant for training loops, and without what model.compile() made."""
+    """Compile anew, without the limits that are meant for training loops, and without what model.compile() made.
+
+    Sizes are those of this run: those that the model has seen before make none dynamic, and this run none later.
+    """
+    pgo: Any = torch._dynamo.pgo
+    seen, pgo._CODE_STATE = pgo._CODE_STATE, defaultdict(pgo.CodeState)
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
-    limits: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
+    settings: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
+    settings |= {"suppress_errors": False, "automatic_dynamic_shapes": False, "assume_static_by_default": True}
     try:
         for module in compiled:
             module._compiled_call_impl = None
-        with torch._dynamo.config.patch(suppress_errors=False, **limits):
+        with torch._dynamo.config.patch(settings), _meta_constants(model):
             yield
     finally:
+        pgo._CODE_STATE = seen
         for module, call in compiled.items():
             module._compiled_call_impl = call
+
+
+@contextlib.contextmanager
+def _meta_constants(model: nn.Module) -> Iterator[None]:
+    """Let Dynamo trace `torch.tensor(..., device="meta")`, as in caches: torch makes no fake tensor of it there."""
+    tls, on_meta = torch._subclasses.fake_tensor.fake_tensor_tls, any(p.is_meta for p in model.parameters())
+    before = tls.allow_non_fake_inputs_override
+    tls.allow_non_fake_inputs_override = on_meta or before
+    try:
+        yield
+    finally:
+        tls.allow_non_fake_inputs_override = before
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     watch_optimizers(model)
 
 
+@torch.inference_mode(False)  # tensors that are made in inference mode can never be trained
 def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
     """Create one site on its owner: on the owner's device, and in fp64 where the owner is."""
     if not isinstance(module._modules.get(ATTRIBUTE), OwnerSites):

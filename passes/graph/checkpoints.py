@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.errors import UnsupportedModelError
@@ -44,6 +44,35 @@ def splice(gm: fx.GraphModule) -> None:
 def tags(node: fx.Node) -> dict[str, Any]:
     """Return what tells the partitioner whether to recompute the node; empty outside of checkpoints."""
     return {key: node.meta[key] for key in _TAGS if key in node.meta}
+
+
+def untag(gm: fx.GraphModule, inputs: Iterable[Any]) -> None:
+    """Take the tags off what no backward will make again, in place, as the op itself leaves none there.
+
+    That is what runs with gradients off, and everything where nothing that comes in needs a gradient. In a graph
+    without a backward AOTAutograd refuses tags on what draws random numbers, attention among it.
+
+    Args:
+        gm: a rewritten graph, of a frame that starts in the gradient mode of now.
+        inputs: the graph's inputs.
+    """
+    needed = any(isinstance(each, Tensor) and each.requires_grad for each in (*inputs, *gm.parameters()))
+    recording, inference = torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), dict[fx.Node, bool]()
+    for node in gm.graph.nodes:
+        op = optable.name(node)
+        if op == "_set_grad_enabled":
+            recording = bool(node.args[0])
+        elif op == "_enter_inference_mode":
+            inference[node] = recording
+            recording = recording and not node.args[0]
+        elif op == "_exit_inference_mode":
+            recording = inference.pop(node.args[0], recording)
+        if needed and recording:
+            continue
+        held = operator.attrgetter(str(node.target))(gm) if node.op == "get_attr" else None
+        for each in (node, *_nodes_within(held)):
+            for key in _TAGS:
+                each.meta.pop(key, None)
 
 
 def bodies(gm: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
@@ -114,7 +143,13 @@ def _adopt(gm: fx.GraphModule, held: Any, tagged: dict[str, Any]) -> str:
     """Give the module what a body held, under a name of its own; what ops run inside of it has the tags too."""
     name = next(name for i in itertools.count() if not hasattr(gm, name := f"checkpointed_{i}"))
     setattr(gm, name, held)
-    for module in held.modules() if isinstance(held, fx.GraphModule) else ():
-        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
-            node.meta.update(tagged)
+    for node in _nodes_within(held):
+        node.meta.update(tagged)
     return name
+
+
+def _nodes_within(held: Any) -> Iterator[fx.Node]:
+    """Iterate over the nodes of what a module holds, where that is a graph, and of the graphs in it."""
+    for module in held.modules() if isinstance(held, fx.GraphModule) else ():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes

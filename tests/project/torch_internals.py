@@ -50,6 +50,15 @@ USES = {
     "torch._dynamo.source.LocalSource": Use("the same", "test_serve_only"),
     "torch._dynamo.OptimizedModule": Use("what torch.compile makes of a module", "test_model_that_was_compiled_before"),
     "._orig_mod": Use("the module inside of it", "test_model_that_was_compiled_before"),
+    "torch._dynamo.pgo": Use(
+        "the sizes that each forward has seen, which a captured run neither heeds nor changes",
+        "test_sizes_seen_before_make_none_dynamic_and_a_captured_run_none_later",
+    ),
+    "._CODE_STATE": Use("the same", "test_sizes_seen_before_make_none_dynamic_and_a_captured_run_none_later"),
+    "torch._subclasses.fake_tensor.fake_tensor_tls": Use(
+        'lets Dynamo trace `torch.tensor(..., device="meta")`, of which torch makes no fake tensor',
+        "test_meta_with_a_cache_says_nothing_of_kernels",
+    ),
     "torch._dynamo.reset": Use("benchmarks start without compiled code", "test_bench_measures_plain_and_mhc"),
     "torch._dynamo.resume_execution.TORCH_DYNAMO_RESUME_IN_PREFIX": Use(
         "the name of a function that goes on behind a graph break",

@@ -84,6 +84,27 @@ def test_export_leaves_the_model_as_it_is() -> None:
     assert torch.equal(compiled(model)(inputs()), expected)
 
 
+def test_sizes_are_those_of_the_arguments_whatever_the_model_has_seen() -> None:
+    model = upgraded(moved=True)
+    run = compiled(model)
+    run(inputs(6, 5))
+    run(inputs(2, 5))
+    graph = mhc.export(model, (inputs(),))
+    torch.testing.assert_close(graph(inputs()), run(inputs()))
+    assert not graph.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
+
+
+def test_sizes_that_are_marked_as_dynamic_stay_so() -> None:
+    model, x = upgraded(moved=True), inputs(4, 5)
+    torch._dynamo.mark_dynamic(x, 0)
+    graph, theirs = mhc.export(model, (x,)), dict(model.named_parameters())
+    program = torch.export.export(graph, (inputs(4, 5),), dynamic_shapes={"arg_0": {0: torch.export.Dim("batch")}})
+    for batch in (2, 7):
+        torch.testing.assert_close(program.module()(inputs(batch, 5)), graph(inputs(batch, 5)))
+        expected = gradients(compiled(model), theirs, inputs(batch, 5))
+        near(gradients(graph, dict(graph.named_parameters()), inputs(batch, 5)), expected, 1e-5)
+
+
 class Structured(nn.Module):
     """Keyword arguments, an unused one, and a nested result with a constant."""
 

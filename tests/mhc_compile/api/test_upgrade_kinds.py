@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
+from mhc_compile.backend import kernels
 from mhc_compile.errors import AlreadyUpgradedError
-from tests.nets.small import Net, compiled, inputs, made, mhc_state, perturb, relative, snapshot, unchanged, upgraded
+from tests.nets.small import (
+    Net,
+    compiled,
+    gradient_error,
+    inputs,
+    made,
+    mhc_state,
+    perturb,
+    relative,
+    results,
+    snapshot,
+    unchanged,
+    upgraded,
+)
 
 
 class Other(nn.Module):
@@ -80,6 +96,61 @@ def test_meta(connection: str) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     model.load_state_dict(reference.state_dict())
     assert torch.equal(compiled(model)(inputs()), compiled(reference)(inputs()))
+
+
+class Caching(Net):
+    """A net that returns what it remembers, on top of an empty cache, as transformers do."""
+
+    def forward(self, x: Tensor) -> Any:
+        kept = torch.tensor([], dtype=x.dtype, device=x.device)
+        made = super().forward(x)
+        return made, torch.cat([kept, made], dim=-2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_meta_with_a_cache_says_nothing_of_kernels() -> None:
+    """Torch makes no fake tensor of `torch.tensor(..., device="meta")`, on which Dynamo gives up elsewhere."""
+    kernels.warn.cache_clear()
+    with torch.device("meta"):
+        model = Caching()
+    assert len(mhc.upgrade(model, (inputs(),)).sites) == 4
+
+
+def lazily(model: nn.Module) -> nn.Module:
+    compiled(model)(inputs())
+    return model
+
+
+def at_once(model: nn.Module) -> nn.Module:
+    mhc.upgrade(model, (inputs(),))
+    return model
+
+
+def restored(model: nn.Module) -> nn.Module:
+    mhc.restore(model, upgraded().state_dict())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:mhc created")
+@pytest.mark.parametrize("make", [lazily, at_once, restored])
+def test_parameters_made_in_inference_mode_can_be_trained(make: Callable[[nn.Module], nn.Module]) -> None:
+    """Some trainers validate once before they train, in inference mode."""
+    plain = made()
+    with torch.inference_mode():
+        model = make(plain)
+    perturb(model)
+    run, reference = compiled(model, compiler="aot_eager"), upgraded(moved=True)
+    found, expected = results(run, model, inputs()), results(compiled(reference), reference, inputs())
+    assert relative(found[0], expected[0]) < 1e-5
+    assert gradient_error(found[1], expected[1]) < 1e-4
+
+
+def test_a_graph_rewritten_in_inference_mode_can_be_trained() -> None:
+    graph = fx.symbolic_trace(made())
+    with torch.inference_mode():
+        rewritten = mhc.rewrite(graph, (inputs(),))
+    assert not any(tensor.is_inference() for tensor in (*rewritten.parameters(), *rewritten.buffers()))
+    results(rewritten, rewritten, inputs())
 
 
 def test_frozen_model() -> None:

@@ -1,4 +1,4 @@
-"""The hash that keys compiled code: every file that decides what code comes out is in it, however deep it lies."""
+"""What reaches a compiler: tags of checkpoints where a backward is to come, and a hash of all that decides code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import mhc_compile
+from tests.nets.checkpointed import Checkpointed
+from tests.nets.small import Block, agree, compiled, perturb, results
 
 ROOT = Path(mhc_compile.__file__).resolve().parents[1]
 ASK = "from mhc_compile.backend.compilers import source_hash; print(source_hash())"
@@ -46,3 +54,76 @@ def test_an_edit_of_any_nested_file_is_seen(tree: Path) -> None:
         found.append(hashed(tree))
     assert len(set(found)) == len(found)
     assert hashed(tree) == found[-1]
+
+
+class Attending(Block):
+    """A block whose branches draw random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.attn(self.norm1(x)) * scale for scale in (1.0, 2.0, 3.0))
+        x = x + F.scaled_dot_product_attention(q, k, v, dropout_p=0.2)
+        out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
+
+
+class FrozenTrunk(Checkpointed):
+    """The trunk runs without gradients, the head with them."""
+
+    switch: Callable[[], Any] = torch.no_grad
+
+    def forward(self, x: Tensor) -> Tensor:
+        with type(self).switch():
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.active else block(x)
+        out: Tensor = self.head(x.clone())
+        return out
+
+
+class InferredTrunk(FrozenTrunk):
+    switch = torch.inference_mode
+
+
+def frozen(model: nn.Module, x: Tensor) -> Any:
+    model.requires_grad_(False)
+    return compiled(model, compiler="aot_eager")(x), []
+
+
+def tuned(model: nn.Module, x: Tensor) -> Any:
+    """Only the hyper-connections are trained."""
+    model.requires_grad_(False)
+    for _, parameter in mhc_compile.named_parameters(model):
+        parameter.requires_grad_()
+    return results(compiled(model, compiler="aot_eager"), model, x)
+
+
+def trained(model: nn.Module, x: Tensor) -> Any:
+    return results(compiled(model, compiler="aot_eager"), model, x)
+
+
+@torch.no_grad()
+def evaluated(model: nn.Module, x: Tensor) -> Any:
+    return compiled(model, compiler="aot_eager")(x), []
+
+
+@pytest.mark.parametrize(
+    ("make", "run"),
+    [
+        *((Checkpointed, run) for run in (evaluated, frozen, tuned)),
+        (FrozenTrunk, trained),
+        (InferredTrunk, trained),
+    ],
+)
+def test_checkpoints_that_draw_random_numbers_run_without_a_backward(make: type[Checkpointed], run: Any) -> None:
+    """In a graph without a backward AOTAutograd refuses tags on what draws random numbers."""
+    found = []
+    for active in (True, False):
+        torch._dynamo.reset()
+        x = torch.randn(2, 5, 8 if make is Checkpointed else 16, generator=torch.Generator().manual_seed(3))
+        torch.manual_seed(0)
+        model = make(1, Attending, dropout=0.3)
+        mhc_compile.upgrade(model, (x,))
+        perturb(model)
+        model.active = active
+        torch.manual_seed(1)
+        found.append(run(model, x))
+    assert agree(*found)

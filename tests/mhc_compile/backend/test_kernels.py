@@ -98,8 +98,13 @@ def test_an_old_gpu_is_named(capability: list[tuple[int, int]]) -> None:
 
 
 def test_another_kind_of_device_is_named() -> None:
-    with pytest.warns(MHCWarning, match="not on 'meta'"):
-        assert kernels.enable(mhc.Config(), graph(torch.device("meta"))) == frozenset()
+    with pytest.warns(MHCWarning, match="not on 'xpu'"):
+        assert kernels.enable(mhc.Config(), graph(torch.device("xpu"))) == frozenset()
+
+
+@pytest.mark.filterwarnings("error")
+def test_meta_tensors_need_no_kernels() -> None:
+    assert kernels.enable(mhc.Config(), graph(torch.device("meta"))) == frozenset()
 
 
 def test_sites_without_a_kernel_are_told_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import operator
 import weakref
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
+import mhc_compile as mhc
 from mhc_compile.capture.frames import clean_errors, frame_root, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
 from mhc_compile.errors import CaptureError, ConfigError, MHCError
-from tests.nets.small import Block, Net, inputs, made, upgraded
+from tests.nets.small import Block, Net, compiled, inputs, made, upgraded
 
 
 def graphs_of(
@@ -203,6 +205,24 @@ def test_captured_run_passes_the_limits_of_training_loops() -> None:
             assert len(run_captured(model, (inputs(2, length),), {}).graphs) == 1
 
 
+def test_sizes_seen_before_make_none_dynamic_and_a_captured_run_none_later() -> None:
+    """Automatic dynamic shapes remember sizes by the code of a forward, of whatever model and backend."""
+    model, sizes = made(), list[bool]()
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        sizes.append(any(isinstance(each, torch.SymInt) for each in example_inputs))
+        return gm.forward
+
+    run_captured(model, (inputs(4, 5),), {})
+    other = torch.compile(model, backend=backend)
+    other(inputs(3, 5))
+    other(inputs(2, 5))
+    assert sizes == [False, True]
+    for length in (6, 7):
+        (graph,) = run_captured(model, (inputs(2, length),), {}).graphs
+        assert all(isinstance(each, Tensor) for each in graph.inputs)
+
+
 def test_without_markers_copies() -> None:
     model = upgraded()
     found: list[fx.GraphModule] = []
@@ -227,3 +247,55 @@ def test_nothing_of_the_run_lives_on() -> None:
     del captured
     gc.collect()
     assert all(each() is None for each in kept)
+
+
+class Separate(Net):
+    """A net whose blocks lie in graphs of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            torch._dynamo.graph_break()
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def lazily(model: nn.Module) -> None:
+    run = compiled(model)
+    run(inputs())
+    run(inputs())
+
+
+def step(model: nn.Module) -> None:
+    mhc.upgrade(model, (inputs(),))
+    compiled(model)(inputs()).square().sum().backward()
+
+
+def exported(model: nn.Module) -> None:
+    mhc.upgrade(model, (inputs(),))
+    with contextlib.suppress(CaptureError):  # of several graphs
+        mhc.export(model, (inputs(),))
+
+
+def restored(model: nn.Module) -> None:
+    mhc.upgrade(model, (inputs(),))
+    twin = type(model)()
+    mhc.restore(twin, model.state_dict())
+    with mhc.plain(twin):
+        compiled(twin)(inputs())
+
+
+@pytest.mark.filterwarnings("ignore:mhc created")
+@pytest.mark.parametrize("make", [Net, Separate])
+@pytest.mark.parametrize(
+    "use", [lambda model: mhc.explain(model, (inputs(),)), lazily, step, exported, restored], ids=lambda f: f.__name__
+)
+def test_deleted_models_are_freed(use: Callable[[nn.Module], object], make: Callable[[], nn.Module]) -> None:
+    """Dynamo keeps every backend until it is reset, and compiled code as long as its guards hold."""
+    model = make()
+    kept = [weakref.ref(each) for each in (*model.modules(), *model.parameters())]
+    use(model)
+    del model
+    gc.collect()
+    assert not any(each() is not None for each in kept)

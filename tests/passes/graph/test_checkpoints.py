@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.registry import lookup_backend
@@ -172,6 +173,36 @@ def test_what_a_body_holds_comes_along() -> None:
     torch.testing.assert_close(gm(torch.ones(C)), (torch.ones(C).sin() + 2) * 3)
     (inside,) = [body for _, body in checkpoints.bodies(gm)]
     assert all(checkpoints.tags(node) for node in inside.graph.nodes)
+
+
+class Modes(nn.Module):
+    """Checkpoints with gradients, without, and in inference mode, where gradients are on at the start."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = checkpoint(torch.sin, x, use_reentrant=False)
+        with torch.no_grad():
+            b = checkpoint(torch.cos, x, use_reentrant=False)
+            with torch.enable_grad():
+                a = a + checkpoint(torch.tanh, x, use_reentrant=False)
+            with torch.inference_mode():
+                b = b + checkpoint(torch.exp, x, use_reentrant=False)
+            b = b + checkpoint(torch.erf, x, use_reentrant=False)
+        out: Tensor = a + b + checkpoint(torch.abs, x, use_reentrant=False)
+        return out
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("needed", [True, False])
+def test_tags_stay_where_a_backward_is_to_come(grad: bool, needed: bool) -> None:
+    x = tokens().detach().requires_grad_(needed)
+    with torch.set_grad_enabled(grad):
+        gm = copy_graph(traced(Modes(), x))
+        checkpoints.splice(gm)
+        assert all(checkpoints.tags(node) for node in gm.graph.nodes if optable.name(node) in ("sin", "cos", "exp"))
+        checkpoints.untag(gm, [x])
+    recorded = {"sin", "tanh", "abs"} if grad else {"tanh"}
+    found = {optable.name(node) for node in gm.graph.nodes if checkpoints.tags(node)}
+    assert found == (recorded if needed else set())
 
 
 def test_nothing_to_splice() -> None:

@@ -14,7 +14,7 @@ from mhc_compile.codegen.runtime.support import Support, support, why_not
 from mhc_compile.errors import CacheError, MissingDependencyError
 from tests.nets import small
 
-CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda:0", "meta"))
+CPU, CUDA, XPU, META = (torch.device(name) for name in ("cpu", "cuda:0", "xpu", "meta"))
 
 
 @pytest.fixture
@@ -30,12 +30,16 @@ def test_which_devices_get_kernels() -> None:
 
 
 def test_why_others_do_not() -> None:
-    found = support("auto", [CPU, META])
+    found = support("auto", [CPU, XPU, META])
     assert found == Support(
         frozenset(),
-        "generated kernels run on CUDA devices, not on 'meta'",
+        "generated kernels run on CUDA devices, not on 'xpu'",
         "generated kernels run on GPUs, not on a CPU",
     )
+
+
+def test_nothing_is_lacking_where_nothing_runs() -> None:
+    assert support("auto", [META]) == Support(frozenset(), None, None)
 
 
 @pytest.mark.usefixtures("gpu")
