@@ -1,0 +1,162 @@
+"""What torch's schemas say of an op: what its result may be a view of, what it changes, whether it is a function.
+
+An op that is called by another name than its schema's (a method, a function of torch's) is looked up by its own: all
+overloads of that name count.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from mhc_compile.passes.graph import optable
+
+_SEEDED = torch.Tag.nondeterministic_seeded
+_SELF = ("self", "input")  # the first tensor, in schemas and in Python
+# functions by their schema that keep statistics, or draw random numbers inside
+_STATEFUL = frozenset("batch_norm instance_norm native_batch_norm cudnn_batch_norm empty empty_like new_empty".split())
+_STATISTICS = {"batch_norm": (1, 2), "instance_norm": (1, 2)}  # arguments that such a norm changes
+
+
+def viewed(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs that the result may be a view of, by the op's schemas."""
+    found: list[fx.Node] = []
+    for schema in _schemas(node.target, node.op):
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and not argument.alias_info.is_write:
+                found += _given(node, position, argument.name)
+    return found
+
+
+def changed(node: fx.Node) -> list[fx.Node]:
+    """Return the inputs that a call node writes to."""
+    if not node.op.startswith("call"):
+        return []
+    found = [arg for arg in _nodes(node.kwargs.get("out"))]
+    if isinstance(node.target, torch._ops.OpOverload):
+        for position, argument in enumerate(node.target._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                found += _given(node, position, argument.name)
+    elif optable.is_inplace(node):
+        found += _given(node, 0, "self")
+    elif isinstance(node.target, torch._ops.HigherOrderOperator):
+        found += _changed_inside(node)
+    for position in _STATISTICS.get(optable.name(node), ()):
+        found += _given(node, position, ("running_mean", "running_var")[position - 1])
+    return found
+
+
+def is_known(node: fx.Node) -> bool:
+    """Tell whether torch can say what a call node does: it has schemas, or is a function of torch's or Python's."""
+    if node.op == "call_method" or _schemas(node.target, node.op):
+        return True
+    home = str(getattr(node.target, "__module__", "")).partition(".")[0]
+    return home in ("torch", "_operator", "builtins", "math") and not _has_graphs(node)
+
+
+def is_function(node: fx.Node) -> bool:
+    """Tell whether the node's result depends on its arguments' values alone, and computing it changes nothing."""
+    if node.op == "get_attr":
+        return True
+    op = optable.name(node)
+    if not node.op.startswith("call") or op in _STATEFUL | optable.DROPOUT or changed(node):
+        return False
+    if op in optable.LIGHT | optable.CONTRACTION:
+        return True
+    return _is_function(node.target, node.op)
+
+
+@functools.cache
+def _is_function(target: Any, kind: str) -> bool:
+    if not isinstance(target, str) and not str(getattr(target, "__module__", "torch")).startswith("torch"):
+        return False
+    found = _overloads(target, kind)
+    pure = [each for each in found if not each._schema.is_mutable]
+    return bool(pure) and not any(_SEEDED in each.tags for each in found)
+
+
+@functools.cache
+def _schemas(target: Any, kind: str) -> tuple[Any, ...]:
+    return tuple(each._schema for each in _overloads(target, kind))
+
+
+def _overloads(target: Any, kind: str) -> list[Any]:
+    """Return the overloads that a call may reach."""
+    if isinstance(target, torch._ops.OpOverload):
+        return [target]
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        packet = target
+    else:
+        name = target if kind == "call_method" else getattr(target, "__name__", "")
+        home = "torch" if kind == "call_method" else str(getattr(target, "__module__", None) or "torch")
+        known = isinstance(name, str) and name and home.startswith("torch") and not name.startswith("__")
+        packet = getattr(torch.ops.aten, name, None) if known else None
+    names = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
+    return [getattr(packet, each) for each in names]
+
+
+def _given(node: fx.Node, position: int, name: str) -> Iterator[fx.Node]:
+    """Iterate over the nodes in an argument."""
+    if len(node.args) > position:
+        yield from _nodes(node.args[position])
+    for key in _SELF if name in _SELF else (name,):
+        yield from _nodes(node.kwargs.get(key))
+
+
+def _nodes(argument: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(argument, found.append)  # type: ignore[arg-type]  # what it returns is thrown away
+    return found
+
+
+def _changed_inside(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors given to an op whose own graphs write to one of theirs; all of them, as for a kernel."""
+    if "mutation" not in str(node.target) and not any(
+        _writes_to_an_input(body.graph) for body in _graphs(node) if body is not None
+    ):
+        return []
+    return [arg for arg in node.all_input_nodes if arg.op != "get_attr" or not _is_graph(arg)]
+
+
+def _writes_to_an_input(graph: fx.Graph) -> bool:
+    return any(
+        root.op == "placeholder" for node in graph.nodes for written in changed(node) for root in _roots(written)
+    )
+
+
+def _roots(node: fx.Node) -> Iterator[fx.Node]:
+    """Iterate over what a node of an op's own graph may be a view of in the end."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        found = stack.pop()
+        if found not in seen:
+            seen.add(found)
+            yield found
+            stack += found.all_input_nodes if _may_be_view(found) else []
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    return bool(viewed(node) or changed(node)) or node.target is operator.getitem or not is_known(node)
+
+
+def _graphs(node: fx.Node) -> list[fx.GraphModule]:
+    held = [_is_graph(arg) for arg in node.all_input_nodes if arg.op == "get_attr"]
+    return [body for body in held if body is not None]
+
+
+def _has_graphs(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _is_graph(node: fx.Node) -> fx.GraphModule | None:
+    """Return the graph that a node names, if it names one."""
+    held: Any = node.graph.owning_module
+    for step in str(node.target).split("."):
+        held = getattr(held, step, None)
+    return held if isinstance(held, fx.GraphModule) else None
