@@ -68,12 +68,12 @@ class Overwriting:
         result, operand = value(node), value(target)
         if result is None or operand is None or not _keeps_dtype(node, operand):
             return False
-        if not self._modes.same_gradients(target, node):  # without gradients the target keeps those that it had
-            return False
         later = {user for user in target.users if self._order[user] > self._order[node]}  # these get the result
         names = same_storage(target, but={node, *later})
         if any(alias.op in ("placeholder", "get_attr") for alias in names):
             return False
+        if not self._modes.with_gradients(node) and not all(self._modes.same_gradients(a, node) for a in names):
+            return False  # overwritten without gradients, a tensor keeps those that it had
         return not any(self._order[user] > self._order[node] for alias in names - {target} for user in alias.users)
 
 

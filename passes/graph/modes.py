@@ -45,6 +45,10 @@ class Modes:
         """Tell whether two nodes run with gradients, or both without."""
         return bool(self._gradients[a] == self._gradients[b])
 
+    def with_gradients(self, node: fx.Node) -> bool:
+        """Tell whether the program itself has gradients on at a node; where it switches nothing, it does not say."""
+        return bool(self._gradients[node] == (True, ()))
+
     def same(self, a: fx.Node, b: fx.Node) -> bool:
         """Tell whether two nodes run under the same of everything that the program switches."""
         return bool(self._all[a] == self._all[b])

@@ -51,8 +51,7 @@ INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.func
     **dict.fromkeys("hardtanh dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split(), 3),
 }
 _INPLACE_OPERATORS = {
-    getattr(operator, f"i{op}"): op
-    for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
+    getattr(operator, f"i{op}"): op for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
 }
 
 
@@ -77,11 +76,19 @@ def is_inplace(node: fx.Node) -> bool:
         return _ends_in_place(str(node.target))
     if node.op != "call_function":
         return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return any(overload._schema.is_mutable for overload in overloads(node.target))
     if node.target in _INPLACE_OPERATORS or node.target is operator.setitem:
         return True
     return inplace_flag(node) is True or _ends_in_place(str(getattr(node.target, "__name__", "")))
+
+
+def overloads(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverload]:
+    """Return the overload that is called, or those among which the dispatcher chooses; of these none with `out=`."""
+    if isinstance(target, torch._ops.OpOverload):
+        return [target]
+    found = [getattr(target, name) for name in target.overloads()]
+    return [each for each in found if not any(argument.is_out for argument in each._schema.arguments)]
 
 
 def _ends_in_place(called: str) -> bool:

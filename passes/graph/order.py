@@ -52,9 +52,7 @@ class Order:
         cheap = found is not None and all(optable.name(node) in _CHEAP or node.op == "get_attr" for node in found)
         return found if cheap else None
 
-    def late(
-        self, operands: Iterable[fx.Node], at: fx.Node, *, but: Collection[fx.Node] = ()
-    ) -> list[fx.Node] | None:
+    def late(self, operands: Iterable[fx.Node], at: fx.Node, *, but: Collection[fx.Node] = ()) -> list[fx.Node] | None:
         """Return the nodes that must move to `at` for its readers to have the operands, None if some cannot.
 
         A node can where nobody will notice: it is a function of what it reads, nobody overwrites that or its result,

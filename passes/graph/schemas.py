@@ -37,11 +37,12 @@ def changed(node: fx.Node) -> list[fx.Node]:
     """Return the inputs that a call node writes to."""
     if not node.op.startswith("call"):
         return []
-    found = [arg for arg in _nodes(node.kwargs.get("out"))]
-    if isinstance(node.target, torch._ops.OpOverload):
-        for position, argument in enumerate(node.target._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                found += _given(node, position, argument.name)
+    found = _nodes(node.kwargs.get("out"))
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        for overload in optable.overloads(node.target):
+            for position, argument in enumerate(overload._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    found += _given(node, position, argument.name)
     elif optable.is_inplace(node):
         found += _given(node, 0, "self")
     elif isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -53,10 +54,7 @@ def changed(node: fx.Node) -> list[fx.Node]:
 
 def is_known(node: fx.Node) -> bool:
     """Tell whether torch can say what a call node does: it has schemas, or is a function of torch's or Python's."""
-    if node.op == "call_method" or _schemas(node.target, node.op):
-        return True
-    home = str(getattr(node.target, "__module__", "")).partition(".")[0]
-    return home in ("torch", "_operator", "builtins", "math") and not _has_graphs(node)
+    return bool(_schemas(node.target, node.op)) or is_of_torch(node)
 
 
 def is_function(node: fx.Node) -> bool:
@@ -85,19 +83,24 @@ def _schemas(target: Any, kind: str) -> tuple[Any, ...]:
     return tuple(each._schema for each in _overloads(target, kind))
 
 
-def _overloads(target: Any, kind: str) -> list[Any]:
+def _overloads(target: Any, kind: str) -> list[torch._ops.OpOverload]:
     """Return the overloads that a call may reach."""
-    if isinstance(target, torch._ops.OpOverload):
-        return [target]
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        packet = target
-    else:
+    packet = target
+    if not isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         name = target if kind == "call_method" else getattr(target, "__name__", "")
         home = "torch" if kind == "call_method" else str(getattr(target, "__module__", None) or "torch")
         known = isinstance(name, str) and name and home.startswith("torch") and not name.startswith("__")
         packet = getattr(torch.ops.aten, name, None) if known else None
-    names = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
-    return [getattr(packet, each) for each in names]
+    return optable.overloads(packet) if packet is not None else []
+
+
+def is_of_torch(node: fx.Node) -> bool:
+    """Tell whether a call node runs an op or function of torch's own, or of Python."""
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return all(overload.namespace in ("aten", "prims", "mhc") for overload in optable.overloads(node.target))
+    home = str(getattr(node.target, "__module__", "")).partition(".")[0]
+    of_torch = node.op == "call_method" or home in ("torch", "_operator", "builtins", "math")
+    return of_torch and not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _given(node: fx.Node, position: int, name: str) -> Iterator[fx.Node]:
@@ -110,17 +113,14 @@ def _given(node: fx.Node, position: int, name: str) -> Iterator[fx.Node]:
 
 def _nodes(argument: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
-    fx.map_arg(argument, found.append)  # type: ignore[arg-type]  # what it returns is thrown away
+    fx.map_arg(argument, found.append)
     return found
 
 
 def _changed_inside(node: fx.Node) -> list[fx.Node]:
     """Return the tensors given to an op whose own graphs write to one of theirs; all of them, as for a kernel."""
-    if "mutation" not in str(node.target) and not any(
-        _writes_to_an_input(body.graph) for body in _graphs(node) if body is not None
-    ):
-        return []
-    return [arg for arg in node.all_input_nodes if arg.op != "get_attr" or not _is_graph(arg)]
+    writes = "mutation" in str(node.target) or any(_writes_to_an_input(body.graph) for body in _graphs(node))
+    return [arg for arg in node.all_input_nodes if _graph_of(arg) is None] if writes else []
 
 
 def _writes_to_an_input(graph: fx.Graph) -> bool:
@@ -146,17 +146,14 @@ def _may_be_view(node: fx.Node) -> bool:
 
 
 def _graphs(node: fx.Node) -> list[fx.GraphModule]:
-    held = [_is_graph(arg) for arg in node.all_input_nodes if arg.op == "get_attr"]
+    """Return the graphs that an op runs."""
+    held = [_graph_of(arg) for arg in node.all_input_nodes]
     return [body for body in held if body is not None]
 
 
-def _has_graphs(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.HigherOrderOperator)
-
-
-def _is_graph(node: fx.Node) -> fx.GraphModule | None:
+def _graph_of(node: fx.Node) -> fx.GraphModule | None:
     """Return the graph that a node names, if it names one."""
-    held: Any = node.graph.owning_module
-    for step in str(node.target).split("."):
+    held: Any = node.graph.owning_module if node.op == "get_attr" else None
+    for step in str(node.target).split(".") if held is not None else ():
         held = getattr(held, step, None)
     return held if isinstance(held, fx.GraphModule) else None

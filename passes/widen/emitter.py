@@ -54,8 +54,9 @@ class Emitter:
     def input(self, name: str) -> fx.Node:
         """Create an input behind all others."""
         with self.graph.inserting_after(self._last_input):
-            self._last_input = self.graph.placeholder(name)
-        return self._last_input
+            made: fx.Node = self.graph.placeholder(name)
+        self._last_input = made
+        return made
 
     def is_behind(self, node: fx.Node, at: fx.Node) -> bool:
         """Tell whether a node was put behind another."""

@@ -23,10 +23,11 @@ from mhc_compile.ops.signatures import (
 )
 from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
 from mhc_compile.passes.bind_sites import Bindings
-from mhc_compile.passes.graph import ir, optable, views
+from mhc_compile.passes.graph import ir, layouts, optable, views
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import operands, value
 from mhc_compile.passes.widen.emitter import Emitter
+from mhc_compile.passes.widen.layouts import settle
 from mhc_compile.passes.widen.widened import Crossing, Widened
 
 _OPS = torch.ops.mhc
@@ -48,6 +49,9 @@ class Widener:
         self.sums: dict[fx.Node, PlacedSite] = {}
         self.early = self._early()
         self.moved = self._moved()
+        self.overwritten = facts.overwritten
+        self.turned = self._turned()
+        self.turned_reads: list[fx.Node] = []
 
     @property
     def site(self) -> PlacedSite:
@@ -83,6 +87,15 @@ class Widener:
                     moved[node] = place.behind
         return moved
 
+    def _turned(self) -> set[int]:
+        """Return the regions whose features, in the plain model, do not lie last in memory everywhere."""
+        turned: set[int] = set()
+        for site in self.plan.sites:
+            held = (value(node) for node in (site.start, *site.lifts, site.residual.total))
+            if not all(tensor is None or layouts.lies_last(tensor, site.residual.axis) for tensor in held):
+                turned.add(site.region)
+        return turned
+
     def run(self) -> Widened:
         """Rewrite site by site, then serve the other readers and clean up."""
         for site in self.plan.sites:
@@ -91,6 +104,7 @@ class Widener:
         if self.gives:
             self._give()
         self._serve()
+        settle(self.graph, self.turned_reads, self.overwritten)
         return self._crossings()
 
     def _crossings(self) -> Widened:
@@ -183,7 +197,9 @@ class Widener:
                 return found
             if axis != -1:
                 ends = (axis, -1) if tensor.dim() >= -axis else None
-                arg = self.emit.method(at, "movedim", arg, *ends) if ends else self.emit.method(at, "unsqueeze", arg, -1)
+                arg = (
+                    self.emit.method(at, "movedim", arg, *ends) if ends else self.emit.method(at, "unsqueeze", arg, -1)
+                )
             alone = axis == -1 and tensor.dim() == 1
             return arg if alone else self.emit.method(at, "unsqueeze", arg, -2)
 
@@ -249,7 +265,10 @@ class Widener:
         plain, axis = value(like), self.site.residual.axis
         if plain is not None:
             x.meta["example_value"] = plain if axis == -1 else plain.detach().movedim(axis, -1)
-        return x if axis == -1 else self.emit.method(at, "movedim", x, -1, axis)
+        made = x if axis == -1 else self.emit.method(at, "movedim", x, -1, axis)
+        if self.site.region in self.turned:
+            self.turned_reads.append(made)
+        return made
 
     def _place_last(self, at: fx.Node, x: fx.Node) -> fx.Node:
         """Move the features last, where the plain graph has them elsewhere."""
