@@ -36,7 +36,7 @@ def settle(graph: fx.Graph, read: Iterable[fx.Node], overwritten: Collection[fx.
             continue
         if layouts.is_seen_by(node, overwritten):
             seen |= dict.fromkeys(_base(arg, other) for arg in given)
-        elif not layouts.is_own(node) and "example_value" in node.meta:
+        elif not layouts.is_own(node) and not node.meta.keys().isdisjoint(provenance.VALUES):
             other.add(node)
     for node in seen:
         _restore(node, overwritten)

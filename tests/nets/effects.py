@@ -17,6 +17,8 @@ C = 6
 class Effects(Part):
     """`scale x + f(x)`, where f is a row of steps by name, and the skip is scaled before them or behind."""
 
+    state: Tensor
+
     def __init__(self, steps: Sequence[str], skip: str) -> None:
         super().__init__()
         self.steps, self.skip = steps, skip
@@ -59,7 +61,7 @@ def _autocast(block: Effects, h: Tensor) -> Tensor:
 
 def _state(block: Effects, h: Tensor) -> Tensor:
     h = h + block.state
-    block.state.mul_(0.5)  # type: ignore[operator]  # a buffer
+    block.state.mul_(0.5)
     return h
 
 

@@ -47,5 +47,5 @@ def test_effects_keep_their_order(drawn: list[tuple[list[str], str]]) -> None:
     made = run(compiled, dict(afresh(model).named_parameters()), args)
     # bf16 rounds another way where its input differs in the last bit
     near(made, expected, 2e-2 if any("autocast" in steps for steps, _ in drawn) else 1e-3)
-    states = [{n: b for n, b in net.named_buffers() if n.endswith("state")} for net in (model, hand)]
-    near(*states, 1e-6)
+    ours, theirs = ({n: b for n, b in net.named_buffers() if n.endswith("state")} for net in (model, hand))
+    near(ours, theirs, 1e-6)
