@@ -24,8 +24,8 @@ def shares_with(node: fx.Node) -> set[fx.Node]:
         return set()
     if node.target is operator.getitem or node.target is getattr:
         return set(node.all_input_nodes)
-    found = set(schemas.changed(node))
-    if optable.name(node) in optable.CAST or "dropout" in optable.name(node):
+    found: set[fx.Node] = set()
+    if (optable.name(node) in optable.CAST or "dropout" in optable.name(node)) and not optable.is_inplace(node):
         found |= set(node.all_input_nodes[:1]) if _hands_its_input_on(node) else set()
     else:
         found |= set(schemas.viewed(node))

@@ -37,6 +37,10 @@ class Modes:
             self._gradients[node] = grad, inference
             self._all[node] = grad, entered, others
 
+    def autocast(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return the nodes that enter the autocast regions around a node, the innermost last."""
+        return tuple(enter for enter in self._all[node][1] if "autocast" in optable.name(enter))
+
     def place_beside(self, node: fx.Node, beside: fx.Node) -> None:
         """Give a node the modes of another."""
         self._gradients[node], self._all[node] = self._gradients[beside], self._all[beside]

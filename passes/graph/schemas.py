@@ -20,15 +20,19 @@ _SEEDED = torch.Tag.nondeterministic_seeded
 _SELF = ("self", "input")  # the first tensor, in schemas and in Python
 # functions by their schema that keep statistics, or draw random numbers inside
 _STATEFUL = frozenset("batch_norm instance_norm native_batch_norm cudnn_batch_norm empty empty_like new_empty".split())
-_STATISTICS = {"batch_norm": (1, 2), "instance_norm": (1, 2)}  # arguments that such a norm changes
+_NORMS = ("batch_norm", "instance_norm")  # in training they change statistics, of which their schemas say nothing
+_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 def viewed(node: fx.Node) -> list[fx.Node]:
-    """Return the inputs that the result may be a view of, by the op's schemas."""
-    found: list[fx.Node] = []
+    """Return the inputs that the result may be a view of, or is, by the op's schemas."""
+    found = _nodes(node.kwargs.get("out"))
+    if optable.is_inplace(node) and not isinstance(node.target, _OPS):
+        found += _given(node, 0, "self")
     for schema in _schemas(node.target, node.op):
+        returned = {name for each in schema.returns if each.alias_info for name in each.alias_info.before_set}
         for position, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and not argument.alias_info.is_write:
+            if argument.alias_info is not None and not returned.isdisjoint(argument.alias_info.before_set):
                 found += _given(node, position, argument.name)
     return found
 
@@ -38,7 +42,7 @@ def changed(node: fx.Node) -> list[fx.Node]:
     if not node.op.startswith("call"):
         return []
     found = _nodes(node.kwargs.get("out"))
-    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(node.target, _OPS):
         for overload in optable.overloads(node.target):
             for position, argument in enumerate(overload._schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
@@ -47,9 +51,7 @@ def changed(node: fx.Node) -> list[fx.Node]:
         found += _given(node, 0, "self")
     elif isinstance(node.target, torch._ops.HigherOrderOperator):
         found += _changed_inside(node)
-    for position in _STATISTICS.get(optable.name(node), ()):
-        found += _given(node, position, ("running_mean", "running_var")[position - 1])
-    return found
+    return found + _statistics(node)
 
 
 def is_known(node: fx.Node) -> bool:
@@ -86,7 +88,7 @@ def _schemas(target: Any, kind: str) -> tuple[Any, ...]:
 def _overloads(target: Any, kind: str) -> list[torch._ops.OpOverload]:
     """Return the overloads that a call may reach."""
     packet = target
-    if not isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if not isinstance(target, _OPS):
         name = target if kind == "call_method" else getattr(target, "__name__", "")
         home = "torch" if kind == "call_method" else str(getattr(target, "__module__", None) or "torch")
         known = isinstance(name, str) and name and home.startswith("torch") and not name.startswith("__")
@@ -96,11 +98,19 @@ def _overloads(target: Any, kind: str) -> list[torch._ops.OpOverload]:
 
 def is_of_torch(node: fx.Node) -> bool:
     """Tell whether a call node runs an op or function of torch's own, or of Python."""
-    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if isinstance(node.target, _OPS):
         return all(overload.namespace in ("aten", "prims", "mhc") for overload in optable.overloads(node.target))
     home = str(getattr(node.target, "__module__", "")).partition(".")[0]
     of_torch = node.op == "call_method" or home in ("torch", "_operator", "builtins", "math")
     return of_torch and not isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def _statistics(node: fx.Node) -> list[fx.Node]:
+    """Return the running statistics that a norm changes in training."""
+    if optable.name(node) not in _NORMS or optable.argument(node, 5, "training") is False:
+        return []
+    first = 1 if getattr(node.target, "__module__", "") == "torch.nn.functional" else 3  # torch has the weights first
+    return [*_given(node, first, "running_mean"), *_given(node, first + 1, "running_var")]
 
 
 def _given(node: fx.Node, position: int, name: str) -> Iterator[fx.Node]:
@@ -142,7 +152,7 @@ def _roots(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _may_be_view(node: fx.Node) -> bool:
-    return bool(viewed(node) or changed(node)) or node.target is operator.getitem or not is_known(node)
+    return bool(viewed(node)) or node.target is operator.getitem or not is_known(node)
 
 
 def _graphs(node: fx.Node) -> list[fx.GraphModule]:

@@ -126,15 +126,21 @@ def of_a_result(_: Any, x: Tensor) -> Tensor:
     return sin + exp
 
 
+def statistics(_: Any, x: Tensor) -> Tensor:
+    sin, mean = x.sin(), x.exp()[0, 0]
+    return torch.nn.functional.batch_norm(sin.mT, mean, mean.cos(), training=True).neg()
+
+
 @pytest.mark.parametrize(
     ("step", "found"),
     [
+        (statistics, {"exp", "mean", "cos"}),
         (in_place, {"sin", "half", "mul_"}),
         (out, {"sin", "add"}),
         (new, set()),
         (of_a_result, {"exp", "mul_"}),
     ],
-    ids=["in place", "out", "new", "of a result"],
+    ids=["statistics", "in place", "out", "new", "of a result"],
 )
 def test_overwritten(step: Step, found: set[str]) -> None:
     """What the change is made to, and all that shares its memory."""

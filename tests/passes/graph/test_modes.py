@@ -34,6 +34,7 @@ def test_modes_are_told_apart() -> None:
     assert [other for other in returned if modes.same_gradients(a, other)] == [a, c, d, e, f]
     assert modes.same(a, x)
     assert not any(modes.same(*pair) for pair in [(b, c), (c, d), (e, f)])
+    assert [len(modes.autocast(node)) for node in returned] == [0, 0, 1, 2, 0, 0]
     assert [modes.with_gradients(node) for node in (a, b, c)] == [True, False, True]
 
 

@@ -190,6 +190,18 @@ def test_lowered_inline_it_is_plain_torch_and_equal(connection: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # readouts in fp32
 
 
+def test_lowered_inline_under_autocast_coefficients_stay_fp32() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = x + self.proj(x).float()
+            return x + self.up(self.down(x)).float()
+
+    gm, plain = widened(step), widened(step, inline=True)
+    inputs = example_inputs(gm)
+    for ours, theirs in zip(plain(*inputs), gm(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_without_inline_the_ops_stay() -> None:
     assert "coefficients" in ops(widened(two_sites))
 
