@@ -35,9 +35,9 @@ class Canonicalize:
         facts = GraphFacts(gm)
         overwriting = Overwriting(facts)
         for node in facts.nodes:
-            if overwriting.stays(node):
+            overwrites = overwriting.does(node)
+            if overwrites and not overwriting.take_apart(node):
                 continue
-            overwrites = overwriting.taken_apart(node)
             spellings.spell_out(node, facts)
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add

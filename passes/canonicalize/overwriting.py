@@ -34,16 +34,15 @@ class Overwriting:
     def _modes(self) -> Modes:
         return Modes(self._facts.nodes)
 
-    def stays(self, node: fx.Node) -> bool:
-        """Tell whether a node overwrites a tensor, and somebody can see that."""
-        return _overwrites(node) and not self._is_unseen(node)
+    def does(self, node: fx.Node) -> bool:
+        """Tell whether a node overwrites a tensor."""
+        return optable.is_inplace(node) or (bool(node.kwargs) and node.kwargs.get("out") is not None)
 
-    def taken_apart(self, node: fx.Node) -> bool:
-        """Let who reads the overwritten tensor behind the node read the node's result; tell whether it has one."""
-        if not _overwrites(node):
+    def take_apart(self, node: fx.Node) -> bool:
+        """Let who reads the overwritten tensor behind the node read the node's result, unless somebody can tell."""
+        if not self._is_unseen(node):
             return False
         target = _target(node)
-        assert isinstance(target, fx.Node)  # _is_unseen saw it
         for user in list(target.users):
             if self._order[user] > self._order[node]:
                 user.replace_input_with(target, node)
@@ -75,10 +74,6 @@ class Overwriting:
         if not self._modes.with_gradients(node) and not all(self._modes.same_gradients(a, node) for a in names):
             return False  # overwritten without gradients, a tensor keeps those that it had
         return not any(self._order[user] > self._order[node] for alias in names - {target} for user in alias.users)
-
-
-def _overwrites(node: fx.Node) -> bool:
-    return optable.is_inplace(node) or (node.op.startswith("call") and node.kwargs.get("out") is not None)
 
 
 def _keeps_dtype(node: fx.Node, operand: torch.Tensor) -> bool:

@@ -80,7 +80,7 @@ def is_inplace(node: fx.Node) -> bool:
         return any(overload._schema.is_mutable for overload in overloads(node.target))
     if node.target in _INPLACE_OPERATORS or node.target is operator.setitem:
         return True
-    return inplace_flag(node) is True or _ends_in_place(str(getattr(node.target, "__name__", "")))
+    return _ends_in_place(getattr(node.target, "__name__", "")) or inplace_flag(node) is True
 
 
 def overloads(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverload]:

@@ -29,7 +29,7 @@ def viewed(node: fx.Node) -> list[fx.Node]:
     found = _nodes(node.kwargs.get("out"))
     if optable.is_inplace(node) and not isinstance(node.target, _OPS):
         found += _given(node, 0, "self")
-    for schema in _schemas(node.target, node.op):
+    for schema in (overload._schema for overload in _overloads(node)):
         returned = {name for each in schema.returns if each.alias_info for name in each.alias_info.before_set}
         for position, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and not returned.isdisjoint(argument.alias_info.before_set):
@@ -41,7 +41,7 @@ def changed(node: fx.Node) -> list[fx.Node]:
     """Return the inputs that a call node writes to."""
     if not node.op.startswith("call"):
         return []
-    found = _nodes(node.kwargs.get("out"))
+    found = _nodes(node.kwargs.get("out")) if node.kwargs else []
     if isinstance(node.target, _OPS):
         for overload in optable.overloads(node.target):
             for position, argument in enumerate(overload._schema.arguments):
@@ -56,7 +56,7 @@ def changed(node: fx.Node) -> list[fx.Node]:
 
 def is_known(node: fx.Node) -> bool:
     """Tell whether torch can say what a call node does: it has schemas, or is a function of torch's or Python's."""
-    return bool(_schemas(node.target, node.op)) or is_of_torch(node)
+    return bool(_overloads(node)) or is_of_torch(node)
 
 
 def is_function(node: fx.Node) -> bool:
@@ -68,32 +68,27 @@ def is_function(node: fx.Node) -> bool:
         return False
     if op in optable.LIGHT | optable.CONTRACTION:
         return True
-    return _is_function(node.target, node.op)
-
-
-@functools.cache
-def _is_function(target: Any, kind: str) -> bool:
-    if not isinstance(target, str) and not str(getattr(target, "__module__", "torch")).startswith("torch"):
-        return False
-    found = _overloads(target, kind)
+    found = _overloads(node)
     pure = [each for each in found if not each._schema.is_mutable]
     return bool(pure) and not any(_SEEDED in each.tags for each in found)
 
 
-@functools.cache
-def _schemas(target: Any, kind: str) -> tuple[Any, ...]:
-    return tuple(each._schema for each in _overloads(target, kind))
-
-
-def _overloads(target: Any, kind: str) -> list[torch._ops.OpOverload]:
+def _overloads(node: fx.Node) -> list[torch._ops.OpOverload]:
     """Return the overloads that a call may reach."""
-    packet = target
-    if not isinstance(target, _OPS):
-        name = target if kind == "call_method" else getattr(target, "__name__", "")
-        home = "torch" if kind == "call_method" else str(getattr(target, "__module__", None) or "torch")
-        known = isinstance(name, str) and name and home.startswith("torch") and not name.startswith("__")
-        packet = getattr(torch.ops.aten, name, None) if known else None
-    return optable.overloads(packet) if packet is not None else []
+    target = node.target
+    if isinstance(target, _OPS):
+        return optable.overloads(target)
+    method = node.op == "call_method"
+    if not method and not str(getattr(target, "__module__", None) or "torch").startswith("torch"):
+        return []
+    return _called(str(target if method else getattr(target, "__name__", "")))
+
+
+@functools.cache
+def _called(name: str) -> list[torch._ops.OpOverload]:
+    """Return the overloads of ATen's op of a name; what is looked up is kept, so no function of the user's is."""
+    packet = getattr(torch.ops.aten, name, None) if name and not name.startswith("__") else None
+    return optable.overloads(packet) if isinstance(packet, torch._ops.OpOverloadPacket) else []
 
 
 def is_of_torch(node: fx.Node) -> bool:
