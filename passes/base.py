@@ -322,6 +322,20 @@ class SiteFacts:
     unfit: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a site's coefficients are made and its branch reads.
+
+    Attributes:
+        behind: the node behind which they stand.
+        moved: nodes that move there, in order: what the streams of a carrier that is made behind its branch are
+            computed with. Each is a function of what stands in front, so nobody notices.
+    """
+
+    behind: fx.Node
+    moved: tuple[fx.Node, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlacedSite:
     """A residual that becomes a site, and how its streams reach it.
@@ -335,6 +349,8 @@ class PlacedSite:
         carried: True where the streams come from another graph.
         inflow: the graph input that the carrier is a token-wise function of, if any.
         region: index of the region within the graph.
+        readers: for the start and each lift, who reads it for the branch.
+        place: where its coefficients are made and its branch reads.
         facts: what stays known of it after widen.
     """
 
@@ -346,6 +362,8 @@ class PlacedSite:
     carried: bool
     inflow: fx.Node | None
     region: int
+    readers: Mapping[fx.Node, list[fx.Node]]
+    place: Place
     facts: SiteFacts
 
 

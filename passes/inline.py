@@ -15,7 +15,11 @@ from mhc_compile.ops.functions import accumulator
 from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Expand, Read, Readout, Write, named
 from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.graph import ir
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.modes import Modes
 from mhc_compile.passes.graph.walk import value
+
+_COEFFICIENTS = torch.ops.mhc.coefficients.default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Inline:
         """Rewrite the IR's nodes in place."""
         if not request.inline:
             return
-        for node in list(gm.graph.nodes):
+        modes = Modes(results[GraphFacts].nodes)
+        for node in results[GraphFacts].nodes:
             if node.op == "call_function" and node.target in _BODIES:
+                for enter in modes.autocast(node)[-1:] if node.target is _COEFFICIENTS else ():
+                    _keep_fp32(node, enter)
                 _inline(gm.graph, node, *_BODIES[node.target])
 
 
@@ -54,6 +61,16 @@ def _inline(
     else:
         node.replace_all_uses_with(made.node)
     graph.erase_node(node)
+
+
+def _keep_fp32(node: fx.Node, enter: fx.Node) -> None:
+    """Put what replaces a node into a region without autocast, as the op is; `enter` begins the one around it."""
+    device, dtype, _, *more = enter.args
+    leave: Any = next(user.target for user in enter.users)
+    with node.graph.inserting_before(node):
+        off = node.graph.call_function(enter.target, (device, dtype, False, *more))  # type: ignore[arg-type]  # a function
+    with node.graph.inserting_after(node):
+        node.graph.call_function(leave, (off,))
 
 
 def _coefficients(given: Coefficients, _: torch.Tensor | None) -> CoefficientsResult:
@@ -77,5 +94,5 @@ _BODIES: dict[Any, tuple[type[tuple[Any, ...]], Callable[[Any, torch.Tensor | No
         lambda given, _: reference.write(given.x, given.f, given.h_post, given.h_res, given.n),
     ),
     torch.ops.mhc.readout.default: (Readout, _readout),
-    torch.ops.mhc.coefficients.default: (Coefficients, _coefficients),
+    _COEFFICIENTS: (Coefficients, _coefficients),
 }

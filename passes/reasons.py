@@ -48,6 +48,11 @@ ADDS = {
     ),
     "feature-axis": Reason(True, "no norm, linear or convolution in the branch tells which axis holds the features"),
     # decided by plan-streams and by the plan of the model
+    "order": Reason(
+        True,
+        "its skip is made behind its branch, or in another mode, so that what no_grad, autocast, an overwriting or a"
+        " random number may tell apart would change places; make the skip first, where the sum is made",
+    ),
     "excluded": Reason(True, "{site} is left out by include, exclude or every"),
     "single-site-region": Reason(True, "stands alone: streams that start and end around one connection cannot mix"),
     "broken-forward": Reason(

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx
 
 from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.canonicalize import spellings
+from mhc_compile.passes.canonicalize.overwriting import Overwriting
 from mhc_compile.passes.graph import checkpoints, optable
-from mhc_compile.passes.graph.aliases import same_storage
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import value
-
-_OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +21,8 @@ class Canonicalize:
 
     Sums that are spelt as something else become adds as well (see `spellings`).
 
-    An op stays in place where what it overwrites is read afterwards under another name, or belongs to the caller: then
-    the overwriting is part of the function. Who reads it afterwards under the same name gets the op's result.
+    An op stays in place where what it overwrites is read afterwards under another name, belongs to the caller, or is
+    overwritten without gradients: then the overwriting is part of the function (see `overwriting`).
     Activation checkpoints go first: what their bodies hold is part of the graph (see `checkpoints.splice`).
     """
 
@@ -38,56 +32,15 @@ class Canonicalize:
     def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Respell the ops of the graph."""
         checkpoints.splice(gm)
-        order = GraphFacts(gm).order
-        for node in list(gm.graph.nodes):
-            inplace = optable.is_inplace(node)
-            if inplace and not _replaceable(node, order):
+        facts = GraphFacts(gm)
+        overwriting = Overwriting(facts)
+        for node in facts.nodes:
+            overwrites = overwriting.does(node)
+            if overwrites and not overwriting.take_apart(node):
                 continue
-            if inplace:
-                _read_the_result(node, order)
-            spellings.spell_out(node, order)
+            spellings.spell_out(node, facts)
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
-            elif inplace:
-                _respell(node)
-
-
-def _replaceable(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Tell whether nobody can see, under another name, that the first operand was overwritten."""
-    target = node.args[0] if node.args else None
-    if not isinstance(target, fx.Node) or not (optable.is_add(node) or _spelling(node) is not None):
-        return False
-    result, operand = value(node), value(target)
-    if result is None or operand is None or result.dtype != operand.dtype:
-        return False
-    names = same_storage(target, but=node)
-    if any(alias.op in ("placeholder", "get_attr") for alias in names):
-        return False
-    return not any(order[user] > order[node] for alias in names - {target} for user in alias.users)
-
-
-def _read_the_result(node: fx.Node, order: dict[fx.Node, int]) -> None:
-    target = node.args[0]
-    assert isinstance(target, fx.Node)  # _replaceable saw it
-    for user in list(target.users):
-        if order[user] > order[node]:
-            user.replace_input_with(target, node)
-
-
-def _spelling(node: fx.Node) -> Any:
-    """Return the op's target without the overwriting, None where there is no such spelling."""
-    if node.op == "call_method":
-        return str(node.target)[:-1] if optable.name(node) in optable.POINTWISE else None
-    if node.target in _OUT_OF_PLACE:
-        return _OUT_OF_PLACE[node.target]
-    return node.target if optable.inplace_flag(node) is True else None
-
-
-def _respell(node: fx.Node) -> None:
-    target = _spelling(node)
-    if optable.inplace_flag(node) is True:
-        position = optable.INPLACE_AT[optable.name(node)]
-        node.args = (*node.args[:position], *(False for _ in node.args[position:]))
-        node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "inplace"}
-    node.target = target
+            elif overwrites:
+                overwriting.respell(node)

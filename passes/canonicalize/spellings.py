@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import value
 
 # norms of ATen that also return what their backward needs
@@ -19,17 +20,20 @@ _FUSED: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def spell_out(node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Respell a node as plain adds, where it is a sum, or as a plain norm; `order` is the program's."""
+def spell_out(node: fx.Node, facts: GraphFacts) -> None:
+    """Respell a node as plain adds, where it is a sum, or as a plain norm.
+
+    Nothing is read elsewhere than before if it is overwritten somewhere, and no copy becomes what it was a copy of.
+    """
     op = optable.name(node)
     if op in ("add", "sub") and "alpha" in node.kwargs and optable.terms_alike(node) is not None:
         _take_out_factor(node)
     elif op == "add" and 0 in node.args[:2]:
-        _drop_zero(node)
+        _drop_zero(node, facts)
     elif op == "sum":
-        _unstack(node, order)
+        _unstack(node, facts)
     elif op in _FUSED:
-        _keep_the_norm(node)
+        _keep_the_norm(node, facts)
 
 
 def _take_out_factor(node: fx.Node) -> None:
@@ -43,19 +47,22 @@ def _take_out_factor(node: fx.Node) -> None:
     node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "alpha"}
 
 
-def _drop_zero(node: fx.Node) -> None:
+def _drop_zero(node: fx.Node, facts: GraphFacts) -> None:
     """`0 + a`, with which Python's sum begins, becomes `a`."""
     terms = [arg for arg in node.args[:2] if isinstance(arg, fx.Node)]
     kept, made = (value(terms[0]), value(node)) if len(terms) == 1 else (None, None)
-    if kept is not None and made is not None and kept.dtype == made.dtype and not optable.is_inplace(node):
+    alike = kept is not None and made is not None and kept.dtype == made.dtype
+    if alike and facts.overwritten.isdisjoint({node, *terms}):
         node.replace_all_uses_with(terms[0])
         node.graph.erase_node(node)
 
 
-def _keep_the_norm(node: fx.Node) -> None:
+def _keep_the_norm(node: fx.Node, facts: GraphFacts) -> None:
     """`native_layer_norm(x, ...)[0]` becomes `layer_norm(x, ...)`, where nobody reads the statistics."""
     readers = list(node.users)
     if not all(optable.name(reader) == "getitem" and reader.args[1] == 0 for reader in readers):
+        return
+    if not facts.overwritten.isdisjoint(node.all_input_nodes):
         return
     for reader in readers:
         reader.target, reader.args = _FUSED[optable.name(node)], node.args
@@ -63,7 +70,7 @@ def _keep_the_norm(node: fx.Node) -> None:
         node.graph.erase_node(node)
 
 
-def _unstack(node: fx.Node, order: dict[fx.Node, int]) -> None:
+def _unstack(node: fx.Node, facts: GraphFacts) -> None:
     """`torch.stack([x, f(x), g(x)]).sum(0)` becomes `x + torch.stack([f(x), g(x)]).sum(0)`."""
     stack = node.args[0] if node.args else None
     if not isinstance(stack, fx.Node) or optable.name(stack) != "stack" or len(stack.users) > 1:
@@ -77,6 +84,9 @@ def _unstack(node: fx.Node, order: dict[fx.Node, int]) -> None:
         return
     nodes = [term for term in terms if isinstance(term, fx.Node)] if isinstance(terms, (list, tuple)) else []
     if len(set(nodes)) < 2 or len(set(nodes)) != len(terms):  # type: ignore[arg-type]  # a list, since it held nodes
+        return
+    order = facts.order
+    if not facts.overwritten.isdisjoint({stack, *nodes}):
         return
     first = min(nodes, key=order.__getitem__)
     others = [term for term in nodes if term is not first]

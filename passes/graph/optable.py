@@ -50,14 +50,17 @@ INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.func
     **dict.fromkeys("leaky_relu elu celu".split(), 2),
     **dict.fromkeys("hardtanh dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split(), 3),
 }
-_INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "truediv"}
+_INPLACE_OPERATORS = {
+    getattr(operator, f"i{op}"): op for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
+}
 
 
 def name(node: fx.Node) -> str:
     """Return the bare name of the op of a call node ("" for other nodes); in-place forms lose their underscore."""
     target = node.target
     if node.op == "call_method":
-        return str(target).rstrip("_")
+        called = str(target)
+        return called.strip("_")[1:] if _is_inplace_operator(called) else called.rstrip("_")
     if node.op != "call_function":
         return ""
     if target in _INPLACE_OPERATORS:
@@ -68,14 +71,35 @@ def name(node: fx.Node) -> str:
 
 
 def is_inplace(node: fx.Node) -> bool:
-    """Tell whether a call node changes its first argument."""
+    """Tell whether a call node changes one of its arguments, mostly the first; `out=` aside."""
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        return _ends_in_place(str(node.target))
     if node.op != "call_function":
         return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    return node.target in _INPLACE_OPERATORS or node.target is operator.setitem or inplace_flag(node) is True
+    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return any(overload._schema.is_mutable for overload in overloads(node.target))
+    if node.target in _INPLACE_OPERATORS or node.target is operator.setitem:
+        return True
+    return _ends_in_place(getattr(node.target, "__name__", "")) or inplace_flag(node) is True
+
+
+def overloads(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverload]:
+    """Return the overload that is called, or those among which the dispatcher chooses; of these none with `out=`."""
+    if isinstance(target, torch._ops.OpOverload):
+        return [target]
+    found = [getattr(target, name) for name in target.overloads()]
+    return [each for each in found if not any(argument.is_out for argument in each._schema.arguments)]
+
+
+def _ends_in_place(called: str) -> bool:
+    """Tell whether a function's name says that it works in place: `add_`, `__iadd__`."""
+    if called.endswith("__"):
+        return called == "__setitem__" or _is_inplace_operator(called)
+    return called.endswith("_")
+
+
+def _is_inplace_operator(called: str) -> bool:
+    return called.startswith("__i") and called.strip("_")[1:] in _INPLACE_OPERATORS.values()
 
 
 def inplace_flag(node: fx.Node) -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.passes.graph import checkpoints, optable, schemas
 from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.modes import Modes
 
-_MOVABLE = optable.POINTWISE | optable.CAST | optable.SHUFFLE
-_INFERENCE = {"_enter_inference_mode": 1, "_exit_inference_mode": -1}
+_CHEAP = optable.POINTWISE | optable.CAST | optable.SHUFFLE
 
 
 class Order:
-    """The order of a graph's nodes, which of them run with gradients, and whose memory is overwritten.
+    """The order of a graph's nodes, in which mode they run, and whose memory is overwritten.
 
     Nodes are comparable while a pass rewrites the graph: a new one takes the place of the node that it stands beside.
     """
@@ -22,19 +22,12 @@ class Order:
     def __init__(self, facts: GraphFacts) -> None:
         self.overwritten = facts.overwritten
         self._order = dict(facts.order)
-        self._mode: dict[fx.Node, tuple[object, int]] = {}
-        switches = [node for node in facts.nodes if optable.name(node) == "_set_grad_enabled"]
-        grad = switches[-1].args[0] if switches else None  # what a graph changes, it restores at its end
-        inference = 0
-        for node in facts.nodes:
-            if optable.name(node) == "_set_grad_enabled":
-                grad = node.args[0]
-            inference += _INFERENCE.get(optable.name(node), 0)
-            self._mode[node] = grad, inference
+        self._modes = Modes(facts.nodes)
 
     def place_beside(self, node: fx.Node, beside: fx.Node) -> None:
         """Give a node the place of another."""
-        self._order[node], self._mode[node] = self._order[beside], self._mode[beside]
+        self._order[node] = self._order[beside]
+        self._modes.place_beside(node, beside)
 
     def sort(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         """Return the nodes in program order."""
@@ -48,42 +41,38 @@ class Order:
 
     def same_mode(self, a: fx.Node, b: fx.Node) -> bool:
         """Tell whether two nodes run in the same gradient mode."""
-        return self._mode[a] == self._mode[b]
+        return self._modes.same_gradients(a, b)
 
     def needed(self, operands: Iterable[fx.Node], at: fx.Node) -> list[fx.Node] | None:
         """Return the nodes that must move in front of `at` before it can read the operands, None if some cannot.
 
         What moves is cheap, reads parameters or what stands in front of `at`, and nobody overwrites it.
         """
+        found = self.late(operands, at, but={at})
+        cheap = found is not None and all(optable.name(node) in _CHEAP or node.op == "get_attr" for node in found)
+        return found if cheap else None
+
+    def late(self, operands: Iterable[fx.Node], at: fx.Node, *, but: Collection[fx.Node] = ()) -> list[fx.Node] | None:
+        """Return the nodes that must move to `at` for its readers to have the operands, None if some cannot.
+
+        A node can where nobody will notice: it is a function of what it reads, nobody overwrites that or its result,
+        and `at` runs in its mode, so that neither an effect, a mode nor a random number comes to stand elsewhere.
+
+        Args:
+            operands: what must be there.
+            at: a node behind which, or in front of which, they are to be read.
+            but: nodes that can be nowhere else.
+        """
         found: set[fx.Node] = set()
         stack = list(operands)
         while stack:
             node = stack.pop()
-            if node is at or node in self.overwritten:
+            if node in but or node in self.overwritten:
                 return None
             if node in found or self._order[node] <= self._order[at]:
                 continue
-            movable = optable.name(node) in _MOVABLE or node.op == "get_attr"
-            if not movable or not self.same_mode(node, at):
+            if not schemas.is_function(node) or not self._modes.same(node, at):
                 return None
             found.add(node)
             stack += node.all_input_nodes
         return self.sort(found)
-
-
-def stable_topological_sort(graph: fx.Graph) -> None:
-    """Move each node that stands before one of its inputs right behind the last of them; others keep their order."""
-    placed: set[fx.Node] = set()
-    waiting: dict[fx.Node, list[fx.Node]] = {}
-    queue = list(reversed(list(graph.nodes)))
-    position = graph._root
-    while queue:
-        node = queue.pop()
-        missing = next((arg for arg in node.all_input_nodes if arg not in placed), None)
-        if missing is not None:
-            waiting.setdefault(missing, []).append(node)
-            continue
-        position.append(node)
-        position = node
-        placed.add(node)
-        queue += reversed(waiting.pop(node, []))

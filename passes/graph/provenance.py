@@ -11,7 +11,7 @@ from torch import fx
 from mhc_compile.passes.graph import checkpoints
 
 _ORIGIN = ("nn_module_stack", "stack_trace", "mhc_site")
-_VALUES = ("example_value", "val")
+VALUES = ("example_value", "val")  # the keys under which a node has its example value
 
 
 def inherited(node: fx.Node) -> dict[str, Any]:
@@ -24,12 +24,12 @@ def give_value(node: fx.Node) -> None:
 
     Where an input has none, the node gets none either. Inputs of the same kind get theirs first.
     """
-    if any(key in node.meta for key in _VALUES):
+    if any(key in node.meta for key in VALUES):
         return
     for arg in node.all_input_nodes:
         if arg.target is operator.getitem or arg.target is torch.ops.mhc.coefficients.default:
             give_value(arg)
-    held = {arg: next((arg.meta[key] for key in _VALUES if key in arg.meta), None) for arg in node.all_input_nodes}
+    held = {arg: next((arg.meta[key] for key in VALUES if key in arg.meta), None) for arg in node.all_input_nodes}
     if all(value is not None for value in held.values()):
         with torch.no_grad():
             node.meta["example_value"] = node.target(*fx.map_arg(node.args, held.__getitem__))  # type: ignore[operator]  # an op

@@ -17,6 +17,7 @@ from mhc_compile.passes.base import (
     Binding,
     Exit,
     Findings,
+    Place,
     PlacedSite,
     Plan,
     Rejection,
@@ -31,6 +32,7 @@ from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import between, value
 from mhc_compile.passes.plan_streams.binding import bind
 from mhc_compile.passes.plan_streams.flow import Flow
+from mhc_compile.passes.plan_streams.places import Places
 from mhc_compile.passes.reasons import reject
 
 
@@ -62,9 +64,14 @@ class PlanStreams:
             chosen = [residual for residual in findings.residuals if residual.total in bound]
         else:
             chosen, left_out = _select(findings, request)
-        flow = Flow(facts, {residual.total: residual.axis for residual in chosen})
-        sites = _chain(chosen, bound, flow, request)
-        return Plan(sites, _exits(gm, chosen, flow), findings.rejections + left_out)
+        places = Places(facts)
+        while True:  # without a site the streams of those behind it start elsewhere
+            flow = Flow(facts, {residual.total: residual.axis for residual in chosen})
+            sites, stuck = _chain(chosen, bound, flow, places, request)
+            if not stuck:
+                return Plan(sites, _exits(gm, chosen, flow), findings.rejections + left_out)
+            left_out += tuple(_no_place(residual, bound.get(residual.total)) for residual in stuck)
+            chosen = [residual for residual in chosen if residual not in stuck]
 
 
 def excluded(name: str, index: int, config: Config) -> bool:
@@ -88,13 +95,25 @@ def _select(findings: Findings, request: Request) -> tuple[list[Residual], tuple
     return chosen, tuple(rejections)
 
 
+def _no_place(residual: Residual, binding: Binding | None) -> Rejection:
+    """Return why a connection is left alone whose ops can stand nowhere; a bound one cannot be left alone."""
+    told = reject("order", owner=residual.owner, source=residual.source, node=residual.total.name)
+    if binding is None:
+        return dataclasses.replace(told, spot=residual.spot)
+    raise PlanMismatchError(
+        f"site {binding.title!r} cannot be computed in this graph: {told.message} ({residual.source}). When the model"
+        " was upgraded, it could: remove(model) and upgrade it as it runs now."
+    )
+
+
 def _chain(
-    chosen: list[Residual], bound: Mapping[fx.Node, Binding], flow: Flow, request: Request
-) -> tuple[PlacedSite, ...]:
-    """Let each site continue the streams of the site before it, where they reach it."""
+    chosen: list[Residual], bound: Mapping[fx.Node, Binding], flow: Flow, places: Places, request: Request
+) -> tuple[tuple[PlacedSite, ...], list[Residual]]:
+    """Let each site continue the streams of the site before it, where they reach it; return those without a place."""
     index = {residual.total: i for i, residual in enumerate(chosen)}
     apart = _inside_others(chosen, flow)
     sites: list[PlacedSite] = []
+    stuck: list[Residual] = []
     regions = 0
     for residual in chosen:
         binding = bound.get(residual.total)
@@ -110,19 +129,26 @@ def _chain(
         elif carried:
             start = _carried_in(residual, binding, inflow)
         regions = max(regions, region + 1)
+        lifts = flow.lifts(start, residual.carrier)
+        readers = places.readers(residual, start, lifts)
+        place = places.of(residual, start, lifts, readers)
+        if place is None:
+            stuck.append(residual)
         site = PlacedSite(
             residual=residual,
             binding=binding,
             start=start,
             predecessor=predecessor,
-            lifts=flow.lifts(start, residual.carrier),
+            lifts=lifts,
             carried=carried,
             inflow=inflow,
             region=region,
+            readers=readers,
+            place=place or Place(residual.total),
             facts=_facts(residual, region, predecessor, carried, request),
         )
         sites.append(site)
-    return tuple(sites)
+    return tuple(sites), stuck
 
 
 def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) -> bool:

@@ -22,17 +22,18 @@ from mhc_compile.ops.signatures import (
     position,
 )
 from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
-from mhc_compile.passes.graph import ir, optable, provenance, views
+from mhc_compile.passes.graph import ir, layouts, optable, views
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.order import Order, stable_topological_sort
-from mhc_compile.passes.graph.walk import between, operands, value
+from mhc_compile.passes.graph.walk import operands, value
+from mhc_compile.passes.widen.emitter import Emitter
+from mhc_compile.passes.widen.layouts import settle
 from mhc_compile.passes.widen.widened import Crossing, Widened
 
 _OPS = torch.ops.mhc
 
 
 class Widener:
-    """Emits the sites in program order, each new node right behind the node of the plain graph that it stands for."""
+    """Emits the sites in program order; what is the user's stays where it is."""
 
     def __init__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Prepare to rewrite the planned sites, of which there is one at least."""
@@ -40,21 +41,59 @@ class Widener:
         self.plan, facts = results[Plan], results[GraphFacts]
         self.gives = request.carries and not request.whole
         self.order = facts.order
-        inputs = gm.graph.find_nodes(op="placeholder")
-        self.inputs, self.last_input = {node: i for i, node in enumerate(inputs)}, inputs[-1]
-        self.tail: dict[fx.Node, fx.Node] = {}  # the last node emitted behind a node
+        self.emit = Emitter(gm.graph, self.plan.sites[0])
+        self.inputs = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
         self.regions: defaultdict[int, dict[fx.Node, fx.Node]] = defaultdict(dict)
         self.inflow: dict[fx.Node, fx.Node] = {}  # a graph input -> the input with its streams
         self.sums: dict[fx.Node, PlacedSite] = {}
-        self.site: PlacedSite = self.plan.sites[0]
-        self.readers = {site.residual.total: self._readers(site) for site in self.plan.sites}
-        self.places = Order(facts)
-        self.disordered = False
+        self.early = self._early()
+        self.moved = self._moved()
+        self.overwritten = facts.overwritten
+        self.turned = self._turned()
+        self.turned_reads: list[fx.Node] = []
+
+    @property
+    def site(self) -> PlacedSite:
+        """The site that is rewritten."""
+        return self.emit.site
+
+    @site.setter
+    def site(self, site: PlacedSite) -> None:
+        self.emit.site = site
 
     @property
     def streams(self) -> dict[fx.Node, Any]:
         """Map nodes of the plain graph to their streams in the site's region; where one ends, another may start."""
         return self.regions[self.site.region]
+
+    def _early(self) -> dict[tuple[int, fx.Node], fx.Node]:
+        """Return where to do lifts whose site stands in front of them, by the region and the lift."""
+        early: dict[tuple[int, fx.Node], fx.Node] = {}
+        for site in self.plan.sites:
+            behind = site.place.behind
+            for node in site.lifts:
+                first = early.get((site.region, node), node)
+                if self.order[behind] < self.order[first]:
+                    early[site.region, node] = behind
+        return early
+
+    def _moved(self) -> dict[fx.Node, fx.Node]:
+        """Return what must stand in front of its site, and the first of the places that ask for it."""
+        moved: dict[fx.Node, fx.Node] = {}
+        for place in (site.place for site in self.plan.sites):
+            for node in place.moved:
+                if self.order[place.behind] < self.order[moved.get(node, node)]:
+                    moved[node] = place.behind
+        return moved
+
+    def _turned(self) -> set[int]:
+        """Return the regions whose features, in the plain model, do not lie last in memory everywhere."""
+        turned: set[int] = set()
+        for site in self.plan.sites:
+            held = (value(node) for node in (site.start, *site.lifts, site.residual.total))
+            if not all(tensor is None or layouts.lies_last(tensor, site.residual.axis) for tensor in held):
+                turned.add(site.region)
+        return turned
 
     def run(self) -> Widened:
         """Rewrite site by site, then serve the other readers and clean up."""
@@ -64,8 +103,7 @@ class Widener:
         if self.gives:
             self._give()
         self._serve()
-        if self.disordered:
-            stable_topological_sort(self.graph)
+        settle(self.graph, self.turned_reads, self.overwritten)
         return self._crossings()
 
     def _crossings(self) -> Widened:
@@ -86,49 +124,33 @@ class Widener:
             starts=tuple(crossing(self.inputs[site.inflow], site) for site in fresh if site.inflow is not None),
         )
 
-    def _readers(self, site: PlacedSite) -> dict[fx.Node, list[fx.Node]]:
-        """Return who reads the carrier, or a node on its way, for the branch.
-
-        What the carrier is made with besides the streams, such as a gate, stands before the site: it gets the readout.
-        """
-        held = dict.fromkeys((site.start, *site.lifts))
-        before = between(site.start, (site.residual.carrier,), self.order)
-        inside = between(site.start, site.residual.branches, self.order) - before - held.keys()
-        return {node: [user for user in node.users if user in inside] for node in held}
-
     def _read(self) -> tuple[Any, Any]:
         """Bring the streams to the site, make its coefficients and let the branch read; return H_post and H_res."""
         site, config = self.site, self.config
         residual = site.residual
         self._enter()
+        for node in site.place.moved:
+            if node in self.moved:  # not for another site
+                self.emit.move(node, self.moved.pop(node))
         for node in site.lifts:
             self._lift(node)
         bound: Any = _bound(site).parameters
         parameters = signatures.Parameters(bound.phi, bound.alpha, bound.delta, bound.base)
-        at, x = self._where_gradients_flow(residual.carrier), self.streams[residual.carrier]
+        at, x = site.place.behind, self.streams[residual.carrier]
         given = ir.args(Coefficients(x, parameters, MapOptions.of(config)))
-        made = self._emit(at, _OPS.coefficients.default, *given)
+        made = self.emit.op(at, _OPS.coefficients.default, *given)
         pre, post, res = (
-            self._emit(at, operator.getitem, made, position(CoefficientsResult, name))
+            self.emit.op(at, operator.getitem, made, position(CoefficientsResult, name))
             for name in ("h_pre", "h_post", "h_res")
         )
-        for node, readers in self.readers[residual.total].items():
+        for node, readers in site.readers.items():
             users = [user for user in readers if node in user.all_input_nodes]  # another site may have been first
             if users:
                 read = ir.args(Read(self.streams[node], pre, self.n))
-                u = self._from_streams(at, node, self._emit(at, _OPS.read.default, *read))
+                u = self._from_streams(at, node, self.emit.op(at, _OPS.read.default, *read))
             for user in users:
                 user.replace_input_with(node, u)
-                self.disordered |= self.order[user] < self.order[at]
         return post, res
-
-    def _where_gradients_flow(self, carrier: fx.Node) -> fx.Node:
-        """Return the carrier, or where it runs in no_grad, the first node behind it that runs as the sum does."""
-        total = self.site.residual.total
-        if self.places.same_mode(carrier, total):
-            return carrier
-        behind = (node for node in self.order if self.order[node] > self.order[carrier])
-        return next(node for node in behind if self.places.same_mode(node, total))
 
     def _write(self, post: Any, res: Any) -> None:
         """Add the branch's output to the streams, in the dtype that the plain sum had."""
@@ -136,16 +158,16 @@ class Widener:
         total, x = residual.total, self.streams[residual.carrier]
         kept, summed = value(residual.carrier), value(total)
         if kept is not None and summed is not None and kept.dtype != summed.dtype:
-            x = self._method(total, "to", x, summed.dtype)
+            x = self.emit.method(total, "to", x, summed.dtype)
         terms = [_other(add, residual.carrier, residual.adds) for add in reversed(residual.adds)]
         f: Any = terms[0]
         for term in terms[1:]:
-            f = self._emit(total, operator.add, f, term)
+            f = self.emit.op(total, operator.add, f, term)
             f.meta["example_value"] = summed
         if optable.is_difference(total):
-            f = self._method(total, "neg", f)
+            f = self.emit.method(total, "neg", f)
         f = self._place_last(total, f)
-        self._flow(total, self._emit(total, _OPS.write.default, *ir.args(Write(x, f, post, res, self.n))))
+        self._flow(total, self.emit.op(total, _OPS.write.default, *ir.args(Write(x, f, post, res, self.n))))
         self.sums[total] = self.site
 
     def _enter(self) -> None:
@@ -155,19 +177,17 @@ class Widener:
             return
         if not self.site.carried:
             plain: Any = self._place_last(source, source)
-            self._flow(source, self._emit(source, _OPS.expand.default, *ir.args(Expand(plain, self.n))))
-            self.disordered |= source in self.sums  # of another region: its readout comes behind
+            self._flow(source, self.emit.op(source, _OPS.expand.default, *ir.args(Expand(plain, self.n))))
             return
         if source not in self.inflow:
-            with self.graph.inserting_after(self.last_input):
-                self.last_input = self.inflow[source] = self.graph.placeholder(f"{source.name}_streams")
+            self.inflow[source] = self.emit.input(f"{source.name}_streams")
         self._flow(source, self.inflow[source])
 
     def _lift(self, node: fx.Node) -> None:
         """Apply an op to every stream: other operands get a stream axis to broadcast over, and their features last."""
         if node in self.streams:
             return
-        axis = self.site.residual.axis
+        axis, at = self.site.residual.axis, self.early.get((self.site.region, node), node)
 
         def operand(arg: fx.Node) -> fx.Node:
             tensor = value(arg)
@@ -176,19 +196,21 @@ class Widener:
                 return found
             if axis != -1:
                 ends = (axis, -1) if tensor.dim() >= -axis else None
-                arg = self._method(node, "movedim", arg, *ends) if ends else self._method(node, "unsqueeze", arg, -1)
+                arg = (
+                    self.emit.method(at, "movedim", arg, *ends) if ends else self.emit.method(at, "unsqueeze", arg, -1)
+                )
             alone = axis == -1 and tensor.dim() == 1
-            return arg if alone else self._method(node, "unsqueeze", arg, -2)
+            return arg if alone else self.emit.method(at, "unsqueeze", arg, -2)
 
         view = views.on_streams(node, self.n) if optable.name(node) in optable.VIEW else None
         if view is not None:
             method, more = view
             tensor, *_ = node.args
             streams: fx.Node = self.streams[tensor]  # type: ignore[index]  # a node
-            made = self._new(node, lambda: self.graph.call_method(method, (streams, *more)))
+            made = self.emit.new(at, lambda: self.graph.call_method(method, (streams, *more)))
         else:
             args, kwargs = fx.map_arg(node.args, operand), fx.map_arg(node.kwargs, operand)
-            made = self._new(node, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
+            made = self.emit.new(at, lambda: self.graph.create_node(node.op, node.target, args, kwargs))
         if optable.name(node) in optable.REDUCE:
             optable.count_from_the_end(made)
         self._flow(node, made)
@@ -215,12 +237,19 @@ class Widener:
             if node.users and node in self.sums:
                 self.site = self.sums[node]
                 readers = list(node.users)
+                at = self._behind_the_write(node)
                 readout = ir.args(Readout(self.streams[node], self.n))
-                out = self._from_streams(node, node, self._emit(node, _OPS.readout.default, *readout))
+                out = self._from_streams(at, node, self.emit.op(at, _OPS.readout.default, *readout))
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:
                 self.graph.erase_node(node)
+
+    def _behind_the_write(self, total: fx.Node) -> fx.Node:
+        """Return where to read a sum out: behind all that was put behind it, unless something there reads it."""
+        at_once = any(self.emit.is_behind(user, total) for user in total.users)
+        write: fx.Node = self.streams[total]
+        return write if at_once else total
 
     def _flow(self, node: fx.Node, streams: fx.Node) -> None:
         """Remember the streams of a node; like every tensor in a graph of Dynamo's they have an example value."""
@@ -235,33 +264,15 @@ class Widener:
         plain, axis = value(like), self.site.residual.axis
         if plain is not None:
             x.meta["example_value"] = plain if axis == -1 else plain.detach().movedim(axis, -1)
-        return x if axis == -1 else self._method(at, "movedim", x, -1, axis)
+        made = x if axis == -1 else self.emit.method(at, "movedim", x, -1, axis)
+        if self.site.region in self.turned:
+            self.turned_reads.append(made)
+        return made
 
     def _place_last(self, at: fx.Node, x: fx.Node) -> fx.Node:
         """Move the features last, where the plain graph has them elsewhere."""
         axis = self.site.residual.axis
-        return x if axis == -1 else self._method(at, "movedim", x, axis, -1)
-
-    def _emit(self, at: fx.Node, target: Any, *args: Any) -> Any:
-        """Create a node of an op; as an argument of the IR it stands for a tensor."""
-        return self._new(at, lambda: self.graph.call_function(target, args))
-
-    def _method(self, at: fx.Node, method: str, *args: Any) -> fx.Node:
-        made = self._new(at, lambda: self.graph.call_method(method, args))
-        given = value(args[0])
-        if given is not None:
-            made.meta["example_value"] = getattr(given.detach(), method)(*args[1:])
-        return made
-
-    def _new(self, at: fx.Node, make: Any) -> fx.Node:
-        """Create a node behind `at` and what was emitted there before; it carries the site's name and origin."""
-        anchor = self.last_input if at.op == "placeholder" else at
-        before = self.tail.get(anchor, anchor)
-        with self.graph.inserting_before(before.next):
-            node: fx.Node = make()
-        node.meta = provenance.inherited(self.site.residual.total) | {"mhc_site": self.site.residual.name}
-        self.tail[anchor] = node
-        return node
+        return x if axis == -1 else self.emit.method(at, "movedim", x, axis, -1)
 
 
 def _bound(site: PlacedSite) -> Binding:

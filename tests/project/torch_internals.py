@@ -92,6 +92,8 @@ USES = {
         "graphs after every pass in TORCH_TRACE and tlparse", "test_graphs_are_dumped_at_debug_level"
     ),
     "torch._ops.OpOverload": Use("the class of an ATen op in a graph", "test_one_name_for_every_spelling"),
+    "torch._ops.OpOverloadPacket": Use("an op of which no overload is chosen yet", "test_what_is_changed"),
+    "torch._ops.HigherOrderOperator": Use("an op that runs graphs of its own", "test_what_an_op_changes_inside"),
     "._schema": Use("its name, and whether it writes to its arguments", "test_in_place"),
     "torch.fx.graph._PyTreeCodeGen": Use(
         "an exported graph takes and returns structures", "test_arguments_and_results_keep_their_structure"
@@ -128,16 +130,17 @@ USES = {
     "._modules": Use("children of a module by name", "test_export_equals_the_compiled_model"),
     "._param_name_to_source": Use("what Dynamo hangs on a graph, for AOTAutograd", "test_what_dynamo_hangs_on_a_graph"),
     "._source_to_user_stacks": Use("the same, for its messages", "test_what_dynamo_hangs_on_a_graph"),
-    "._root": Use(
-        "the head of a graph's linked list, to sort nodes in place", "test_topological_sort_moves_only_what_must_move"
-    ),
     "._version": Use("counts in-place changes of a tensor that carries streams", "test_an_in_place_change_is_noticed"),
     '"_buffers_"': Use("part of the name of an input that is a buffer", "test_what_dynamo_says_of_inputs"),
     '"_checkpoint_context_fn"': Use(
         "says of a checkpoint's body that a policy chooses what is recomputed", "test_selective_is_refused"
     ),
-    '"_enter_inference_mode"': Use("the op that Dynamo makes of inference_mode", "test_inference_mode_in_a_graph"),
-    '"_exit_inference_mode"': Use("the same", "test_inference_mode_in_a_graph"),
+    '"_assert"': Use("how Dynamo's ops begin that check and set no mode", "test_modes_are_told_apart"),
+    '"_check"': Use("the same", "test_modes_are_told_apart"),
+    '"_log_api_usage"': Use("the same, of one that counts calls", "test_real_models"),
+    '"_enter_"': Use("how the ops begin that Dynamo makes of inference_mode and autocast", "test_modes_are_told_apart"),
+    '"_exit_"': Use("the same, where it ends", "test_modes_are_told_apart"),
+    '"_operator"': Use("the home of Python's operators", "test_what_torch_knows"),
     '"_fused_rms_norm"': Use("ATen's rms_norm with by-products", "test_a_norm_goes_in"),
     '"_set_grad_enabled"': Use(
         "the op that Dynamo makes of no_grad", "test_nodes_fit_in_one_gradient_mode_and_checkpoint"
