@@ -33,7 +33,8 @@ def explain(
 ) -> Report:
     """Run the model once under capture and report its sites, the other adds with reasons, and the cost.
 
-    The model is not changed.
+    Buffers, attributes and random state are put back afterwards. What is not: parameters that the model's own forward
+    changes, of which a warning tells, and what it changes inside of its attributes, such as a list.
 
     Args:
         model: any module, upgraded or not.

@@ -3,5 +3,6 @@
 `frames`: the frame that is compiled: its module, what broke it, errors on their way out.
 `graphs`: copies of its graph, and new inputs.
 `model_run`: one run of a whole model, with all its graphs.
+`undisturbed`: which leaves the model as it was.
 `owners`: which module's forward made a node.
 """

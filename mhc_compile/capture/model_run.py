@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
+from mhc_compile.capture.undisturbed import undisturbed
 from mhc_compile.errors import CaptureError, MHCError
 from mhc_compile.passes.graph import checkpoints
 
@@ -130,7 +131,7 @@ def run_captured(
     recorder, breaks = _Recorder(model), list[Break]()
     args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
     try:
-        with _undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks), _capture_errors():
+        with undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks), _capture_errors():
             output = _compile_isolated(model, backend or recorder)(*args, **kwargs)
         return recorder.captured(output, breaks)
     finally:
@@ -149,21 +150,6 @@ def _capture_errors() -> Iterator[None]:
             f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
             " pass args as a tuple and kwargs as a dict, as you would call the model"
         ) from error
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put buffers and random state back afterwards (batch norm counts, dropout draws)."""
-    saved = {name: buffer.clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                kept = saved.get(name, buffer)  # a write would count as a change, so only where there was one
-                if kept is not buffer and kept.shape == buffer.shape and (kept.is_sparse or not kept.equal(buffer)):
-                    buffer.copy_(kept)
 
 
 @contextlib.contextmanager

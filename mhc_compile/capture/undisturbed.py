@@ -1,0 +1,77 @@
+"""A run that leaves a model as it was: buffers, attributes and random state are put back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from mhc_compile.errors import MHCWarning
+
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}  # the tables of a module
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back what a run of a model changes: batch norm's counts, caches, counters of calls, dropout's draws.
+
+    Buffers get their values, and are the tensors that they were. Attributes are what they were, but what was changed
+    inside of them (a list that was appended to) stays so. Parameters that the run itself changes (a teacher's moving
+    average) stay so, with a warning: a copy of every parameter would be dear.
+    """
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    buffers = [(held, _copy(held)) for held in model.buffers()]
+    versions = {name: (held, _version(held)) for name, held in model.named_parameters()}
+    attributes = {module: (type(module), _own(module)) for module in model.modules()}
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        for module, (kind, saved) in attributes.items():
+            if type(module) is kind:  # modules that make their parameters at the first call have become others
+                _put_back(module, saved)
+        for table, held_before in tables:
+            table.update({name: held for name, held in held_before.items() if name in table})
+        for held, kept in buffers:
+            _restore(held, kept)
+        changed = [name for name, (held, version) in versions.items() if _version(held) != version]
+        if changed:
+            warnings.warn(
+                f"running the model changed its own parameters, such as {changed[0]!r}, which mhc_compile does not put"
+                " back: load them again, or run it on a copy.deepcopy(model)",
+                MHCWarning,
+                stacklevel=2,
+            )
+
+
+def _copy(buffer: Tensor) -> Tensor | None:
+    return None if isinstance(buffer, UninitializedTensorMixin) or buffer.is_meta else buffer.clone()
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; those of inference mode, and lazy ones, do not count."""
+    if isinstance(tensor, UninitializedTensorMixin) or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {name: held for name, held in vars(module).items() if name not in _OF_TORCH}
+
+
+def _put_back(module: nn.Module, saved: dict[str, Any]) -> None:
+    for name in _own(module).keys() - saved.keys():
+        del vars(module)[name]
+    vars(module).update(saved)
+
+
+@torch.no_grad()
+def _restore(buffer: Tensor, kept: Tensor | None) -> None:
+    """Let a buffer have its values again; a write where there is no change would count as one."""
+    if kept is not None and kept.shape == buffer.shape and (kept.is_sparse or not kept.equal(buffer)):
+        buffer.copy_(kept)
