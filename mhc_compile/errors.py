@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import warnings
+
+import torch
+
+_INSIDE = (
+    os.path.join(os.path.dirname(__file__), ""),
+    os.path.join(os.path.dirname(torch.__file__), ""),
+    contextlib.__file__,
+    "<",  # generated code
+)
+
 
 class MHCError(Exception):
     """Base of all errors of mhc_compile."""
@@ -34,7 +48,9 @@ class NotCompiledError(MHCError):
             " and call the result). If Dynamo gave up on a frame, raise torch._dynamo.config.recompile_limit or"
             " remove torch.compiler.disable / set_stance('force_eager') around it. To export, use"
             " mhc_compile.export(model, args). To run the original function on purpose, use"
-            " `with mhc_compile.plain(model):`."
+            " `with mhc_compile.plain(model):`. A copy of a compiled model (copy.deepcopy, a moving average) is not"
+            " compiled, nor are its other methods (forward_features, generate's inner model, a training_step): compile"
+            " what you call."
         )
         self.site = site
 
@@ -120,3 +136,15 @@ class KernelError(MHCError):
 
 class MHCWarning(UserWarning):
     """Something a user should know once; compiling went on."""
+
+
+def warn(text: str) -> None:
+    """Warn, and point at the line of the user's code: that above torch and this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, MHCWarning, stacklevel=level)
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(_INSIDE)

@@ -233,6 +233,7 @@ class Rejection:
         source: "file.py:line" of the add.
         node: name of the add node in the graph.
         spot: where in its owner it stands, of those that another run may take for a connection.
+        site: what its site would be called, of connections that the config leaves out.
     """
 
     reason: str
@@ -242,6 +243,7 @@ class Rejection:
     source: str
     node: str = ""
     spot: Spot | None = None
+    site: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

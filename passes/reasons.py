@@ -108,4 +108,5 @@ def reject(reason: str, *, owner: str, source: str, node: str = "", **words: str
         owner=owner,
         source=source,
         node=node,
+        site=words.get("site", ""),
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from mhc_compile.api.report import Report
 from mhc_compile.capture.frames import original
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
-from mhc_compile.errors import CaptureError, MHCWarning
+from mhc_compile.errors import CaptureError, warn
 from mhc_compile.ops import connections
 from mhc_compile.passes import Rejection
 from mhc_compile.passes.reasons import reject
@@ -82,9 +82,17 @@ def survey(
     seen += Counter((rejection.owner, rejection.source) for rejection in report.rejections)
     unseen = Counter(hidden) - Counter({rejection: seen[rejection.owner, rejection.source] for rejection in hidden})
     report = dataclasses.replace(report, rejections=(*report.rejections, *unseen.elements()))
+    for glob in _idle(config, report):
+        warn(f"{glob!r} in include or exclude is the name of no connection of {type(model).__name__}; explain shows all")
     if not report.sites:
-        warnings.warn(f"mhc finds nothing to rewrite in {type(model).__name__}", MHCWarning, stacklevel=3)
+        warn(f"mhc finds nothing to rewrite in {type(model).__name__}")
     return report, captured
+
+
+def _idle(config: Config, report: Report) -> list[str]:
+    """Return the patterns of the config that match no connection."""
+    names = {site.name for site in report.sites} | {rejection.site for rejection in report.rejections}
+    return [glob for glob in (*config.include, *config.exclude) if not any(fnmatchcase(name, glob) for name in names)]
 
 
 def _hidden_by_autograd(

@@ -12,6 +12,7 @@ from torch import nn
 
 from mhc_compile.capture.model_run import Captured
 from mhc_compile.model import start_values
+from mhc_compile.model.sites import SiteModule
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes import Rejection
@@ -40,7 +41,7 @@ class Region:
     lifts: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """The result of explain and upgrade. `print(report)` shows it as tables.
 
@@ -122,6 +123,8 @@ class Report:
         """Return the report as text tables."""
         return "\n".join(self._lines())
 
+    __repr__ = __str__  # what a notebook shows
+
     def print(self) -> None:
         """Print the report."""
         print(self)
@@ -140,7 +143,7 @@ class Report:
             yield f"region {region.index}: {region.sites} sites, {region.first} .. {region.last}{lifted}"
         yield from self._why_not()
         if self.sites:
-            own = sum(p.numel() for p in self.model.parameters()) if self.model is not None else 0
+            own = _own_parameters(self.model) if self.model is not None else 0
             share = f" ({self.parameters / own:.2%} of the model's {own:,})" if own else ""
             yield f"adds {self.parameters:,} parameters{share}, {4 * self.parameters / 2**20:.2f} MiB in fp32"
         if self.training and self.memory.runs:
@@ -165,6 +168,12 @@ class Report:
             rows.append((reason, "yes" if residual else "no", str(len(members)), where, members[0].message))
         if rows:
             yield from table(("not rewritten", "residual", "adds", "source", "why"), rows)
+
+
+def _own_parameters(model: nn.Module) -> int:
+    """Return the number of a model's values without those of its sites."""
+    held = {id(p) for module in model.modules() if isinstance(module, SiteModule) for p in module.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in held)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

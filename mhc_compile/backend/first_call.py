@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from mhc_compile.capture.frames import is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config
-from mhc_compile.errors import FirstCallError, MHCWarning
+from mhc_compile.errors import FirstCallError, warn
 from mhc_compile.model.attach import attach_sites
 from mhc_compile.model.stage import Stage, stage_of
 from mhc_compile.passes.graph import checkpoints
@@ -81,14 +80,11 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
         module = kept()
         if pending and module is not None:
             attach_sites(module, pending.pop(), first_call=True)
-            warnings.warn(
+            warn(
                 f"mhc created the parameters of {len(plan.sites)} hyper-connections at this first call: an optimizer"
                 " built before does not hold them (build it now from mhc_compile.param_groups(model, lr,"
                 " weight_decay)), and this one call ran the original graph. Call mhc_compile.upgrade(model, args)"
-                " first to avoid both",
-                MHCWarning,
-                stacklevel=2,
-            )
+                " first to avoid both")
         return original.forward(*inputs)
 
     return run
@@ -99,12 +95,9 @@ def warn_nothing_found(gm: fx.GraphModule, root: nn.Module | None, draft: Draft)
     if stage_of(root) is Stage.COLLECTING or not _worth_warning(gm, root, draft):
         return
     name = type(root).__name__ if root is not None else "the function"
-    warnings.warn(
+    warn(
         f"mhc found nothing to rewrite in this graph of {name} ({len(draft.rejections)} adds looked at;"
-        " mhc_compile.explain says why); it is compiled as it is",
-        MHCWarning,
-        stacklevel=2,
-    )
+        " mhc_compile.explain says why); it is compiled as it is")
 
 
 def _worth_warning(gm: fx.GraphModule, root: nn.Module | None, draft: Draft) -> bool:
@@ -112,6 +105,8 @@ def _worth_warning(gm: fx.GraphModule, root: nn.Module | None, draft: Draft) -> 
 
     Then it is worth one only if a connection of this graph is left alone because a break cuts its forward.
     """
+    if root is None and not any(node.meta.get("nn_module_stack") for node in gm.graph.nodes):
+        return False  # of an optimizer, a metric
     in_parts = is_in_parts(gm)
     if in_parts and root is not None:
         _in_parts.add(root)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,7 +13,8 @@ from mhc_compile.codegen import Spec, generate
 from mhc_compile.codegen.runtime import build, dispatch, interpreter, spec_of_call
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
-from mhc_compile.errors import KernelError, MHCWarning
+from mhc_compile import errors
+from mhc_compile.errors import KernelError
 from mhc_compile.passes.fuse_seams import LeftOut
 from mhc_compile.passes.graph.walk import devices, value
 
@@ -83,4 +83,4 @@ def tell(left_out: Iterable[LeftOut]) -> None:
 @functools.cache
 def warn(text: str) -> None:
     """Warn once per process and text."""
-    warnings.warn(text, MHCWarning, stacklevel=2)
+    errors.warn(text)

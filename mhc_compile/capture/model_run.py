@@ -147,9 +147,15 @@ def _capture_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise CaptureError(
-            f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {error});"
+            f"the model did not run with the arguments given to mhc_compile ({type(error).__name__}: {_short(error)});"
             " pass args as a tuple and kwargs as a dict, as you would call the model"
         ) from error
+
+
+def _short(error: Exception, most: int = 300) -> str:
+    """Return the beginning of an error's text in one line: Dynamo's goes on for pages, and the error is the cause."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 @contextlib.contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
-from mhc_compile.errors import MHCWarning
+from mhc_compile.errors import warn
 
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}  # the tables of a module
 
@@ -26,7 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(held, _copy(held)) for held in model.buffers()]
-    versions = {name: (held, _version(held)) for name, held in model.named_parameters()}
+    versions = {name: (held, _version(held)) for name, held in model.named_parameters() if not is_lazy(held)}
     attributes = {module: (type(module), _own(module)) for module in model.modules()}
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -41,23 +40,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             _restore(held, kept)
         changed = [name for name, (held, version) in versions.items() if _version(held) != version]
         if changed:
-            warnings.warn(
+            warn(
                 f"running the model changed its own parameters, such as {changed[0]!r}, which mhc_compile does not put"
-                " back: load them again, or run it on a copy.deepcopy(model)",
-                MHCWarning,
-                stacklevel=2,
-            )
+                " back: load them again, or run it on a copy.deepcopy(model)")
 
 
 def _copy(buffer: Tensor) -> Tensor | None:
-    return None if isinstance(buffer, UninitializedTensorMixin) or buffer.is_meta else buffer.clone()
+    return None if is_lazy(buffer) or buffer.is_meta else buffer.clone()
 
 
 def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; those of inference mode, and lazy ones, do not count."""
-    if isinstance(tensor, UninitializedTensorMixin) or tensor.is_inference():
-        return 0
-    return tensor._version
+    """Return how often a tensor was changed in place; one of inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

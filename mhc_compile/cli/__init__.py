@@ -1,4 +1,4 @@
-"""The command line: `python -m mhc_compile explain | bench | demo`.
+"""The command line: `mhc-compile explain | bench | demo`, or `python -m mhc_compile` with the same.
 
 `explain`, `bench`, `demo`: the commands, each with its arguments and its `main`.
 `factory`: the user's model and options, as the command line names them.
@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import mhc_compile as mhc
 from mhc_compile.cli import bench, demo, explain
 from mhc_compile.errors import MHCError
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    top = argparse.ArgumentParser(prog="python -m mhc_compile", description="Look at, measure and show mHC.")
+    top = argparse.ArgumentParser(prog="mhc-compile", description="Look at, measure and show mHC.")
+    top.add_argument("--version", action="version", version=f"mhc_compile {mhc.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for module, name, text in (
         (explain, "explain", "what mhc sees in a model; changes nothing"),

@@ -140,7 +140,8 @@ class SiteModule(nn.Module):
         """
         if isinstance(getattr(self.phi, "placements", None), tuple):  # a DTensor's
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
-        if not torch.compiler.is_compiling():
+        exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if exports or not torch.compiler.is_compiling():
             raise NotCompiledError(self.path)
         parameters = [self.phi, self.alpha, self.bias, self.base]
         torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)

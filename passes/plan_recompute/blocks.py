@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 from mhc_compile.config import Config
-from mhc_compile.errors import MHCWarning
+from mhc_compile.errors import warn
 from mhc_compile.ops import connections, limits
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes.base import SiteFacts
@@ -69,12 +68,9 @@ def _cheapest(runs: Sequence[SiteRun], budget: float) -> int:
     allowed = budget * peaks[1] if budget <= 1 else budget
     least = min(peaks, key=peaks.__getitem__)
     if peaks[least] > allowed:
-        warnings.warn(
+        warn(
             f"the streams of this graph do not fit in the {allowed:,.0f} bytes that recompute allows: they are planned"
-            f" for {peaks[least]:,}, the least there is; fewer tokens or fewer streams need less",
-            MHCWarning,
-            stacklevel=2,
-        )
+            f" for {peaks[least]:,}, the least there is; fewer tokens or fewer streams need less")
     return next((size for size, needed in peaks.items() if needed <= allowed), least)
 
 
