@@ -106,8 +106,12 @@ class Config:
                 raise ConfigError(f"option {name!r} is gone, since {RETIRED[name]!r} was its one value; leave it out")
             if name not in fields:
                 near = difflib.get_close_matches(str(name), sorted(fields), 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; the options are {', '.join(sorted(fields))}." \
+                hint = (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f"; the options are {', '.join(sorted(fields))}."
                     f" One of Inductor's own goes into inductor={{{name!r}: ...}}"
+                )
                 raise ConfigError(f"unknown option {name!r}{hint}")
         return dataclasses.replace(base or cls(), **dict(options or {}))
 

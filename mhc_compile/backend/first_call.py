@@ -84,7 +84,8 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
                 f"mhc created the parameters of {len(plan.sites)} hyper-connections at this first call: an optimizer"
                 " built before does not hold them (build it now from mhc_compile.param_groups(model, lr,"
                 " weight_decay)), and this one call ran the original graph. Call mhc_compile.upgrade(model, args)"
-                " first to avoid both")
+                " first to avoid both"
+            )
         return original.forward(*inputs)
 
     return run
@@ -97,7 +98,8 @@ def warn_nothing_found(gm: fx.GraphModule, root: nn.Module | None, draft: Draft)
     name = type(root).__name__ if root is not None else "the function"
     warn(
         f"mhc found nothing to rewrite in this graph of {name} ({len(draft.rejections)} adds looked at;"
-        " mhc_compile.explain says why); it is compiled as it is")
+        " mhc_compile.explain says why); it is compiled as it is"
+    )
 
 
 def _worth_warning(gm: fx.GraphModule, root: nn.Module | None, draft: Draft) -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import fx
 
+from mhc_compile import errors
 from mhc_compile.codegen import Spec, generate
 from mhc_compile.codegen.runtime import build, dispatch, interpreter, spec_of_call
 from mhc_compile.codegen.runtime.support import support
 from mhc_compile.config import Config
-from mhc_compile import errors
 from mhc_compile.errors import KernelError
 from mhc_compile.passes.fuse_seams import LeftOut
 from mhc_compile.passes.graph.walk import devices, value

@@ -42,7 +42,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if changed:
             warn(
                 f"running the model changed its own parameters, such as {changed[0]!r}, which mhc_compile does not put"
-                " back: load them again, or run it on a copy.deepcopy(model)")
+                " back: load them again, or run it on a copy.deepcopy(model)"
+            )
 
 
 def _copy(buffer: Tensor) -> Tensor | None:

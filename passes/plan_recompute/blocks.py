@@ -70,7 +70,8 @@ def _cheapest(runs: Sequence[SiteRun], budget: float) -> int:
     if peaks[least] > allowed:
         warn(
             f"the streams of this graph do not fit in the {allowed:,.0f} bytes that recompute allows: they are planned"
-            f" for {peaks[least]:,}, the least there is; fewer tokens or fewer streams need less")
+            f" for {peaks[least]:,}, the least there is; fewer tokens or fewer streams need less"
+        )
     return next((size for size, needed in peaks.items() if needed <= allowed), least)
 
 

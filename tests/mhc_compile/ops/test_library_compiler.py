@@ -180,11 +180,10 @@ def test_second_derivatives_are_refused_under_compiled_autograd(op: str) -> None
     """Its guards take what is saved and made anew at each look, as results with a gradient are, for one tensor."""
     case = Fused(2, 3, (2,))
     by_op = coefficients(case) if op == "coefficients" else case.by_op(op)
-    given: Any = [case.streams(), *case.parameters()] if op == "coefficients" else case.tensors(op)
-    x, *rest = given
-    leaf = x.requires_grad_()
+    given = [case.streams(), *case.parameters()] if op == "coefficients" else case.tensors(op)
+    x = leaf = case.streams().requires_grad_()
     for _ in range(3):
-        x = x + helpers.tensors(by_op(x, *rest))[0].sum()
+        x = x + helpers.tensors(by_op(x, *given[1:]))[0].sum()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
         (first,) = torch.autograd.grad(x.pow(3).sum(), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives"):
