@@ -21,6 +21,7 @@ from mhc_compile.ops.signatures import Marker, named
 from mhc_compile.passes import PIPELINE, Request
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.fuse_seams import Fused
+from mhc_compile.passes.graph import transforms
 from mhc_compile.passes.runner import run
 from mhc_compile.passes.widen import Crossing, Widened
 from mhc_compile.plan.model_plan import options_that_differ
@@ -89,19 +90,22 @@ def rewrite_graph(
         gm: a graph of Dynamo's, left as it is.
         config: with which its sites were made.
         sites_of_model: number of sites of the model that the graph may be the whole of; no streams leave the whole.
-        inline: replace the ops of the IR by plain torch. Such a graph is a whole, too.
+        inline: replace the ops of the IR by plain torch. Such a graph is a whole, too. Where it runs transforms of
+            torch.func, which know plain torch only, the ops are replaced all the same.
 
     Raises:
         MHCError: plan and graph do not fit together; the text says what to do.
     """
     made = copy_graph(gm)
+    transformed = transforms.are_in(made)
+    devices = frozenset() if inline else kernels.enable(config, made)
     request = Request(
         config=config,
         namer=Stack.of(frame_root()),
-        devices=frozenset() if inline else kernels.enable(config, made),
+        devices=frozenset() if transformed else devices,
         carries=not inline,
         sites_of_model=sites_of_model,
-        inline=inline,
+        inline=inline or transformed,
         known_as=_name_in_model,
     )
     try:
@@ -111,7 +115,8 @@ def rewrite_graph(
         why = f" This graph was broken at {broken.source}: {broken.reason}." if broken is not None else ""
         raise type(error)(f"{error}{why}") from None
     widened = results[Widened]
-    kernels.report(config, {site.name: site.unfit for site in widened.sites if site.unfit})
+    plain = "transforms of torch.func know plain torch only" if transformed and devices else ""
+    kernels.report(config, {site.name: site.unfit or plain for site in widened.sites if site.unfit or plain})
     if request.devices:
         kernels.tell(results[Fused].left_out)
         kernels.name_sites(made)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+_GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")  # how sources name a part under torch.func.functional_call
 
 
 class Stack:
@@ -59,5 +60,7 @@ class Stack:
 
     def _path(self, key: str, source: str) -> str:
         """Name a module alike at every call, also where the model holds it under several names."""
+        while (spelt := _GETATTR.sub(r"\1.\2", source)) != source:
+            source = spelt
         identity, path = key.partition("@")[0], _ROOT.sub("", source)
         return self.paths.setdefault(int(identity), path) if identity.isdigit() else path

@@ -115,7 +115,7 @@ class SiteModule(nn.Module):
         if isinstance(getattr(self.phi, "placements", None), tuple):  # a DTensor's
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         if not torch.compiler.is_compiling():
-            raise NotCompiledError(self.path)
+            raise NotCompiledError(self.path, transformed=torch._C._are_functorch_transforms_active())
         torch.ops.mhc.site.default([self.phi, self.alpha, self.bias, self.base], self.label, self.spec, self.entry)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

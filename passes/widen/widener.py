@@ -74,7 +74,7 @@ class Widener:
         sites = self.plan.sites
 
         def crossing(tensor: int, site: PlacedSite) -> Crossing:
-            phi = self.inputs[_bound(site).parameters.phi]
+            phi = self.inputs.get(_bound(site).parameters.phi)
             return Crossing(tensor, site.residual.name, phi, site.residual.axis)
 
         first = {site.start: site for site in reversed(sites) if site.carried}
@@ -109,6 +109,8 @@ class Widener:
         at, x = self._where_gradients_flow(residual.carrier), self.streams[residual.carrier]
         given = ir.args(Coefficients(x, parameters, MapOptions.of(config)))
         made = self._emit(at, _OPS.coefficients.default, *given)
+        late = (self.order[each] > self.order[at] for each in vars(bound).values())  # under transforms of torch.func
+        self.disordered |= any(late)
         pre, post, res = (
             self._emit(at, operator.getitem, made, position(CoefficientsResult, name))
             for name in ("h_pre", "h_post", "h_res")
