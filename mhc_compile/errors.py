@@ -40,10 +40,15 @@ class UnsupportedModelError(MHCError):
 class NotCompiledError(MHCError):
     """An upgraded model ran without the mhc backend, which would silently drop its mHC parameters."""
 
-    def __init__(self, site: str) -> None:
-        """Name the site whose marker ran."""
+    def __init__(self, site: str, transformed: bool = False) -> None:
+        """Name the site whose marker ran, perhaps under a transform of torch.func."""
         super().__init__(
-            f"site {site!r} ran outside torch.compile(..., backend='mhc'). An upgraded model is only itself when"
+            f"site {site!r} ran under a transform of torch.func (vmap, grad, jvp, ...) that no compiled code holds, and"
+            " torch compiles nothing under one. Compile the function that transforms the model, and let it call the"
+            " model by a function: torch.compile(lambda x: torch.vmap(lambda y: model(y))(x), backend='mhc'). Or"
+            " transform mhc_compile.export(model, args), which is plain torch."
+            if transformed
+            else f"site {site!r} ran outside torch.compile(..., backend='mhc'). An upgraded model is only itself when"
             " this backend compiles it: call model.compile(backend='mhc') (or torch.compile(model, backend='mhc')"
             " and call the result). If Dynamo gave up on a frame, raise torch._dynamo.config.recompile_limit or"
             " remove torch.compiler.disable / set_stance('force_eager') around it. To export, use"
@@ -52,10 +57,10 @@ class NotCompiledError(MHCError):
             " compiled, nor are its other methods (forward_features, generate's inner model, a training_step): compile"
             " what you call."
         )
-        self.site = site
+        self.site, self.transformed = site, transformed
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return type(self), (self.site,)
+    def __reduce__(self) -> tuple[type, tuple[str, bool]]:
+        return type(self), (self.site, self.transformed)
 
 
 class SiteNotFoundError(MHCError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhc_compile.capture.frames import saving_is_hooked
 from mhc_compile.errors import CarryError
-from mhc_compile.model.sites import Flow, holder
+from mhc_compile.model.sites import Flow, SiteModule, holder
 
 _ATTRIBUTE = "_mhc_streams"
 _REMEDY = (
@@ -27,22 +27,26 @@ class Port(NamedTuple):
     Attributes:
         tensor: index of their carrier among the inputs or outputs.
         site: name of the site, as the frame knows it.
-        phi: index of the input that is the site's phi: equal layers share code, and phi tells which of them runs.
+        phi: index of the input that is the site's phi: equal layers share code, and phi tells which of them runs. None
+            where no input is.
     """
 
     tensor: int
     site: str
-    phi: int
+    phi: int | None
 
     def name(self, inputs: Sequence[Any]) -> str:
         """Return the name of the site in its model."""
-        site = holder(inputs[self.phi])
+        site = self._holder(inputs)
         return site.path if site is not None else self.site
 
     def flow(self, inputs: Sequence[Any]) -> Flow:
         """Return how the plan lets streams flow through the site."""
-        site = holder(inputs[self.phi])
+        site = self._holder(inputs)
         return site.flow if site is not None else Flow()
+
+    def _holder(self, inputs: Sequence[Any]) -> SiteModule | None:
+        return holder(inputs[self.phi]) if self.phi is not None else None
 
 
 class _Carried:

@@ -24,6 +24,7 @@ from mhc_compile.passes import ANALYSIS, PIPELINE, Request
 from mhc_compile.passes.base import Known
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.fuse_seams import Fused
+from mhc_compile.passes.graph import transforms
 from mhc_compile.passes.runner import run
 from mhc_compile.passes.widen import Crossing, Widened
 from mhc_compile.plan.model_plan import options_that_differ
@@ -94,7 +95,8 @@ def rewrite_graph(
         gm: a graph of Dynamo's, left as it is.
         config: with which its sites were made.
         planned: what its frame runs of planned models; None without a frame of Dynamo's.
-        inline: replace the ops of the IR by plain torch. Such a graph is a whole, too.
+        inline: replace the ops of the IR by plain torch. Such a graph is a whole, too. Where it runs transforms of
+            torch.func, which know plain torch only, the ops are replaced all the same.
 
     Raises:
         MHCError: plan and graph do not fit together; the text says what to do.
@@ -102,8 +104,14 @@ def rewrite_graph(
     planned = planned or Planned()
     planned.check(gm)
     made = copy_graph(gm)
+    transformed = transforms.are_in(made)
     devices = frozenset[str]() if inline else kernels.enable(config, made)
-    request = dataclasses.replace(_request(config, planned), devices=devices, carries=not inline, inline=inline)
+    request = dataclasses.replace(
+        _request(config, planned),
+        devices=frozenset() if transformed else devices,
+        carries=not inline,
+        inline=inline or transformed,
+    )
     try:
         results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
@@ -111,7 +119,8 @@ def rewrite_graph(
         why = f" This graph was broken at {broken.source}: {broken.reason}." if broken is not None else ""
         raise type(error)(f"{error}{why}") from None
     widened = results[Widened]
-    kernels.report(config, {site.name: site.unfit for site in widened.sites if site.unfit})
+    plain = "transforms of torch.func know plain torch only" if transformed and devices else ""
+    kernels.report(config, {site.name: site.unfit or plain for site in widened.sites if site.unfit or plain})
     if request.devices:
         kernels.tell(results[Fused].left_out)
         kernels.name_sites(made)

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from torch._dynamo.source import AttrSource
 
 from mhc_compile.errors import CaptureError
-from mhc_compile.passes.graph import checkpoints
+from mhc_compile.passes.graph import checkpoints, transforms
 from mhc_compile.passes.graph.walk import value
 
 
@@ -37,6 +37,7 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
             setattr(made, name, getattr(gm, name))
     for name, body in checkpoints.bodies(made):
         made.set_submodule(name, copy_graph(body))
+    transforms.settle(made)
     return made
 
 

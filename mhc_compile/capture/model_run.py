@@ -18,7 +18,7 @@ from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root,
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.undisturbed import undisturbed
 from mhc_compile.errors import CaptureError, MHCError
-from mhc_compile.passes.graph import checkpoints
+from mhc_compile.passes.graph import checkpoints, transforms
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,7 +87,8 @@ class _Recorder:
         if root is not None and root is not self.model():
             serve_only(root)
         number, flat = len(self.graphs), checkpoints.run_eagerly(without_markers(gm))
-        self.graphs.append({"gm": flat, "root": root, "ended": frame_break(gm), "in_parts": is_in_parts(gm)})
+        in_parts = is_in_parts(gm) or (root is None and transforms.are_in(gm))  # the frame of a transform's own
+        self.graphs.append({"gm": flat, "root": root, "ended": frame_break(gm), "in_parts": in_parts})
 
         def run(*inputs: Any) -> Any:
             outputs = self.graphs[number]["gm"].forward(*inputs)

@@ -19,6 +19,7 @@ from mhc_compile.passes.graph.walk import value
 
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
 _HELD = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
+_GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")  # how sources name a part under torch.func.functional_call
 
 
 class Stack:
@@ -106,6 +107,8 @@ class Stack:
 
     def _path(self, key: str, source: str) -> str:
         """Name a module alike at every call, also where the model holds it under several names."""
+        while (spelt := _GETATTR.sub(r"\1.\2", source)) != source:
+            source = spelt
         identity, path = key.partition("@")[0], _ROOT.sub("", source)
         return self.paths.setdefault(int(identity), path) if identity.isdigit() else path
 

@@ -142,7 +142,7 @@ class SiteModule(nn.Module):
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         if exports or not torch.compiler.is_compiling():
-            raise NotCompiledError(self.path)
+            raise NotCompiledError(self.path, transformed=torch._C._are_functorch_transforms_active())
         parameters = [self.phi, self.alpha, self.bias, self.base]
         torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)
 

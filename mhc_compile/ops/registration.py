@@ -35,6 +35,7 @@ def mark(name: str, meaning: Callable[[Any], None], fake: Callable[[Any], None])
     arguments = OPS[name].arguments
     _IMPLEMENT(name, lambda *args: meaning(named(arguments, args)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"mhc::{name}", lambda *args: fake(named(arguments, args)), lib=_LIBRARY)
+    torch.library.register_vmap(f"mhc::{name}", lambda *_: (None, None), lib=_LIBRARY)  # of parameters in a batch
     torch.fx.node.has_side_effect(getattr(torch.ops.mhc, name).default)
 
 

@@ -14,13 +14,13 @@ class Crossing(NamedTuple):
     Attributes:
         tensor: index of the graph's input or output that the streams belong to.
         site: name of the site that they come to, or from.
-        phi: index of the input that holds the site's phi.
+        phi: index of the input that holds the site's phi; None where it is made of one, by a transform of torch.func.
         axis: the feature axis of the tensor, negative.
     """
 
     tensor: int
     site: str
-    phi: int
+    phi: int | None
     axis: int
 
 

@@ -111,7 +111,7 @@ class Widener:
         sites = self.plan.sites
 
         def crossing(tensor: int, site: PlacedSite) -> Crossing:
-            phi = self.inputs[_bound(site).parameters.phi]
+            phi = self.inputs.get(_bound(site).parameters.phi)
             return Crossing(tensor, site.residual.name, phi, site.residual.axis)
 
         first = {site.start: site for site in reversed(sites) if site.carried}
@@ -136,7 +136,8 @@ class Widener:
             self._lift(node)
         bound: Any = _bound(site).parameters
         parameters = signatures.Parameters(bound.phi, bound.alpha, bound.delta, bound.base)
-        at, x = site.place.behind, self.streams[residual.carrier]
+        late = vars(bound).values()  # no inputs but nodes, where a transform of torch.func wraps parameters
+        at, x = max((site.place.behind, *late), key=self.order.__getitem__), self.streams[residual.carrier]
         given = ir.args(Coefficients(x, parameters, MapOptions.of(config)))
         made = self.emit.op(at, _OPS.coefficients.default, *given)
         pre, post, res = (

@@ -59,6 +59,18 @@ USES = {
         'lets Dynamo trace `torch.tensor(..., device="meta")`, of which torch makes no fake tensor',
         "test_meta_with_a_cache_says_nothing_of_kernels",
     ),
+    "torch._C._are_functorch_transforms_active": Use(
+        "tells that a transform of torch.func is why nothing was compiled",
+        "test_a_transform_around_compiled_code_is_refused",
+    ),
+    '"_set_tensor_requires_grad"': Use(
+        "the node from which on a transform records a tensor",
+        "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",
+    ),
+    "torch._C._functorch.is_functorch_wrapped_tensor": Use(
+        "tells example values of a transform that is over from those that can be computed with",
+        "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",
+    ),
     "torch._dynamo.reset": Use("benchmarks start without compiled code", "test_bench_measures_plain_and_mhc"),
     "torch._dynamo.resume_execution.TORCH_DYNAMO_RESUME_IN_PREFIX": Use(
         "the name of a function that goes on behind a graph break",

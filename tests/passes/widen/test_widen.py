@@ -216,6 +216,7 @@ def test_streams_leave_and_enter_graphs() -> None:
     inputs = gm.graph.find_nodes(op="placeholder")
     assert inputs[taken.tensor].name == "l_x_"
     assert inputs[-1].name == "l_x__streams"
+    assert taken.phi is not None
     assert (taken.site, inputs[taken.phi].name) == ("proj", "site_0_0")
     assert (given.tensor, given.site) == (0, "up")
     plain, streams = gm.graph.find_nodes(op="output")[0].args[0]
