@@ -156,6 +156,11 @@ def request(
     return Request(config=config, namer=Stack(), devices=devices, carries=carries, inline=inline)
 
 
+def planned(**options: Any) -> Request:
+    """What the backend asks for a graph of an upgraded model."""
+    return dataclasses.replace(request(**options), planned=True)
+
+
 def ops(gm: fx.GraphModule) -> list[str]:
     """The bare names of the ops of a graph, inputs and output left out."""
     return [optable.name(node) for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
@@ -202,7 +207,7 @@ def rewritten(gm: fx.GraphModule, *, entry: bool | None = None, **asked: Any) ->
     """A copy of a plain graph with every site rewritten by the pipeline, and what the passes returned."""
     options = {key: value for key, value in asked.items() if key not in ("devices", "carries", "inline")}
     made = marked(gm, entry=entry, **options)
-    results = run(PIPELINE, made, dataclasses.replace(request(**asked), planned=True))
+    results = run(PIPELINE, made, planned(**asked))
     made.recompile()
     return made, results
 

@@ -17,7 +17,7 @@ from mhc_compile.errors import PassError, PlanMismatchError
 from mhc_compile.passes import ANALYSIS, PIPELINE, Plan, Request, Results
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.runner import run
-from tests.nets.structures import Layer, graph, marked, request, tokens
+from tests.nets.structures import Layer, graph, marked, planned, request, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ NAMES = "canonicalize bind-sites find-residuals plan-streams widen fuse-seams pl
 
 def test_times(gm: fx.GraphModule) -> None:
     made = marked(gm)
-    times = run(PIPELINE, made, request()).times
+    times = run(PIPELINE, made, planned()).times
     assert [each.name for each in times] == NAMES
     assert all(each.seconds >= 0 for each in times)
     assert times[-1].nodes == len(made.graph.nodes)
@@ -120,7 +120,7 @@ def test_what_an_analysis_returns_is_gone_after_a_rewrite(gm: fx.GraphModule) ->
     with pytest.raises(PassError, match=r"there is no Word: .* the graph was rewritten since"):
         run([look, rewrite], gm, request())[Word]
     with pytest.raises(PassError, match="there is no Plan"):
-        run(PIPELINE, marked(gm), request())[Plan]
+        run(PIPELINE, marked(gm), planned())[Plan]
 
 
 def test_facts_are_made_anew_after_a_rewrite(gm: fx.GraphModule) -> None:
@@ -131,7 +131,7 @@ def test_facts_are_made_anew_after_a_rewrite(gm: fx.GraphModule) -> None:
 def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
     made = marked(gm)
     with caplog.at_level(logging.INFO, logger="mhc_compile.passes.runner"):
-        run(PIPELINE, made, request())
+        run(PIPELINE, made, planned())
     lines = [record.getMessage() for record in caplog.records if record.name == "mhc_compile.passes.runner"]
     assert [line.split()[0] for line in lines] == [f"{number}.{name}" for number, name in enumerate(NAMES)]
     assert lines[2].endswith("ms: graph unchanged")
@@ -141,7 +141,7 @@ def test_log(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
 def test_graphs_are_dumped_at_debug_level(gm: fx.GraphModule, caplog: pytest.LogCaptureFixture) -> None:
     made = marked(gm)
     with caplog.at_level(logging.DEBUG, logger="mhc_compile.passes.runner"):
-        run(PIPELINE, made, request())
+        run(PIPELINE, made, planned())
     dumps = [record.getMessage() for record in caplog.records if record.getMessage().startswith("mhc_")]
     assert [dump.split()[0] for dump in dumps][4] == "mhc_4_widen"
     assert "torch.ops.mhc.write" in dumps[4]

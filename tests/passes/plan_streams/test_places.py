@@ -11,7 +11,7 @@ from torch import Tensor
 from mhc_compile.errors import PlanMismatchError
 from mhc_compile.passes import ANALYSIS, Plan
 from mhc_compile.passes.runner import run
-from tests.nets.structures import Layer, Step, graph, mark, marked, request, tokens
+from tests.nets.structures import Layer, Step, graph, mark, marked, planned, request, tokens
 
 
 def place(step: Step) -> tuple[str, list[str]]:
@@ -121,4 +121,4 @@ def test_a_bound_site_without_a_place_is_an_error() -> None:
     (total,) = gm.graph.find_nodes(op="output")[0].all_input_nodes
     mark(gm, "mlp", inputs, total, False)
     with pytest.raises(PlanMismatchError, match=r"site 'mlp' cannot be computed in this graph: its skip is made"):
-        run(ANALYSIS, gm, request())
+        run(ANALYSIS, gm, planned())

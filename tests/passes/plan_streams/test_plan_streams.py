@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes import ANALYSIS, Request
+from mhc_compile.passes import ANALYSIS
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
 from tests.nets.structures import (
@@ -26,16 +25,10 @@ from tests.nets.structures import (
     marked,
     mlp,
     names,
+    planned,
     reasons,
-    request,
     tokens,
 )
-
-
-def planned() -> Request:
-    """What the backend asks for a graph of an upgraded model."""
-    return dataclasses.replace(request(), planned=True)
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
