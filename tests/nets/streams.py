@@ -133,9 +133,9 @@ class Part(nn.Module):
         assert self.hand is not None
         site = self.hand.site(self.path, label)
         x = self.hand.arriving(site, x)
-        if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
-            return x.seen, lambda made: x.map(lambda stream: stream + made)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
+        if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
+            return x.seen, lambda made: carried.map(lambda stream: stream + made)
         pre, post, res = self.hand.coefficients(site, carried)
         last = carried.x.movedim(x.axis, -1)
         u = torch.einsum("...n,n...c->...c", pre, x.x.movedim(x.axis, -1)).movedim(-1, x.axis)

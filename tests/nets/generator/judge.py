@@ -96,6 +96,8 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
     except Unplanned:
         expected = None
     seen = _run(use, plain, x)
+    if use.fresh:
+        torch._dynamo.reset()
     try:
         use.change(model)
         found = _run(use, model, x, compiled=True)

@@ -113,7 +113,7 @@ def draw(number: int, names: Sequence[str], uses: Sequence[str], leads: Sequence
     return Drawing(
         number=number,
         structures=tuple(structures),
-        width=rng.choice((4, 6, 8)),
+        width=rng.choice((6, 8)),
         batch=rng.choice((2, 3)),
         length=rng.choice((2, 3, 4)),
         streams=rng.choice((2, 3, 4)),

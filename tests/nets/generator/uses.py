@@ -36,6 +36,7 @@ class Use:
         mode: the mode in which it is called; without gradients unless it is `enable_grad`.
         longer: how many tokens more than planned, or None for one token.
         refuses: whether an error of ours is right too.
+        fresh: whether Dynamo has forgotten the first call: it takes no notice of some changes.
     """
 
     change: Callable[[Net], None] = _nothing
@@ -43,6 +44,7 @@ class Use:
     mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.enable_grad
     longer: int | None = 0
     refuses: bool = False
+    fresh: bool = False
 
 
 def _twice(net: Net) -> Step:
@@ -130,8 +132,8 @@ USES: dict[str, Use] = {
     "early exit": Use(change=_exit),
     "more iterations": Use(change=_iterate(1)),
     "fewer iterations": Use(change=_iterate(-1)),
-    "a forward patched": Use(change=_patch(0), refuses=True),
-    "the last forward patched": Use(change=_patch(-1), refuses=True),
-    "all forwards patched": Use(change=_patch(0, 1, 2, 3, 4), refuses=True),
+    "a forward patched": Use(change=_patch(0), refuses=True, fresh=True),
+    "the last forward patched": Use(change=_patch(-1), refuses=True, fresh=True),
+    "all forwards patched": Use(change=_patch(0, 1, 2, 3, 4), refuses=True, fresh=True),
     "removed": Use(change=_remove),
 }
