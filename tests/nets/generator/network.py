@@ -29,6 +29,7 @@ class Drawing:
             first in between.
         use: what is done with the upgraded network (see `uses`).
         training: whether it is planned in training.
+        compiler: what runs the rewritten graph; checkpoints are one under "aot_eager" only.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Drawing:
     tail: str
     use: str
     training: bool
+    compiler: str = "eager"
 
     @property
     def pictures(self) -> bool:
@@ -121,6 +123,7 @@ def draw(number: int, names: Sequence[str], uses: Sequence[str], leads: Sequence
         tail=rng.choice([tail for tail in TAILS if tail != "turned" or not pictures]),
         use=rng.choice(fitting),
         training=rng.random() < 0.4,
+        compiler="aot_eager" if lead.startswith("checkpoints/") else rng.choice(("eager", "eager", "aot_eager")),
     )
 
 
