@@ -100,11 +100,7 @@ def draw(number: int, names: Sequence[str], uses: Sequence[str], leads: Sequence
     leads = leads or names
     lead = leads[number % len(leads)]
     pictures = STRUCTURES[lead].channels_first
-    sure = [
-        name
-        for name in names
-        if STRUCTURES[name].channels_first == pictures and 0 not in STRUCTURES[name].sites
-    ]
+    sure = [name for name in names if STRUCTURES[name].channels_first == pictures and 0 not in STRUCTURES[name].sites]
     home = [name for name in sure if name.startswith("images/" if pictures else "common/")]
     if STRUCTURES[lead].is_none:  # a region on either side
         structures = [*rng.choices(home, k=2), lead, *rng.choices(sure, k=2)]

@@ -71,7 +71,6 @@ def _iadd(h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
-
 ADDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "+=": _iadd,
     "add_": lambda h, x: h.add_(other=x),

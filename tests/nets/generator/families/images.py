@@ -16,7 +16,11 @@ class Convolutions(Part):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.conv, self.deep, self.norm = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, 1, 1, groups=c), nn.GroupNorm(1, c)
+        self.conv, self.deep, self.norm = (
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.Conv2d(c, c, 3, 1, 1, groups=c),
+            nn.GroupNorm(1, c),
+        )
         self.batch, self.last = nn.BatchNorm2d(c), nn.LayerNorm(c)
         self.up, self.down = nn.Linear(c, 2 * c), nn.Linear(2 * c, c)
         self.gate = nn.Parameter(torch.linspace(-1, 1, c)[:, None, None])

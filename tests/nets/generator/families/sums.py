@@ -55,9 +55,7 @@ TOTALS: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "a stack": lambda terms: torch.stack(terms).sum(0),
 }
 STRUCTURES = {
-    f"{terms} terms by {total}, skip {place}": Structure(
-        partial(Mixture, terms=terms, total=total, skip_first=first)
-    )
+    f"{terms} terms by {total}, skip {place}": Structure(partial(Mixture, terms=terms, total=total, skip_first=first))
     for total, terms in zip(TOTALS, (40, 16, 5, 12, 8), strict=True)
     for place, first in {"first": True, "last": False}.items()
 }
