@@ -107,7 +107,7 @@ def test_a_run_goes_on_where_it_was(
     monkeypatch.setattr(table, "RESULTS", tmp_path / "zoo.json")
     monkeypatch.setattr(table, "TABLE", tmp_path / "ZOO.md")
     monkeypatch.setattr(table, "revision", lambda: revision)
-    monkeypatch.setattr(zoo.runner, "rows", lambda families, *_: map(check.empty, families))
+    monkeypatch.setattr("bench.zoo.runner.rows", lambda families, *_: map(check.empty, families))
     assert zoo.main(["llama", "gpt2", "--mode", "eval,train"]) == 1
     rows = json.loads((tmp_path / "zoo.json").read_text("utf-8"))["rows"]
     assert [(row["name"], row["mode"], row["git"]) for row in rows] == [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import mhc_compile as mhc
 from tests.nets.generator import faults, judge, network, runner
 from tests.nets.generator.__main__ import main
 from tests.nets.generator.families import FAMILIES, STRUCTURES
-from tests.nets.generator.hand import Placed
+from tests.nets.generator.hand import Placed, UnplannedError
 from tests.nets.generator.network import Drawing, Net, draw
 from tests.nets.generator.uses import USES
 from tests.nets.random_networks import EXAMPLES
@@ -25,8 +26,8 @@ STEP = 37  # between numbers: structures of every family lead
 
 def drawing(*structures: str, **given: Any) -> Drawing:
     """A network that is not drawn."""
-    usual = dict(width=6, batch=2, length=3, streams=3, kind=("mhc", "sinkhorn"), tail="kept", use="again")
-    return Drawing(**{"number": 0, "structures": structures, "training": False, **usual, **given})  # type: ignore[arg-type]
+    usual = Drawing(0, structures, 6, 2, 3, 3, ("mhc", "sinkhorn"), tail="kept", use="again", training=False)
+    return dataclasses.replace(usual, **given)
 
 
 def home(name: str) -> str:
@@ -62,7 +63,8 @@ def test_every_structure_and_every_use_is_drawn() -> None:
 
 
 def test_every_known_fault_is_one() -> None:
-    for names, patterns in ((STRUCTURES, faults.STRUCTURES), (USES, faults.USES)):
+    known = ((STRUCTURES, faults.STRUCTURES), (USES, faults.USES), (network.TAILS, faults.TAILS))
+    for names, patterns in known:
         assert [pattern for pattern in patterns if len(faults.without(names, [pattern])) == len(names)] == []
 
 
@@ -105,7 +107,7 @@ def moved_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 def too_few_sites(monkeypatch: pytest.MonkeyPatch) -> None:
     right = mhc.upgrade
     monkeypatch.setattr(
-        mhc, "upgrade", lambda model, args, config: right(model, args, config=mhc.Config(streams=3, include="*attn"))
+        mhc, "upgrade", lambda model, args, config: right(model, args, config=mhc.Config(streams=3, include=("*attn",)))
     )
 
 
@@ -125,7 +127,7 @@ def test_the_judge_says_no(spoil: Callable[[pytest.MonkeyPatch], None], what: st
     made = drawing(first, "common/pre-norm")
     assert judge.judge(made) == "right"
     spoil(monkeypatch)
-    with pytest.raises(judge.Fault, match=what) as caught:
+    with pytest.raises(judge.FaultError, match=what) as caught:
         judge.judge(made)
     assert repr(made) in str(caught.value)
     assert "class PreNorm(Block)" in str(caught.value)
@@ -135,13 +137,15 @@ def test_what_was_not_planned_is_refused() -> None:
     """The judge knows connections that the plan does not."""
     made = drawing("calls/tied module", use="more iterations")
     hand = by_hand(Net(made).double(), Placed("mhc", "sinkhorn", 2, {}, names={}))
-    with pytest.raises(judge.Unplanned):
+    with pytest.raises(UnplannedError):
         hand(judge.tokens(hand, made, 3))
 
 
 def test_the_long_run_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(runner.concurrent.futures, "ProcessPoolExecutor", InThisProcess)
-    verdicts = iter(["right", judge.Fault(drawing("common/pre-norm"), "all is wrong"), ValueError("the judge")])
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", InThisProcess)
+    verdicts: Iterator[Any] = iter(
+        ["right", judge.FaultError(drawing("common/pre-norm"), "all is wrong"), ValueError("the judge")]
+    )
 
     def judged(*_: Any) -> str:
         verdict = next(verdicts)

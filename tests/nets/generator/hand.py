@@ -11,7 +11,7 @@ from tests.nets.streams import Hand, Streams
 Place = tuple[str, str, int]  # the module, the connection in it, the number of the call
 
 
-class Unplanned(Exception):
+class UnplannedError(Exception):
     """A connection runs that the plan knows nothing of."""
 
 
@@ -41,7 +41,7 @@ class Placed(Hand):
         if self.names is None:
             return ""
         if place not in self.names:
-            raise Unplanned(place)
+            raise UnplannedError(place)
         return self.names[place]
 
     def arriving(self, site: str, streams: Streams) -> Streams:

@@ -14,7 +14,7 @@ from torch import Tensor
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from tests.nets.generator.families import STRUCTURES
-from tests.nets.generator.hand import Placed, Unplanned, piece, places
+from tests.nets.generator.hand import Placed, UnplannedError, piece, places
 from tests.nets.generator.network import Drawing, Net
 from tests.nets.generator.uses import USES, Step, Use
 from tests.nets.streams import by_hand, load, perturbed
@@ -23,7 +23,7 @@ TOLERANCE, NARROW_TOLERANCE = 1e-8, 5e-3
 Values = dict[str, Tensor]
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """A network is not what it should be; the text has all that is needed to see it again."""
 
     def __init__(self, drawing: Drawing, what: str) -> None:
@@ -48,7 +48,7 @@ def judge(drawing: Drawing, kernels: bool = False) -> str:
         kernels: run in float32 by generated kernels, in Triton's interpreter.
 
     Raises:
-        Fault: it is silently plain, silently wrong, or an error stops who did nothing wrong.
+        FaultError: it is silently plain, silently wrong, or an error stops who did nothing wrong.
     """
     torch._dynamo.reset()
     torch.manual_seed(drawing.number)
@@ -72,9 +72,9 @@ def judge(drawing: Drawing, kernels: bool = False) -> str:
     try:
         report = mhc.upgrade(model, (x,), config=config)
     except mhc.errors.MHCError as error:
-        raise Fault(drawing, f"upgrade: {_first_line(error)}") from error
+        raise FaultError(drawing, f"upgrade: {_first_line(error)}") from error
     if moved := _moved(model, plain):
-        raise Fault(drawing, f"upgrade moves buffers: {moved}")
+        raise FaultError(drawing, f"upgrade moves buffers: {moved}")
     hand = _by_hand(drawing, plain, report, config, x)
     load(model, {name: value.to(x.dtype) for name, value in hand.hand.parameters.items()})  # type: ignore[union-attr]
     tolerance = NARROW_TOLERANCE if kernels else TOLERANCE
@@ -82,7 +82,7 @@ def judge(drawing: Drawing, kernels: bool = False) -> str:
     found = Run(_compiled(model, drawing), model, x)
     _compare(drawing, "first call", found, expected, Run(plain, plain, x), tolerance)
     if report.sites and apart(before, expected.values) < 1e-4:
-        raise Fault(drawing, "the parameters of mHC do not matter")
+        raise FaultError(drawing, "the parameters of mHC do not matter")
     return _use(drawing, (model, hand, plain), tolerance)
 
 
@@ -94,7 +94,7 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
         use.change(net)
     try:
         expected: Run | None = _run(use, use.step(hand), hand, x)
-    except Unplanned:
+    except UnplannedError:
         expected = None
     seen = _run(use, use.step(plain), plain, x)
     if use.fresh:
@@ -105,11 +105,11 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
     except mhc.errors.MHCError as error:
         if use.refuses or expected is None or any(STRUCTURES[name].refuses for name in drawing.structures):
             return "refused"
-        raise Fault(drawing, f"{drawing.use}: {_first_line(error)}") from error
+        raise FaultError(drawing, f"{drawing.use}: {_first_line(error)}") from error
     except Exception as error:
-        raise Fault(drawing, f"{drawing.use}: {_first_line(error)}") from error
+        raise FaultError(drawing, f"{drawing.use}: {_first_line(error)}") from error
     if expected is None:
-        raise Fault(drawing, f"{drawing.use}: a connection that was not planned ran without a word")
+        raise FaultError(drawing, f"{drawing.use}: a connection that was not planned ran without a word")
     _compare(drawing, drawing.use, found, expected, seen, tolerance)
     return "right"
 
@@ -118,7 +118,7 @@ def _by_hand(drawing: Drawing, plain: Net, report: mhc.Report, config: mhc.Confi
     """The network by hand, with its sites put in their places and parameters that mix."""
     names = [site.name for site in report.sites]
     if len(set(names)) != len(names):
-        raise Fault(drawing, f"sites share a name: {names}")
+        raise FaultError(drawing, f"sites share a name: {names}")
     found: dict[str, int] = defaultdict(int)
     for site in report.sites:
         found[piece(site.owner)] += 1
@@ -127,16 +127,16 @@ def _by_hand(drawing: Drawing, plain: Net, report: mhc.Report, config: mhc.Confi
     for i, name in enumerate(drawing.structures):
         count, here = found[f"pieces.{i}"], f"pieces.{i}"
         if count == 0 and not STRUCTURES[name].is_none and here not in told:
-            raise Fault(drawing, f"{name} has no site and no row says so: {_rows(report, here)}")
+            raise FaultError(drawing, f"{name} has no site and no row says so: {_rows(report, here)}")
         if count not in STRUCTURES[name].sites and not (count == 0 and loose and here in told):
-            raise Fault(drawing, f"{name} has {count} sites, not {STRUCTURES[name].sites}: {_rows(report, here)}")
+            raise FaultError(drawing, f"{name} has {count} sites, not {STRUCTURES[name].sites}: {_rows(report, here)}")
     planner = Placed(*drawing.kind, drawing.streams, {})
     Run(by_hand(plain, planner), plain, x)
     parameters = {name: value.to(x.dtype).detach() for name, value in perturbed(report, config).items()}
     try:
         known = places(report, list(dict.fromkeys(planner.met)))
     except AssertionError as error:
-        raise Fault(drawing, str(error)) from error
+        raise FaultError(drawing, str(error)) from error
     regions = {f"{site.owner}.mhc.{site.label}": site.region for site in report.sites}
     leaves = {name: value.requires_grad_() for name, value in parameters.items()}
     return by_hand(plain, Placed(*drawing.kind, drawing.streams, leaves, names=known, regions=regions))
@@ -196,10 +196,13 @@ def tokens(net: Net, drawing: Drawing, length: int) -> Tensor:
 def _compare(drawing: Drawing, when: str, found: Run, expected: Run, plain: Run, tolerance: float) -> None:
     """Complain about the first thing that is not as by hand, or does not lie as in the plain network."""
     ours, theirs = found.values, expected.values
-    lone = [(name, ours.get(name, theirs.get(name))) for name in {*ours, *theirs} if (name in ours) != (name in theirs)]
-    nothing = drawing.compiler != "eager"  # AOTAutograd says 0 where there is no gradient
-    if one_sided := sorted(name for name, t in lone if not name.startswith("buffer") and not (nothing and not t.any())):
-        raise Fault(drawing, f"{when}: only one side has a gradient: {one_sided}")
+    lone = {
+        name: value for one, two in ((ours, theirs), (theirs, ours)) for name, value in one.items() if name not in two
+    }
+    if drawing.compiler != "eager":  # AOTAutograd says 0 where there is no gradient
+        lone = {name: value for name, value in lone.items() if value.any()}
+    if one_sided := sorted(name for name in lone if not name.startswith("buffer")):
+        raise FaultError(drawing, f"{when}: only one side has a gradient: {one_sided}")
     grads = [t.abs().max() for name, t in theirs.items() if not name.startswith(("output", "buffer"))]
     least = 1e-4 * float(max(grads, default=torch.tensor(0.0)))
     for name in theirs.keys() & ours.keys():
@@ -208,9 +211,11 @@ def _compare(drawing: Drawing, when: str, found: Run, expected: Run, plain: Run,
         if ours[name].shape != wanted.shape or not float((ours[name] - wanted).abs().max()) <= tolerance * scale:
             off = float((ours[name] - wanted).abs().max()) / scale if ours[name].shape == wanted.shape else "the shape"
             like_plain = name in plain.values and torch.allclose(ours[name], plain.values[name])
-            raise Fault(drawing, f"{when}: {name} is off by {off:.1e}{', it is plain' * like_plain}")
+            raise FaultError(drawing, f"{when}: {name} is off by {off:.1e}{', it is plain' * like_plain}")
     if found.strides != plain.strides:
-        raise Fault(drawing, f"{when}: outputs lie in memory as {found.strides}, in the plain network {plain.strides}")
+        raise FaultError(
+            drawing, f"{when}: outputs lie in memory as {found.strides}, in the plain network {plain.strides}"
+        )
 
 
 def apart(a: Values, b: Values) -> float:

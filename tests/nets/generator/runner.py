@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from mhc_compile.codegen.runtime import interpreter
 from tests.nets.generator import faults
 from tests.nets.generator.families import STRUCTURES
-from tests.nets.generator.judge import Fault, judge
-from tests.nets.generator.network import Drawing, draw
+from tests.nets.generator.judge import FaultError, judge
+from tests.nets.generator.network import TAILS, Drawing, draw
 from tests.nets.generator.uses import USES
 
 SHARE = 25  # networks that a process takes at a time
@@ -40,12 +40,13 @@ class Choice:
 
     def draw(self, number: int) -> Drawing:
         """Return the network of a number."""
-        names, uses = list(STRUCTURES), list(USES)
+        names, uses, tails = list(STRUCTURES), list(USES), list(TAILS)
         if self.mended:
             names, uses = faults.without(names, faults.STRUCTURES), faults.without(uses, faults.USES)
+            tails = faults.without(tails, faults.TAILS)
         if self.kernels:
             names = [name for name in names if STRUCTURES[name].exact]
-        return draw(number, names, fnmatch.filter(uses, self.use), fnmatch.filter(names, self.only))
+        return draw(number, names, fnmatch.filter(uses, self.use), tails, fnmatch.filter(names, self.only))
 
 
 def verdicts(choice: Choice, numbers: range, jobs: int) -> Iterator[list[Verdict]]:
@@ -69,7 +70,7 @@ def _judged(drawing: Drawing, kernels: bool) -> Verdict:
     name = f"{drawing.number} {drawing.structures}"
     try:
         return judge(drawing, kernels), ""
-    except Fault as fault:
+    except FaultError as fault:
         return "wrong", f"{name} {fault}\n"
     except Exception:  # the others are judged all the same
         return "broken", f"{name} the judge fails\n{traceback.format_exc()}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import mhc_compile as mhc
+from tests.nets.generator.families.calls import Tied
 from tests.nets.generator.network import Net
 from tests.nets.streams import Part
 
@@ -86,7 +87,7 @@ def _exit(net: Net) -> None:
 def _iterate(more: int) -> Callable[[Net], None]:
     def change(net: Net) -> None:
         for module in net.modules():
-            if hasattr(module, "times"):
+            if isinstance(module, Tied):
                 module.times += more
 
     return change

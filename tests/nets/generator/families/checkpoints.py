@@ -25,7 +25,7 @@ class Attending(Block):
 
     def attend(self, u: Tensor) -> Tensor:
         if not self.sdpa:
-            return self.attn(u)  # type: ignore[no-any-return]
+            return self.attn(u)
         q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(u).chunk(3, -1))
         rate = self.drop.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Branches that do more than compute, with the skip scaled in front of them or behind: order, modes and RNG are kept."""
+"""Branches that do more than compute, the skip scaled in front of them or behind: order, modes and RNG are kept."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Effect(Block):
     def __init__(self, c: int, effect: str, behind: bool) -> None:
         super().__init__(c)
         self.effect, self.behind = EFFECTS[effect], behind
+        self.state: Tensor
         self.register_buffer("state", torch.ones(c))
         self.drop = nn.Dropout(0.25)
 
@@ -58,14 +59,13 @@ class Between(Block):
 
 def _no_grad(block: Effect, u: Tensor) -> Tensor:
     with torch.no_grad():
-        h = block.layer(u)
-    return h
+        return block.layer(u)
 
 
 def _detached_state(block: Effect, u: Tensor) -> Tensor:
     h = block.layer(u)
     with torch.no_grad():
-        block.state.mul_(0.9).add_(h.detach().mean((0, 1)), alpha=0.1)  # type: ignore[operator]  # a buffer
+        block.state.mul_(0.9).add_(h.detach().mean((0, 1)), alpha=0.1)
     return h + block.state
 
 
@@ -77,7 +77,7 @@ def _autocast(block: Effect, u: Tensor) -> Tensor:
 
 def _state(block: Effect, u: Tensor) -> Tensor:
     h = block.norm(u) + block.state
-    block.state.mul_(0.5)  # type: ignore[operator]  # a buffer
+    block.state.mul_(0.5)
     return h
 
 

@@ -49,8 +49,8 @@ GATES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Pair]]] = {
     "split and exp": ((-2,), lambda g: (g[: len(g) // 2].exp(), g[len(g) // 2 :])),
     "softplus": ((-1,), lambda g: (F.softplus(g), g)),
     "clamp": ((), lambda g: (g.clamp(0.1, 0.9), 1 - g)),
-    "softmax of rows": ((2, -1), lambda g: g.softmax(0).unbind(0)),  # type: ignore[return-value]  # two rows
-    "softmax of numbers": ((2,), lambda g: (g.softmax(0)[0], g.softmax(0)[1])),
+    "softmax of rows": ((2, -1), lambda g: (g.softmax(0)[0], g.softmax(0)[1])),
+    "softmax of numbers": ((2,), lambda g: (g.softmax(0)[0], 1 - g.softmax(0)[0])),
     "weight @ weight": ((-1, -1), lambda g: ((g @ g).mean(0), (g @ g).mean(1))),
     "norm of a weight": ((-1, -1), lambda g: (g.norm(dim=1), 1 / (1 + g.norm()))),
     "one plus tanh": ((-1,), lambda g: (1 + g.tanh(), 1 - g.tanh())),

@@ -22,17 +22,20 @@ class Squash(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # one gradient
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return grad * (1 - y * y)
+
+
+squash: Callable[[Tensor], Tensor] = Squash.apply
 
 
 class FunctionBehind(Block):
     """`x + Function(f(x))`."""
 
     def forward(self, x: Any) -> Any:
-        x = self.connect("f", x, lambda u: Squash.apply(self.f(u)))
-        return self.connect("g", x, lambda u: self.g(Squash.apply(u)))
+        x = self.connect("f", x, lambda u: squash(self.f(u)))
+        return self.connect("g", x, lambda u: self.g(squash(u)))
 
 
 class RawWeights(Block):
@@ -60,7 +63,7 @@ class OwnSequence(nn.Sequential):
     """A Sequential that adds its input to what it makes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + super().forward(x)
+        out: Tensor = x + super().forward(x)  # type: ignore[no-untyped-call]  # torch's
         return out
 
 

@@ -58,6 +58,40 @@ class DeltaRule(Block):
         return torch.stack(seen, 1)
 
 
+class Continuous(Block):
+    """A leaky integrator whose step reads its state and a token: an RNN in continuous time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, seen = x.new_zeros(x.shape[0], x.shape[-1]), []
+        for token in self.f(x).unbind(1):
+            h = h + 0.1 * (torch.tanh(self.g(h) + token) - h)
+            seen.append(h)
+        return torch.stack(seen, 1)
+
+
+class Cell(Block):
+    """A state to which every token adds what a layer makes of both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, seen = self.gamma.expand(x.shape[0], -1), []
+        for t in range(x.shape[1]):
+            h = h + self.mlp(self.norm(h) + x[:, t])
+            seen.append(h)
+        return torch.stack(seen, 1)
+
+
+class GatedLinearAttention(Block):
+    """The state decays by what each token says, and sums keys times values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, decay = self.attn.q(x), self.attn.k(x), self.attn.v(x), self.g(x).sigmoid()
+        state, seen = x.new_zeros(x.shape[0], x.shape[-1], x.shape[-1]), []
+        for t in range(x.shape[1]):
+            state = decay[:, t, :, None] * state + k[:, t, :, None] * v[:, t, None, :]
+            seen.append((q[:, t, None] @ state)[:, 0])
+        return torch.stack(seen, 1)
+
+
 class Inverse(Block):
     """Newton's iteration for an inverse of what the tokens make."""
 
@@ -95,6 +129,9 @@ STRUCTURES = {
     "leaky integrator": Structure(Leaky, (0,)),
     "state that starts as a token": Structure(FirstToken, (0,)),
     "linear attention": Structure(LinearAttention, (0,)),
+    "gated linear attention": Structure(GatedLinearAttention, (0,)),
+    "continuous time": Structure(Continuous, (0,)),
+    "cell of state and token": Structure(Cell, (0,)),
     "delta rule": Structure(DeltaRule, (0,)),
     "inverse by iteration": Structure(Inverse, (0,)),
     "sums of parameters": Structure(Merged, (0,)),

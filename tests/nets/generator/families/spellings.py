@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.nets.generator.structure import Block, Structure
 
-Plain = Callable[[Block, Tensor], Tensor]
+Plain = Callable[[Block, Any], Any]
 
 
 class Spelt(Block):
@@ -47,6 +47,10 @@ def _lifted(op: Callable[[Block, Tensor], Tensor]) -> Plain:
     return lambda b, x: b.connect("f", b.lift(partial(op, b), x), b.layer)
 
 
+def _norm_twice(b: Block, x: Any) -> Any:
+    return b.connect("f", b.lift(b.norm, x), lambda u: b.f(u).tanh())
+
+
 # how it is spelt, and what the streams do
 SPELLINGS: dict[str, tuple[Plain, Plain]] = {
     "clone": (lambda b, x: x.clone() + b.layer(x), _simple),
@@ -64,10 +68,10 @@ SPELLINGS: dict[str, tuple[Plain, Plain]] = {
         lambda b, x: b.connect("f", x, lambda u: 0.5 * b.gamma * b.layer(u)),
     ),
     "tensor scale": (lambda b, x: x * torch.tensor(0.7, dtype=x.dtype) + b.layer(x), _mean(0.7, 1.0)),
-    "norm written twice": (lambda b, x: b.norm(x) + b.f(b.norm(x)).tanh(), None),
+    "norm written twice": (lambda b, x: b.norm(x) + b.f(b.norm(x)).tanh(), _norm_twice),
     "relu written twice": (lambda b, x: F.relu(x) + b.layer(F.relu(x)), _lifted(lambda b, x: F.relu(x))),
     "mean of two": (lambda b, x: 2 * torch.stack([x, b.layer(x)]).mean(0), _simple),
-    "sum of a list": (lambda b, x: sum([b.layer(x), x]), _simple),  # type: ignore[dict-item]  # starts with 0
+    "sum of a list": (lambda b, x: sum([x], start=b.layer(x)), _simple),
     "divided": (lambda b, x: (x + b.layer(x)) / 2, lambda b, x: b.lift(lambda s: s / 2, _simple(b, x))),
     "rsub": (
         lambda b, x: torch.rsub(b.layer(x), x),
@@ -75,12 +79,6 @@ SPELLINGS: dict[str, tuple[Plain, Plain]] = {
     ),
 }
 
-
-def _norm_twice(b: Block, x: Any) -> Any:
-    return b.connect("f", b.lift(b.norm, x), lambda u: b.f(u).tanh())
-
-
-SPELLINGS["norm written twice"] = (SPELLINGS["norm written twice"][0], _norm_twice)
 STRUCTURES = {name: Structure(partial(Spelt, spelling=name), (1, 0)) for name in SPELLINGS} | {
     "highway": Structure(Highway, (1, 0)),
 }

@@ -43,7 +43,7 @@ def _chain(terms: list[Tensor]) -> Tensor:
 
 def _tree(terms: list[Tensor]) -> Tensor:
     while len(terms) > 1:
-        terms = [sum(terms[i : i + 2]) for i in range(0, len(terms), 2)]  # type: ignore[misc]  # starts with 0
+        terms = [functools.reduce(operator.add, terms[i : i + 2]) for i in range(0, len(terms), 2)]
     return terms[0]
 
 
@@ -51,7 +51,7 @@ TOTALS: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "a chain": _chain,
     "a tree": _tree,
     "reduce": lambda terms: functools.reduce(operator.add, terms),
-    "sum": lambda terms: sum(terms),  # type: ignore[return-value]  # starts with 0
+    "sum": lambda terms: sum(terms[1:], start=terms[0]),
     "a stack": lambda terms: torch.stack(terms).sum(0),
 }
 STRUCTURES = {
