@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import mhc_compile as mhc
+from bench.zoo import modes
 from bench.zoo.family import Call, Family
 from bench.zoo.runs import Run, make, output_error, perturb, silent
 from mhc_compile.api.report import short
@@ -50,9 +51,11 @@ class Row:
         compile_seconds: first call with backward, by aot_eager.
         seconds: all of it.
         verdict: "pass"; "count", "value" or "error", which are ours; "timeout" or "crash"; "torch" where torch.compile
-            fails without mHC too; "library" where the plain model does not run; "absent" where its library is missing.
+            fails without mHC too; "library" where the plain model does not run; "absent" where its library is missing;
+            "none" where it has no switch for the mode.
         why: what is wrong.
         note: what the family says about itself.
+        mode: how it ran (see `modes`).
     """
 
     library: str
@@ -60,6 +63,7 @@ class Row:
     expected: int
     parts: dict[str, int]
     note: str = ""
+    mode: str = "eval"
     sites: int | None = None
     kept: int | None = None
     regions: int | None = None
@@ -86,10 +90,15 @@ class Row:
         """Return "library/name"."""
         return f"{self.library}/{self.name}"
 
+    @property
+    def room(self) -> tuple[str, str]:
+        """Return what a row is known by: the family and the mode."""
+        return self.key, self.mode
+
 
 def empty(family: Family) -> Row:
     """Return the row of a family of which nothing is known yet."""
-    return Row(family.library, family.name, family.expected, dict(family.parts), family.note)
+    return Row(family.library, family.name, family.expected, dict(family.parts), family.note, family.mode)
 
 
 def check(family: Family) -> Row:
@@ -103,11 +112,14 @@ def check(family: Family) -> Row:
         own = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = Run.of(model, call, own.values())
         stage = "upgrade"
-        report = mhc.upgrade(model, *call, verify=False)
+        with modes.planning(model, family.mode):
+            report = mhc.upgrade(model, *call, verify=False)
         describe(row, report)
         stage = "compile"
         compiled(row, family, model, call, own, before)
         judge(row, family)
+    except modes.UnknownSwitchError as error:
+        row.verdict, row.why = "none", str(error)
     except ModuleNotFoundError as error:
         row.verdict, row.why = "absent", f"no module {error.name}"
     except Exception as error:  # a row says why; the zoo goes on
@@ -208,9 +220,10 @@ def judge(row: Row, family: Family) -> None:
     """Decide the verdict, the gravest first."""
     found = (row.sites or 0) + (row.kept or 0)
     wrong = differences(row, family)
-    if row.recompilations:
+    dropped = family.mode == "layerdrop"  # other layers run in another call
+    if row.recompilations and not dropped:
         wrong.append(f"{row.recompilations} recompilations")
-    if (row.dead or 0) > family.still:
+    if (row.dead or 0) > family.still and not dropped:
         wrong.append(f"{row.dead} parameters of mHC without a gradient")
     if row.sites and not (row.moved or 0.0) > 1e-5:
         wrong.append("parameters of mHC do not matter")

@@ -32,6 +32,7 @@ class Family:
         still: how many parameters of mHC can have no gradient, with the reason in the note.
         streams: has several streams already, so that nothing may be rewritten, whatever is found.
         quick: belongs to the subset that runs in CI.
+        mode: how it runs (see `modes`).
     """
 
     library: str
@@ -44,6 +45,7 @@ class Family:
     still: int = 0
     streams: bool = False
     quick: bool = False
+    mode: str = "eval"
 
     @property
     def key(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bench.zoo import modes
 from bench.zoo.family import Call, Family
 from mhc_compile.api.upgrade import difference
 
@@ -18,7 +19,7 @@ SPREAD = 0.05  # least of what is added to the weights: gates that start at 0 wo
 
 
 def make(family: Family) -> tuple[nn.Module, Call]:
-    """Return the model in eval mode and the arguments, the same every time."""
+    """Return the model in its mode and the arguments, the same every time."""
     torch.manual_seed(0)
     model = family.build().float().eval()
     with torch.no_grad():
@@ -27,6 +28,7 @@ def make(family: Family) -> tuple[nn.Module, Call]:
             parameter.add_(max(SPREAD, fan_in**-0.5) * torch.randn(parameter.shape))
     call = family.call()
     calibrate(model, call)
+    modes.prepare(model, family.mode)
     return model, call
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.zoo import __main__ as zoo
 from bench.zoo import check, table
 from bench.zoo.__main__ import chosen
 from bench.zoo.family import Family, each, lib
@@ -83,11 +85,39 @@ def test_table_lists_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) 
     monkeypatch.setattr(table, "TABLE", tmp_path / "ZOO.md")
     good, bad = FAMILIES[:2]
     rows = [dataclasses.replace(check.empty(good), verdict="pass"), dataclasses.replace(check.empty(bad), why="a | b")]
-    table.save(rows[:1], {})
-    table.save(rows[1:], {})
+    trained = dataclasses.replace(rows[0], mode="train", why="a value", verdict="value")
+    no_switch = dataclasses.replace(rows[1], mode="train", verdict="none")
+    for row in (*rows, trained, no_switch):  # each time by what the file says
+        table.Results({}).add(row)
+    results = table.Results({})
+    results.write_table()
     text = (tmp_path / "ZOO.md").read_text("utf-8")
-    assert "**1 of 2 families pass**" in text
-    assert f"| {bad.key} | error | a \\| b |" in text
+    assert "**1 of 2 families pass** (" in text
+    assert "**0 of 1 families pass** in mode train (" in text
+    assert f"| {bad.key} | eval | error | a \\| b |" in text
+    assert f"| {good.key} | train | value | a value |" in text
+    assert text.count(f"| {good.key} |") == 2  # what fails, and the table of the mode
+    assert f"Revision of every row: {table.revision()}" in text
+
+
+@pytest.mark.parametrize(("revision", "known"), [("abc1234", True), ("abc1234+", False)])
+def test_a_run_goes_on_where_it_was(
+    revision: str, known: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "zoo.json")
+    monkeypatch.setattr(table, "TABLE", tmp_path / "ZOO.md")
+    monkeypatch.setattr(table, "revision", lambda: revision)
+    monkeypatch.setattr("bench.zoo.runner.rows", lambda families, *_: map(check.empty, families))
+    assert zoo.main(["llama", "gpt2", "--mode", "eval,train"]) == 1
+    rows = json.loads((tmp_path / "zoo.json").read_text("utf-8"))["rows"]
+    assert [(row["name"], row["mode"], row["git"]) for row in rows] == [
+        (name, mode, revision) for mode in ("eval", "train") for name in ("llama", "gpt2")
+    ]
+    capsys.readouterr()
+    zoo.main(["llama", "--mode", "train,checkpoint", "--resume"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"0 of {1 if known else 2} pass"
+    with pytest.raises(SystemExit):
+        zoo.main(["--mode", "trian"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")

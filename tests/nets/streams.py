@@ -48,6 +48,17 @@ class Hand:
     parameters: dict[str, Tensor]
     calls: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def site(self, path: str, label: str) -> str:
+        """The name of the site that a module's connection is, numbered when its module is called again."""
+        name = f"{path}.mhc.{label}".removeprefix(".")
+        count = self.calls[name]
+        self.calls[name] += 1
+        return f"{name}_{count}" if count else name
+
+    def arriving(self, site: str, streams: Streams) -> Streams:
+        """The streams that a site meets; another hand may have them start anew."""
+        return streams
+
     def coefficients(self, site: str, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """H_pre and H_post `[..., n]`, H_res `[..., n, n]` at every token."""
         phi, alpha, bias = (self.parameters[f"{site}.{name}"] for name in ("phi", "alpha", "bias"))
@@ -120,10 +131,11 @@ class Part(nn.Module):
     ) -> tuple[Tensor, Callable[[Tensor], Streams]]:
         """What a branch reads from the streams, and what puts its output back."""
         assert self.hand is not None
-        site = self._site(label)
-        if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
-            return x.seen, lambda made: x.map(lambda stream: stream + made)
+        site = self.hand.site(self.path, label)
+        x = self.hand.arriving(site, x)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
+        if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
+            return x.seen, lambda made: carried.map(lambda stream: stream + made)
         pre, post, res = self.hand.coefficients(site, carried)
         last = carried.x.movedim(x.axis, -1)
         u = torch.einsum("...n,n...c->...c", pre, x.x.movedim(x.axis, -1)).movedim(-1, x.axis)
@@ -135,14 +147,6 @@ class Part(nn.Module):
             return Streams(new, x.axis, new.mean(0))
 
         return u, write
-
-    def _site(self, label: str) -> str:
-        """The name of the site, numbered when its module is called again."""
-        assert self.hand is not None
-        name = f"{self.path}.mhc.{label}".removeprefix(".")
-        count = self.hand.calls[name]
-        self.hand.calls[name] += 1
-        return f"{name}_{count}" if count else name
 
 
 def by_hand(net: T, hand: Hand) -> T:

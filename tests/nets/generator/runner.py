@@ -1,0 +1,76 @@
+"""Networks by number, in processes of their own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import fnmatch
+import multiprocessing
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+
+from mhc_compile.codegen.runtime import interpreter
+from tests.nets.generator import faults
+from tests.nets.generator.families import STRUCTURES
+from tests.nets.generator.judge import FaultError, judge
+from tests.nets.generator.network import TAILS, Drawing, draw
+from tests.nets.generator.uses import USES
+
+SHARE = 25  # networks that a process takes at a time
+Verdict = tuple[str, str]  # how a network went, and what is wrong with it
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which networks are drawn.
+
+    Attributes:
+        only: pattern of the structures that lead.
+        use: pattern of what is done with them.
+        kernels: whether they run by generated kernels, in Triton's interpreter; structures that are not exact stay out.
+        mended: whether what is known to be wrong stays out.
+    """
+
+    only: str = "*"
+    use: str = "*"
+    kernels: bool = False
+    mended: bool = False
+
+    def draw(self, number: int) -> Drawing:
+        """Return the network of a number."""
+        names, uses, tails = list(STRUCTURES), list(USES), list(TAILS)
+        if self.mended:
+            names, uses = faults.without(names, faults.STRUCTURES), faults.without(uses, faults.USES)
+            tails = faults.without(tails, faults.TAILS)
+        if self.kernels:
+            names = [name for name in names if STRUCTURES[name].exact]
+        return draw(number, names, fnmatch.filter(uses, self.use), tails, fnmatch.filter(names, self.only))
+
+
+def verdicts(choice: Choice, numbers: range, jobs: int) -> Iterator[list[Verdict]]:
+    """Judge networks, `jobs` processes at a time; yield what became of each share of them, in order."""
+    shares = [numbers[i : i + SHARE] for i in range(0, len(numbers), SHARE)]
+    if choice.kernels:
+        os.environ[interpreter.VARIABLE] = "1"  # Triton decides at its import, which is in the processes
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(judged, [choice] * len(shares), shares)
+
+
+def judged(choice: Choice, numbers: range) -> list[Verdict]:
+    """Judge networks here."""
+    warnings.simplefilter("ignore")
+    if choice.kernels:
+        interpreter.mend()
+    return [_judged(choice.draw(number), choice.kernels) for number in numbers]
+
+
+def _judged(drawing: Drawing, kernels: bool) -> Verdict:
+    name = f"{drawing.number} {drawing.structures}"
+    try:
+        return judge(drawing, kernels), ""
+    except FaultError as fault:
+        return "wrong", f"{name} {fault}\n"
+    except Exception:  # the others are judged all the same
+        return "broken", f"{name} the judge fails\n{traceback.format_exc()}"
