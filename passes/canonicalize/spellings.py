@@ -80,7 +80,7 @@ def _unstack(node: fx.Node, order: dict[fx.Node, int]) -> None:
         return
     first = min(nodes, key=order.__getitem__)
     others = [term for term in nodes if term is not first]
-    if not all(_reads(other, first, order) for other in others):
+    if not _readers(first, others, order).issuperset(others):
         return
     like = _example(value(first))
     with node.graph.inserting_before(node):
@@ -96,18 +96,17 @@ def _unstack(node: fx.Node, order: dict[fx.Node, int]) -> None:
     node.graph.erase_node(stack)
 
 
-def _reads(node: fx.Node, source: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Tell whether the node is computed from the source."""
+def _readers(source: fx.Node, ends: list[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Return what is computed from the source, up to the last of the ends."""
+    last = max(order.get(end, -1) for end in ends)
     seen: set[fx.Node] = set()
-    stack = [node]
+    stack = [source]
     while stack:
-        found = stack.pop()
-        if found is source:
-            return True
-        if found not in seen and order.get(found, -1) > order[source]:
-            seen.add(found)
-            stack += found.all_input_nodes
-    return False
+        for user in stack.pop().users:
+            if user not in seen and order.get(user, last) <= last:
+                seen.add(user)
+                stack.append(user)
+    return seen
 
 
 def _example(tensor: torch.Tensor | None) -> dict[str, Any]:

@@ -66,17 +66,15 @@ class _Finder:
 
     def _look(self, root: fx.Node) -> None:
         """Match the tree under a root, and what the match leaves of it."""
-        found = self.sums.match(root)
-        if found is None:
-            related = self.sums.is_related(root)
-            self._reject(root, "pointwise-branch" if related else "no-skip")
-        else:
-            self._keep(found)
-        taken = found.sum.adds if found else (root,)
-        for add in self.sums.tree(root).adds:
-            below = [arg for parent in taken for arg in operands(parent)]
-            if add not in taken and add in below:
-                self._look(add)
+        waiting = [root]
+        while waiting:
+            add = waiting.pop()
+            found = self.sums.match(add)
+            if found is None:
+                self._reject(add, "pointwise-branch" if self.sums.is_related(add) else "no-skip")
+            else:
+                self._keep(found)
+            waiting += reversed(self.sums.trees.below(found.sum.adds if found else (add,)))
 
     def _look_at_difference(self, node: fx.Node) -> None:
         found = self.sums.difference(node)
@@ -139,7 +137,10 @@ class _Finder:
             by_ultimate.setdefault(match.ultimate, []).append(match)
         dropped: set[fx.Node] = set()
         for group in by_ultimate.values():
+            members = self.sums.ancestry.bits(match.sum.total for match in group)
             for i, outer in enumerate(group):
+                if not members & self._inside(outer):
+                    continue
                 inner = next((m for m in group[:i] if m.sum.total not in dropped and self._holds(outer, m)), None)
                 if inner is not None and self._continues(inner, matches):
                     dropped.add(outer.sum.total)
@@ -167,10 +168,14 @@ class _Finder:
         return False
 
     def _holds(self, outer: Match, inner: Match) -> bool:
-        bit = self.sums.ancestry.bits((inner.sum.total,))
-        return any(
-            bit & (self.sums.ancestry.above[branch] | self.sums.ancestry.bits((branch,))) for branch in outer.branches
-        )
+        return bool(self.sums.ancestry.bits((inner.sum.total,)) & self._inside(outer))
+
+    def _inside(self, outer: Match) -> int:
+        """Return what the branches of a connection are, and are computed from."""
+        ancestry, found = self.sums.ancestry, 0
+        for branch in outer.branches:
+            found |= ancestry.above[branch] | ancestry.bits((branch,))
+        return found
 
     def _continues(self, inner: Match, matches: list[Match]) -> bool:
         """Tell whether another connection carries the inner one's sum on."""
@@ -188,7 +193,7 @@ class _Finder:
                 self._reject(total, "feature-axis")
                 continue
             owner, label = self._label(total, branches[0], labels)
-            chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
+            chain = _on_the_way(match)
             kind = describe.kind(total, match.reads, branches, self.order)
             learned = self.sums.skips.is_learned(match.carrier, match.reads)
             where = source_of(total)
@@ -207,9 +212,8 @@ class _Finder:
                     learned=learned,
                 )
             )
-            for add in match.sum.adds:
-                if add not in chain:
-                    self._reject(add, "branch-sum", where)
+            for add in set(match.sum.adds).difference(chain):
+                self._reject(add, "branch-sum", where)
         return residuals
 
     def _label(self, total: fx.Node, branch: fx.Node, labels: Counter[tuple[str, str]]) -> tuple[str, str]:
@@ -225,6 +229,10 @@ class _Finder:
         self.rejections.append(reject(reason, owner=owner, source=source, node=node.name, other=other))
 
 
-def _leads_to(add: fx.Node, match: Match) -> bool:
-    """Tell whether the carrier is a term below this add."""
-    return any(arg is match.carrier or (arg in match.sum.adds and _leads_to(arg, match)) for arg in operands(add))
+def _on_the_way(match: Match) -> tuple[fx.Node, ...]:
+    """Return the adds that have the carrier as a term below them."""
+    found: set[fx.Node] = set()
+    for add in reversed(match.sum.adds):  # those below come first
+        if any(arg is match.carrier or arg in found for arg in operands(add)):
+            found.add(add)
+    return tuple(add for add in match.sum.adds if add in found)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import fx
 
 from mhc_compile.passes.find_residuals import describe
 from mhc_compile.passes.find_residuals.ancestry import Ancestry
-from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
+from mhc_compile.passes.find_residuals.skips import Skips
+from mhc_compile.passes.find_residuals.trees import Sum, Trees
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import between, operands, value
-
-
-@dataclasses.dataclass(frozen=True)
-class Sum:
-    """A tree of adds, or one difference, that ends in `total`."""
-
-    total: fx.Node
-    adds: tuple[fx.Node, ...]
-    terms: tuple[fx.Node, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +49,9 @@ class Sums:
         self.adds = {node for node in nodes if optable.is_add(node)}
         self.differences = {node for node in nodes if optable.is_difference(node)}
         self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
-        static = static_nodes(nodes)
-        self.skips = Skips(static)
-        self.ancestry = Ancestry(self._interesting(nodes), static)
+        self.skips = Skips(facts.static, facts.constant)
+        self.trees = Trees(self.inner, lambda term: self.order[self._ultimate(term)])
+        self.ancestry = Ancestry(self._interesting(nodes), facts.static)
         self.halves: dict[fx.Node, fx.Node] = {}  # sums of some features of a tensor and what its others made
 
     def _interesting(self, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
@@ -71,6 +63,7 @@ class Sums:
                     yield from self.skips.peel(term)
                     if node in self.adds:
                         yield from self.skips.reshaped(term)
+                        yield from self.skips.joined(term)
                         yield from self.skips.projected(term)
                         yield from self.skips.mixed(term)
             elif optable.name(node) == "add" and all(t is not None for t in optable.operand_values(node)):
@@ -80,32 +73,24 @@ class Sums:
         (user, *others) = node.users or (None,)
         return not others and user in self.adds and user.args[0] is not user.args[1]
 
-    def tree(self, total: fx.Node) -> Sum:
-        """Return the tree of adds that ends in `total`, in program order of its terms."""
-        adds: list[fx.Node] = []
-        terms: list[fx.Node] = []
-
-        def walk(node: fx.Node) -> None:
-            adds.append(node)
-            for arg in operands(node):
-                if arg in self.inner:
-                    walk(arg)
-                else:
-                    terms.append(arg)
-
-        walk(total)
-        return Sum(total, tuple(adds), tuple(terms))
+    def _ultimate(self, term: fx.Node) -> fx.Node:
+        *_, end = self.skips.peel(term)
+        return end
 
     def match(self, total: fx.Node) -> Match | None:
         """Take the whole tree as one connection, else its last add alone; else a connection of another kind."""
-        tree = self.tree(total)
         alone = Sum(total, (total,), operands(total))
-        for candidate in dict.fromkeys((tree, alone)):
-            for term in candidate.terms:
-                found = self._carried(candidate, term)
-                if found is not None:
-                    return found
+        carrier = self.trees.carrier(total, self._made_from)
+        if carrier is not None and (found := self._carried(self.trees.sum(total), carrier)) is not None:
+            return found
+        for term in alone.terms:
+            if (found := self._carried(alone, term)) is not None:
+                return found
         return self._otherwise(alone)
+
+    def _made_from(self, carrier: fx.Node) -> Callable[[fx.Node], bool]:
+        bits, worked = self.ancestry.bits(self.skips.peel(carrier)), self.ancestry.worked
+        return lambda term: bool(worked[term] & bits)
 
     def _carried(self, candidate: Sum, carrier: fx.Node) -> Match | None:
         """Take a term as the carrier if all others are made from it, or from what it is a multiple of, by real work."""
@@ -130,6 +115,9 @@ class Sums:
                     if not self._splits(alone.total, carrier, root, other):
                         return Match(alone, carrier, root, root, "skip-reshaped")
                     self.halves[alone.total] = root
+            for root in self.skips.joined(carrier):
+                if self.ancestry.worked[other] & self.ancestry.bit[root]:
+                    return Match(alone, carrier, root, root, "skip-reshaped")
             for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
                 if self.ancestry.deep[other] & self.ancestry.bit[root]:
                     return Match(alone, carrier, root, root, "projection-shortcut")

@@ -32,6 +32,10 @@ NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native
 DROPOUT = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split()
 )
+RANDOM = DROPOUT | frozenset(
+    "randn randint randperm rand_like randn_like randint_like normal uniform exponential random multinomial empty "
+    "empty_like new_empty".split()
+)  # values that are not the same again
 REDUCE = frozenset("mean sum var std amax amin norm linalg_vector_norm linalg_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
 LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META

@@ -62,15 +62,19 @@ class Flow:
         """Return the nodes on the ways from start (excluded) to end (included) that streams can take.
 
         From a sum or a graph input these are its token-wise functions; else the end is a cast or multiple of the start.
+        What parameters make on the way, such as a gate, is computed once for all streams.
         """
-        inside = between(start, (end,), self.order)
+        inside = sorted(between(start, (end,), self.order), key=self.order.__getitem__)
         known = self.comes_from.get(start) is start
-        streaming = {node for node in inside if self.comes_from.get(node) is start} if known else inside
+        streaming = {start}
+        for node in inside:
+            if self.comes_from.get(node) is start if known else not streaming.isdisjoint(node.all_input_nodes):
+                streaming.add(node)
         found: set[fx.Node] = set()
         stack = [end]
         while stack:
             node = stack.pop()
-            if node in streaming and node not in found:
+            if node in streaming and node is not start and node not in found:
                 found.add(node)
                 stack += node.all_input_nodes
         return tuple(sorted(found, key=self.order.__getitem__))

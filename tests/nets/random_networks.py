@@ -107,10 +107,12 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     Context: (("attn",), ("broadcast", "projection-shortcut")),
     nets.Subtracted: (("mlp",), ()),
     nets.LearnedCarrier: (("mlp",), ()),
+    nets.LearnedGate: (("mlp",), ()),
     nets.Stacked: (("mlp",), ()),
     nets.Overwritten: (("attn", "mlp"), ()),
     nets.Moved: (("mlp", "proj", "attn"), ()),
 }
+LEARNED = (nets.LearnedCarrier, nets.LearnedGate)  # parameters scale the skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Drawing:
     def rejections(self) -> Counter[str]:
         blocks = [block for calls in self.calls() for _, block in calls]
         alone = [region for region in self.regions if self.is_alone(region)]
-        reasons = ["skip-scaled" if region[0] is nets.LearnedCarrier else "single-site-region" for region in alone]
+        reasons = ["skip-scaled" if region[0] in LEARNED else "single-site-region" for region in alone]
         return Counter([*reasons, *(reason for block in blocks for reason in BLOCKS[block][1])])
 
 

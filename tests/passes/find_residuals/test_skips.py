@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from torch import Tensor, fx
 
-from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
+from mhc_compile.passes.find_residuals.skips import Skips
+from mhc_compile.passes.graph.fixed import static_nodes
 from tests.nets.structures import C, Layer, Step, graph, tokens
 
 
