@@ -10,6 +10,7 @@ from torch import fx
 
 from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results
 from mhc_compile.passes.find_residuals import describe
+from mhc_compile.passes.find_residuals.recurrences import Recurrences
 from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
@@ -40,21 +41,16 @@ class _Finder:
 
     def __init__(self, facts: GraphFacts, namer: Namer) -> None:
         self.facts, self.namer = facts, namer
-        self.sums = Sums(facts)
         self.order = facts.order
-        self.matches: list[Match] = []
-        self.rejections: list[Rejection] = []
+        self.told: dict[fx.Node, str] = {}  # sums that only look like connections
 
     def run(self) -> Findings:
-        """Sweep the graph, then judge."""
-        for node in self.facts.nodes:
-            self.sums.ancestry.sweep(node)
-            if node in self.sums.adds and node not in self.sums.inner:
-                self._look(node)
-            elif node in self.sums.differences:
-                self._look_at_difference(node)
-            elif optable.name(node) == "add":
-                self._look_at_other(node)
+        """Sweep the graph, then judge; once more where sums are none, since those hide what their branches read."""
+        told: dict[fx.Node, str] | None = None
+        while told is None or told:
+            self._sweep()
+            told = Recurrences(self.facts, self.sums.ancestry).judge(self.matches)
+            self.told |= told
         for half in self.sums.halves:
             if self.sums.is_reversible(half, self.matches):
                 self.rejections = [r for r in self.rejections if r.node != half.name]
@@ -64,13 +60,28 @@ class _Finder:
         place = {node.name: i for node, i in self.order.items()}
         return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
 
+    def _sweep(self) -> None:
+        self.sums = Sums(self.facts)
+        self.matches: list[Match] = []
+        self.rejections: list[Rejection] = []
+        for node in self.facts.nodes:
+            self.sums.ancestry.sweep(node)
+            if node in self.sums.adds and node not in self.sums.inner:
+                self._look(node)
+            elif node in self.sums.differences:
+                self._look_at_difference(node)
+            elif optable.name(node) == "add":
+                self._look_at_other(node)
+
     def _look(self, root: fx.Node) -> None:
         """Match the tree under a root, and what the match leaves of it."""
         waiting = [root]
         while waiting:
             add = waiting.pop()
-            found = self.sums.match(add)
-            if found is None:
+            found = self.sums.match(add) if add not in self.told else None
+            if add in self.told:
+                self._reject(add, self.told[add])
+            elif found is None:
                 self._reject(add, "pointwise-branch" if self.sums.is_related(add) else "no-skip")
             else:
                 self._keep(found)
@@ -78,9 +89,11 @@ class _Finder:
 
     def _look_at_difference(self, node: fx.Node) -> None:
         found = self.sums.difference(node)
-        if found is None or any(found.branches[0] is match.sum.total for match in self.matches):
+        if node in self.told:
+            self._reject(node, self.told[node])
+        elif found is None or any(found.branches[0] is match.sum.total for match in self.matches):
             return  # the trunk itself minus where it started, as in a loss
-        if any(optable.is_add(reader) for reader in found.branches[0].users):
+        elif any(optable.is_add(reader) for reader in found.branches[0].users):
             self._reject(node, "shared-branch")
         else:
             self._keep(found)
@@ -100,7 +113,9 @@ class _Finder:
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)
-        self.sums.ancestry.carry_on(match.sum.total, match.carrier, match.branches)
+        # a gate on the skip is work on what it is made from, and no part of the trunk
+        carrier = match.ultimate if match.reason == "gated-skip" else match.carrier
+        self.sums.ancestry.carry_on(match.sum.total, carrier, match.branches)
 
     def _sift(self) -> list[Match]:
         """Return the matches that hold beside each other."""

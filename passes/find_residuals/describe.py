@@ -27,7 +27,8 @@ def _first_work(start: fx.Node, inside: set[fx.Node] | None) -> int | None:
     if tensor is None:
         return None
     rank = tensor.dim()
-    queue = deque((user, start, axes.identity(rank)) for user in start.users)
+    own = axes.identity(rank)
+    queue = deque((user, start, own) for user in start.users if inside is None or user in inside)
     seen: set[tuple[fx.Node, fx.Node]] = set()
     while queue and (inside is not None or len(seen) < _STEPS):
         node, source, held = queue.popleft()

@@ -28,9 +28,11 @@ _LAYERS = optable.CONV | {"linear"}  # what a second layer of a shortcut is; a p
 class Skips:
     """Walks from a term back to the tensors that it may pass on."""
 
-    def __init__(self, static: set[fx.Node], constant: Collection[fx.Node] = ()) -> None:
-        """Take the nodes that depend on parameters alone, and on numbers alone."""
-        self.static, self.constant = static, constant
+    def __init__(
+        self, static: set[fx.Node], constant: Collection[fx.Node] = (), steps: Collection[fx.Node] = ()
+    ) -> None:
+        """Take the nodes that depend on parameters alone, on numbers alone, and those that pick a step of a sequence."""
+        self.static, self.constant, self.steps = static, constant, steps
 
     def peel(self, node: fx.Node) -> Iterator[fx.Node]:
         """Iterate over the node and what it is a cast, a multiple or a shift of, by constants or parameters.
@@ -40,7 +42,7 @@ class Skips:
         yield node
         while (op := optable.name(node)) in optable.CAST | _SCALES | _SHIFTS:
             fixed = [arg for arg in node.all_input_nodes if arg in self.constant and _is_per_feature(arg)]
-            below = self._data(node, fixed)
+            below = self._data(node, fixed) or self._data(node)
             # a cast or multiple of a tensor is a tensor, so both have a value
             if below is None or value(below).shape != value(node).shape:  # type: ignore[union-attr]
                 return
@@ -63,7 +65,7 @@ class Skips:
         *_, end = self.peel(node)
         if self.is_learned(node, end):
             return
-        while optable.name(end) in _RESHAPES | _SCALES:
+        while optable.name(end) in _RESHAPES | _SCALES and end not in self.steps:
             below = self._data(end)
             if below is None:
                 return
@@ -114,7 +116,7 @@ class Skips:
         while below is not None:
             op = optable.name(below)
             layer = op in (_LAYERS if found else optable.CONTRACTION)
-            if layer and self.static.isdisjoint(below.all_input_nodes):
+            if below in self.steps or layer and self.static.isdisjoint(below.all_input_nodes):
                 return
             if not layer and op not in (_AROUND_A_PROJECTION if found else _BEHIND_A_PROJECTION):
                 return

@@ -49,9 +49,10 @@ class Sums:
         self.adds = {node for node in nodes if optable.is_add(node)}
         self.differences = {node for node in nodes if optable.is_difference(node)}
         self.inner = {node for node in self.adds if self._only_feeds_an_add(node)}
-        self.skips = Skips(facts.static, facts.constant)
+        steps = {node for node, part in facts.slices.items() if part.is_step}
+        self.skips = Skips(facts.static, facts.constant, steps)
         self.trees = Trees(self.inner, lambda term: self.order[self._ultimate(term)])
-        self.ancestry = Ancestry(self._interesting(nodes), facts.static)
+        self.ancestry = Ancestry([*self._interesting(nodes), *facts.slices], facts.static)
         self.halves: dict[fx.Node, fx.Node] = {}  # sums of some features of a tensor and what its others made
 
     def _interesting(self, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
@@ -66,6 +67,8 @@ class Sums:
                         yield from self.skips.joined(term)
                         yield from self.skips.projected(term)
                         yield from self.skips.mixed(term)
+                        for kept, _ in self.skips.gated(term):
+                            yield from self.skips.peel(kept)
             elif optable.name(node) == "add" and all(t is not None for t in optable.operand_values(node)):
                 yield from operands(node)
 
@@ -94,19 +97,27 @@ class Sums:
 
     def _carried(self, candidate: Sum, carrier: fx.Node) -> Match | None:
         """Take a term as the carrier if all others are made from it, or from what it is a multiple of, by real work."""
-        peeled = list(self.skips.peel(carrier))
-        bits = self.ancestry.bits(peeled)
+        bits = self.ancestry.bits(self.skips.peel(carrier))
         others = [term for term in candidate.terms if term is not carrier]
         if not others or not all(self.ancestry.worked[other] & bits for other in others):
             return None
         if all(self.skips.is_pooled(term) for term in candidate.terms):  # the trends of a decomposition
             return None
-        root = next(node for node in peeled if any(self.ancestry.worked[o] & self.ancestry.bit[node] for o in others))
-        return Match(candidate, carrier, root, peeled[-1])
+        return Match(candidate, carrier, *self._reads(carrier, *others))
+
+    def _reads(self, carrier: fx.Node, *branches: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """Return what the branches read of the nodes that the carrier is a multiple of, and the last of these."""
+        peeled = list(self.skips.peel(carrier))
+        worked = [self.ancestry.worked[branch] for branch in branches]
+        return next(node for node in peeled if any(w & self.ancestry.bit[node] for w in worked)), peeled[-1]
 
     def _otherwise(self, alone: Sum) -> Match | None:
         """Recognise connections whose skip is no plain tensor: a slice or view of one, a projection, a mixture."""
         for carrier, other in (alone.terms, alone.terms[::-1]):
+            for kept, gate in self.skips.gated(carrier):
+                made, bits = self.skips.ungated(other, gate), self.ancestry.bits(self.skips.peel(kept))
+                if self.ancestry.worked[made] & bits:
+                    return Match(alone, carrier, *self._reads(kept, made), "gated-skip")
             for root in self.skips.mixed(carrier):
                 if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
                     return Match(alone, carrier, carrier, carrier, "multi-stream")

@@ -8,6 +8,7 @@ from torch import fx
 
 from mhc_compile.passes.graph.aliases import overwritten
 from mhc_compile.passes.graph.fixed import constant_nodes, static_nodes
+from mhc_compile.passes.graph.slices import Slice, slices
 
 
 class GraphFacts:
@@ -41,3 +42,8 @@ class GraphFacts:
     def constant(self) -> set[fx.Node]:
         """The tensors that numbers and shapes alone make."""
         return constant_nodes(self.nodes, self.overwritten)
+
+    @cached_property
+    def slices(self) -> dict[fx.Node, Slice]:
+        """The slices of tensors that data made, where several parts of one tensor are read."""
+        return slices(self.nodes, self.static | self.constant)
