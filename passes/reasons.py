@@ -43,6 +43,7 @@ ADDS = {
     "integer": Reason(False, "adds integers"),
     # found by find-residuals: a residual connection that is left alone
     "broadcast": Reason(True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
+    "broadcast-skip": Reason(True, "the skip has fewer entries than the branch; write x.expand_as(f) + f"),
     "projection-shortcut": Reason(True, "the skip passes through a layer of its own, so no stream continues"),
     "gated-skip": Reason(
         True, "a gate that is computed from data scales the skip, so streams would be gated, not carried on"
@@ -69,7 +70,7 @@ ADDS = {
         True, "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
     ),
 }
-_SHOWN_AS = {"skip-scaled-alone": "skip-scaled"}  # one word to the user, said of two cases
+_SHOWN_AS = {"skip-scaled-alone": "skip-scaled", "broadcast-skip": "broadcast"}  # one word, said of two cases
 
 # why streams do not cross from one graph to the next, beside what Dynamo says of the break
 CUTS = {

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.canonicalize import spellings
+from mhc_compile.passes.canonicalize import fused_sums, spellings, twins
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.graph.aliases import same_storage
 from mhc_compile.passes.graph.facts import GraphFacts
@@ -25,7 +25,8 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 class Canonicalize:
     """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`, `relu(x, inplace=True)` `relu(x)`.
 
-    Sums that are spelt as something else become adds as well (see `spellings`).
+    Sums that are spelt as something else become adds as well (see `spellings` and `fused_sums`), and a norm that is
+    written twice, for the skip and for the branch, becomes one (see `twins`).
 
     An op stays in place where what it overwrites is read afterwards under another name, or belongs to the caller: then
     the overwriting is part of the function. Who reads it afterwards under the same name gets the op's result.
@@ -38,7 +39,8 @@ class Canonicalize:
     def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Respell the ops of the graph."""
         checkpoints.splice(gm)
-        order = GraphFacts(gm).order
+        facts = GraphFacts(gm)
+        order = facts.order
         for node in list(gm.graph.nodes):
             inplace = optable.is_inplace(node)
             if inplace and not _replaceable(node, order):
@@ -46,11 +48,13 @@ class Canonicalize:
             if inplace:
                 _read_the_result(node, order)
             spellings.spell_out(node, order)
+            fused_sums.take_apart(node, facts)
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
             elif inplace:
                 _respell(node)
+        twins.merge(GraphFacts(gm))
 
 
 def _replaceable(node: fx.Node, order: dict[fx.Node, int]) -> bool:

@@ -72,6 +72,8 @@ class _Finder:
                 self._look_at_difference(node)
             elif optable.name(node) == "add":
                 self._look_at_other(node)
+            elif optable.name(node) == "lerp" and optable.terms_alike(node) is not None:
+                self._look_at_interpolation(node)
 
     def _look(self, root: fx.Node) -> None:
         """Match the tree under a root, and what the match leaves of it."""
@@ -81,6 +83,8 @@ class _Finder:
             found = self.sums.match(add) if add not in self.told else None
             if add in self.told:
                 self._reject(add, self.told[add])
+            elif found is None and (inner := self.sums.wrapped(add, self.matches)) is not None:
+                self._reject(add, "nested", source_of(inner.sum.total))
             elif found is None:
                 self._reject(add, "pointwise-branch" if self.sums.is_related(add) else "no-skip")
             else:
@@ -98,6 +102,13 @@ class _Finder:
         else:
             self._keep(found)
 
+    def _look_at_interpolation(self, node: fx.Node) -> None:
+        found = self.sums.interpolation(node)
+        if node in self.told:
+            self._reject(node, self.told[node])
+        elif found is not None:
+            self._keep(found)
+
     def _look_at_other(self, node: fx.Node) -> None:
         """Look at an add of integers, or of tensors that are not alike."""
         a, b = optable.operand_values(node)
@@ -106,10 +117,9 @@ class _Finder:
         if not (a.is_floating_point() or b.is_floating_point()):
             self._reject(node, "integer")
             return
-        ancestry, (x, y) = self.sums.ancestry, operands(node)
-        related = ancestry.worked[y] & ancestry.bits((x,)) or ancestry.worked[x] & ancestry.bits((y,))
-        if related and a.shape != b.shape:
-            self._reject(node, "broadcast")
+        reason = self.sums.broadcasts(node)
+        if reason:
+            self._reject(node, reason)
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)

@@ -115,6 +115,10 @@ class Skips:
         found = False
         while below is not None:
             op = optable.name(below)
+            if op == "cat" and not found:
+                for part in below.all_input_nodes:
+                    yield from self.projected(part)
+                return
             layer = op in (_LAYERS if found else optable.CONTRACTION)
             if below in self.steps or layer and self.static.isdisjoint(below.all_input_nodes):
                 return

@@ -13,7 +13,7 @@ from mhc_compile.passes.find_residuals.skips import Skips
 from mhc_compile.passes.find_residuals.trees import Sum, Trees
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import between, operands, value
+from mhc_compile.passes.graph.walk import between, elements, operands, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,10 @@ class Sums:
                         yield from self.skips.mixed(term)
                         for kept, _ in self.skips.gated(term):
                             yield from self.skips.peel(kept)
-            elif optable.name(node) == "add" and all(t is not None for t in optable.operand_values(node)):
-                yield from operands(node)
+            elif optable.name(node) in ("add", "lerp") and all(t is not None for t in optable.operand_values(node)):
+                yield node
+                for term in operands(node):
+                    yield from self.skips.peel(term)
 
     def _only_feeds_an_add(self, node: fx.Node) -> bool:
         (user, *others) = node.users or (None,)
@@ -144,6 +146,8 @@ class Sums:
         """Tell whether a part holds some of the features only, as in coupling layers and Res2Net's split sums."""
         axis = describe.feature_axis(whole, (branch,), total, self.order)
         a, b = value(part), value(whole)
+        if a is not None and b is not None and elements(a) == elements(b):
+            return False
         if axis is None or a is None or b is None or a.dim() != b.dim():
             return True
         return a.shape[axis] != b.shape[axis]
@@ -158,6 +162,16 @@ class Sums:
         weighty = any(optable.works(n) and not self.skips.static.isdisjoint(n.all_input_nodes) for n in inside)
         return found if weighty else None
 
+    def interpolation(self, node: fx.Node) -> Match | None:
+        """Take `torch.lerp(x, f(x), gate)` as a connection whose skip a gate scales."""
+        start, end = operands(node)
+        for carrier, other in ((start, end), (end, start)):
+            bits = self.ancestry.bits(self.skips.peel(carrier))
+            if self.ancestry.worked[other] & bits:
+                found = Sum(node, (node,), (start, end))
+                return Match(found, carrier, *self._reads(carrier, other), "gated-skip")
+        return None
+
     def is_reversible(self, half: fx.Node, matches: Iterable[Match]) -> bool:
         """Tell whether the other half of the features gets what this sum makes: `y1 = x1 + f(x2); y2 = x2 + g(y1)`."""
         whole, bit = self.halves[half], self.ancestry.bit[half]
@@ -165,6 +179,34 @@ class Sums:
         return any(
             bit & (self.ancestry.above[branch] | self.ancestry.bits((branch,))) for m in others for branch in m.branches
         )
+
+    def wrapped(self, total: fx.Node, matches: Iterable[Match]) -> Match | None:
+        """Return a connection that starts from one operand and that the other is a multiple, norm or the like of."""
+        above, bits = self.ancestry.above, self.ancestry.bits
+        for carrier, other in (operands(total), operands(total)[::-1]):
+            start = bits(self.skips.peel(carrier))
+            inside = above[other] | bits((other,))
+            if not above[other] & start:
+                continue
+            for match in matches:
+                if inside & bits((match.sum.total,)) and above[match.sum.total] & start:
+                    return match
+        return None
+
+    def broadcasts(self, node: fx.Node) -> str:
+        """Return the reason of an add of tensors of two shapes that is a connection, else nothing."""
+        x, y = operands(node)
+        for carrier, branch in ((x, y), (y, x)):
+            a, b, total = value(carrier), value(branch), value(node)
+            if a is None or b is None or total is None or b.dim() == 0 or a.shape == b.shape:
+                continue
+            if not self.ancestry.worked[branch] & self.ancestry.bits(self.skips.peel(carrier)):
+                continue
+            if a.shape == total.shape:
+                return "broadcast"
+            if b.shape == total.shape and carrier in self.skips.static:
+                return "broadcast-skip"
+        return ""
 
     def is_related(self, total: fx.Node) -> bool:
         """Tell whether one operand is computed from the other at all."""

@@ -106,6 +106,11 @@ def is_discrete(node: fx.Node) -> bool:
     return tensor is not None and not (tensor.is_floating_point() or tensor.is_complex())
 
 
+def is_copy(node: fx.Node) -> bool:
+    """Tell whether the node holds what its input holds, perhaps in other memory."""
+    return name(node) in ("clone", "contiguous")
+
+
 def is_resize(node: fx.Node) -> bool:
     """Tell whether the op changes the resolution, as where a feature pyramid's levels meet."""
     return name(node).startswith(("interpolate", "upsample", "pixel_shuffle", "grid_sample"))

@@ -14,6 +14,12 @@ def value(node: fx.Node) -> torch.Tensor | None:
     return meta if isinstance(meta, torch.Tensor) else None
 
 
+def elements(tensor: torch.Tensor) -> int:
+    """Return the number of elements; of symbolic sizes that of the traced run, so that nothing is specialised."""
+    number = tensor.numel()
+    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
+
+
 def devices(gm: fx.GraphModule) -> set[torch.device]:
     """Return the devices of a graph's tensors."""
     return {tensor.device for node in gm.graph.nodes if (tensor := value(node)) is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable, views
@@ -29,7 +28,7 @@ class Flow:
             elif node in facts.overwritten or tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
                 continue
             elif node.op == "placeholder":
-                if not isinstance(tensor, torch.nn.Parameter):
+                if node not in facts.static:
                     self.comes_from[node] = node
             else:
                 source = self._common(node)
@@ -52,7 +51,7 @@ class Flow:
             return False
         if axis != -1:  # features are moved last inside a region, so nothing may name an axis
             same = made.shape == first.shape and optable.name(node) not in optable.REDUCE | optable.NORM
-            return same and optable.is_liftable(node, first.dim())
+            return same and (optable.is_copy(node) or optable.is_liftable(node, first.dim()))
         whole = next((tensor for tensor in given if tensor.shape[-1] == first.shape[-1]), given[0])
         if optable.name(node) in optable.VIEW:
             return whole.shape[-1] == first.shape[-1] and views.on_streams(node, 1) is not None
