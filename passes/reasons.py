@@ -66,6 +66,9 @@ ADDS = {
         True, "a graph break cuts the forward that it stands in, where its site's parameters do not follow"
     ),
     # seen by explain
+    "not-compiled": Reason(
+        False, "adds in {function} are not looked at: Dynamo runs it without compiling it, because of {why}"
+    ),
     "hidden-by-autograd": Reason(
         True, "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
     ),

@@ -57,9 +57,11 @@ def _product(node: fx.Node, facts: GraphFacts) -> None:
     kept, total = value(x) if isinstance(x, fx.Node) else None, value(node)
     if kept is None or total is None or kept.shape != total.shape or kept.dtype != total.dtype or total.dim() < 2:
         return
-    if not (_is_connection(x, a, facts) or _is_connection(x, b, facts)):
+    product = _PRODUCTS[optable.name(node)]
+    works = product is torch.matmul
+    if not (_is_connection(x, a, facts, works) or _is_connection(x, b, facts, works)):
         return
-    made = _insert(node, _PRODUCTS[optable.name(node)], (a, b), node)
+    made = _insert(node, product, (a, b), node)
     for key, term in (("value", made), ("alpha", made), ("beta", x)):
         factor = node.kwargs.get(key, 1)
         if factor != 1:
@@ -68,13 +70,22 @@ def _product(node: fx.Node, facts: GraphFacts) -> None:
     _become_a_sum(node, x, made)
 
 
-def _is_connection(a: Any, b: Any, facts: GraphFacts) -> bool:
-    """Tell whether one of two tensors, or what it is a view of, is computed from the other by real work."""
+def _is_connection(a: Any, b: Any, facts: GraphFacts, works: bool = False) -> bool:
+    """Tell whether one of two tensors, or what it is a view of, is computed from the other by real work.
+
+    Args:
+        a: a node, if it is a tensor.
+        b: the same.
+        facts: of the graph.
+        works: True where real work follows behind them.
+    """
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return False
     a, b = _seen_through(a), _seen_through(b)
     first, last = sorted((a, b), key=lambda node: facts.order.get(node, -1))
     after = readers(first, [last], facts.order)
+    if works and (a is b or last in after):
+        return True
     stack, seen = [last] if last in after else [], set[fx.Node]()
     while stack:
         node = stack.pop()

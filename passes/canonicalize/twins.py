@@ -27,16 +27,26 @@ def merge(facts: GraphFacts) -> None:
     order: Order | None = None
     for node in facts.nodes:
         terms = node.args[:2] if optable.is_add(node) or optable.is_difference(node) else ()
-        for term in terms:
-            if not isinstance(term, fx.Node) or not _is_pure(term) or not _is_repeated(term):
-                continue
-            order = order or Order(facts)
-            twins = [term, *_twins(term, facts)]
-            first = min(twins, key=facts.order.__getitem__)
-            for twin in twins:
-                if twin is not first and _may_be_one(twin, first, order):
-                    twin.replace_all_uses_with(first)
-                    _erase(twin)
+        for term in map(_copied, terms):
+            if isinstance(term, fx.Node) and _is_pure(term) and _is_repeated(term):
+                order = order or Order(facts)
+                for twins in _twins(term, facts):
+                    _make_one(sorted(twins, key=facts.order.__getitem__), order)
+
+
+def _copied(term: Any) -> Any:
+    while isinstance(term, fx.Node) and optable.is_copy(term):
+        term = term.args[0]
+    return term
+
+
+def _make_one(twins: list[fx.Node], order: Order) -> None:
+    """Let the first of several nodes stand for the others."""
+    first, *others = twins
+    for twin in others:
+        if first.users and twin.users and _may_be_one(twin, first, order):
+            twin.replace_all_uses_with(first)
+            _erase(twin)
 
 
 def _is_pure(node: fx.Node) -> bool:
@@ -71,10 +81,10 @@ def _cone(term: fx.Node) -> Iterable[fx.Node]:
             stack += node.all_input_nodes
 
 
-def _twins(term: fx.Node, facts: GraphFacts) -> list[fx.Node]:
-    """Return the other nodes that hold the term's value, told by numbering what reads the same tensors."""
-    cone = set(_cone(term))
-    starts = {arg for node in cone for arg in node.all_input_nodes} - cone - facts.static
+def _twins(term: fx.Node, facts: GraphFacts) -> list[list[fx.Node]]:
+    """Return the nodes with the value of the term, and of each that it is made by, the last of these first."""
+    cone = list(_cone(term))
+    starts = {arg for node in cone for arg in node.all_input_nodes}.difference(cone) - facts.static
     near, stack = set(cone), [*starts, *cone]
     while stack and len(near) < _WIDE + len(cone):
         for user in stack.pop().users:
@@ -82,11 +92,14 @@ def _twins(term: fx.Node, facts: GraphFacts) -> list[fx.Node]:
                 near.add(user)
                 stack.append(user)
     numbers: dict[fx.Node, Any] = {}
-    known: dict[Any, int] = {}
+    known: dict[str, list[fx.Node]] = {}
     for node in sorted(near, key=facts.order.__getitem__):
-        key = repr((node.op, node.target, fx.map_arg((node.args, node.kwargs), lambda arg: numbers.get(arg, arg))))
-        numbers[node] = known.setdefault(key, len(known))
-    return [node for node in near if numbers[node] == numbers[term] and node is not term]
+        arguments = fx.map_arg((node.args, node.kwargs), lambda arg: numbers.get(arg, arg))
+        same = known.setdefault(repr((node.op, node.target, arguments)), [])
+        same.append(node)
+        numbers[node] = same[0]
+    held = [group for group in known.values() if len(group) > 1 and not set(group).isdisjoint(cone)]
+    return sorted(held, key=lambda group: facts.order[group[0]], reverse=True)
 
 
 def _may_be_one(twin: fx.Node, first: fx.Node, order: Order) -> bool:

@@ -123,9 +123,9 @@ class Recurrences:
         return frozenset(found)
 
     def _parameters(self, node: fx.Node, match: Match) -> list[fx.Node]:
-        """Return the parameters that an op reads, but for a state that is made from some."""
+        """Return the parameters and constants that an op reads, but for a state that is made from some."""
         bit, above = self.ancestry.bit[match.reads], self.ancestry.above
-        fixed = [arg for arg in node.all_input_nodes if arg in self.facts.static]
+        fixed = [arg for arg in node.all_input_nodes if arg in self.facts.static or arg in self.facts.constant]
         return [arg for arg in fixed if arg is not match.reads and not above[arg] & bit]
 
     def _leaves(self, nodes: Iterable[fx.Node]) -> Iterable[object]:
@@ -143,6 +143,8 @@ class Recurrences:
 
     def _is_polynomial(self, match: Match) -> bool:
         """Tell whether a branch has no weights, and nothing but products and sums of what it reads."""
+        if match.reason == "multi-stream":
+            return False
         bit, seen = self.ancestry.bit[match.reads], set[fx.Node]()
         stack = list(match.branches)
         while stack:

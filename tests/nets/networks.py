@@ -222,6 +222,21 @@ class Behind(Trunk):
         return super().forward(self.stem(x))
 
 
+class Spelt(Block):
+    """Adds inside of other ops, a skip that is copied, an activation that is written twice."""
+
+    def forward(self, x: Any) -> Any:
+        if self.hand is None:
+            x = torch.lerp(input=x, end=self.mlp(self.norm1(x)), weight=0.25)
+            x = torch.addcmul(x, self.gamma, self.attn(x), value=0.5)
+            x = torch.stack([x, self.cross(x)]).mean(0)
+            return x.tanh().clone() + self.proj(x.tanh())
+        x = self.connect("mlp", x, lambda u: 0.25 * self.mlp(self.norm1(u)), scale=0.75)
+        x = self.connect("attn", x, lambda u: 0.5 * self.gamma * self.attn(u))
+        x = self.lift(lambda s: s / 2, self.connect("cross", x, self.cross))
+        return self.connect("proj", self.lift(torch.tanh, x), self.proj)
+
+
 class Shared(Part):
     """One block, called three times: each call is a site with parameters of its own."""
 
@@ -306,6 +321,7 @@ NETS: dict[str, tuple[Make, Sequence[tuple[int, ...]], int]] = {
     "learned-carrier": (lambda: Trunk(LearnedCarrier), [TOKENS], 2),
     "learned-gate": (lambda: Behind(LearnedGate), [TOKENS], 2),
     "learned-gate-of-channels": (lambda: Behind(GatedConv, axis=-3, c=4), [IMAGE], 2),
+    "spelt": (lambda: Trunk(Spelt), [TOKENS], 8),
     "stacked": (lambda: Trunk(Stacked), [TOKENS], 2),
     "overwritten": (lambda: Trunk(Overwritten), [TOKENS], 4),
     "moved": (lambda: Trunk(Moved), [TOKENS], 6),

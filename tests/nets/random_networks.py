@@ -91,6 +91,24 @@ class Context(nets.Block):
         return self.proj(u) + self.mlp(u)
 
 
+class Inverse(nets.Block):
+    """Inside the branch, an inverse by iteration and a gated sum."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.mlp(self._gate(self._solve(self.norm1(u)))))
+
+    def _solve(self, u: Tensor) -> Tensor:
+        gram = 0.1 * self.proj(u).tanh() @ u.mT
+        x = gram.mT
+        for _ in range(2):
+            x = x + x @ (0.5 * gram @ x)
+        return u * x.sum(-1, keepdim=True).sigmoid()
+
+    def _gate(self, u: Tensor) -> Tensor:
+        gate = self.proj(u).sigmoid()
+        return gate * u + (1 - gate) * self.attn(u)
+
+
 # block -> labels of its sites, reasons of its other adds
 BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nets.PreNorm: (("attn", "mlp"), ()),
@@ -105,7 +123,9 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     StateSpace: (("proj",), ("skip-scaled",)),
     Quantiser: (("mlp",), ("shared-branch", "shared-branch", "no-skip", "no-skip", "no-skip")),
     Context: (("attn",), ("broadcast", "projection-shortcut")),
+    Inverse: (("mlp",), ("recurrence", "recurrence", "gated-skip")),
     nets.Subtracted: (("mlp",), ()),
+    nets.Spelt: (("mlp", "attn", "cross", "proj"), ()),
     nets.LearnedCarrier: (("mlp",), ()),
     nets.LearnedGate: (("mlp",), ()),
     nets.Stacked: (("mlp",), ()),

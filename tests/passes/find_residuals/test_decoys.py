@@ -62,8 +62,22 @@ def global_context(self: Any, x: Tensor) -> Tensor:
 
 def highway(self: Any, x: Tensor) -> Tensor:
     gate = self.proj(x).sigmoid()
-    y = gate * self.attn(x) + (1 - gate) * x  # no no-skip
-    return y + self.mlp(y)  # site mlp 1 plain
+    y = gate * self.attn(x) + (1 - gate) * x  # no gated-skip
+    return y + self.mlp(y)  # no single-site-region
+
+
+def gate_of_a_condition(self: Any, x: Tensor) -> Tensor:
+    return x * self.proj(x.mean(1, keepdim=True)).sigmoid() + self.mlp(x)  # no gated-skip
+
+
+def lerp_by_a_gate(self: Any, x: Tensor) -> Tensor:
+    return torch.lerp(x, self.mlp(x), self.proj(x).sigmoid())  # no gated-skip
+
+
+def two_branches_in_a_gate(self: Any, x: Tensor) -> Tensor:
+    a, b = self.attn(x).tanh(), self.mlp(x)
+    gate = self.proj(a + b).sigmoid()  # no no-skip
+    return gate * a + (1 - gate) * b  # no no-skip
 
 
 def learned_carrier(self: Any, x: Tensor) -> Tensor:
