@@ -38,7 +38,7 @@ class Skipped:
         for path, module in model.named_modules():
             code = getattr(type(module).forward, "__code__", None)
             if code is not None and (code.co_filename, code.co_firstlineno) == (self.file, self.line):
-                return path
+                return str(path)
         return ""
 
     def adds(self) -> bool:
@@ -92,5 +92,6 @@ def _is_add(node: ast.AST) -> bool:
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
         return not isinstance(node.value, (ast.Constant, ast.JoinedStr))
     called = node.func if isinstance(node, ast.Call) else None
-    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-    return name in ("add", "add_", "sum", "addcmul", "lerp")
+    if isinstance(called, ast.Attribute):
+        return called.attr in ("add", "add_", "addcmul", "addcmul_", "lerp", "lerp_")
+    return isinstance(called, ast.Name) and called.id == "sum"

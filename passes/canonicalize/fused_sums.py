@@ -38,9 +38,11 @@ def _interpolation(node: fx.Node, facts: GraphFacts) -> None:
     """`torch.lerp(x, f, w)` becomes `x * (1 - w) + f * w`."""
     weight: Any = optable.argument(node, 2, "weight")
     fixed = not isinstance(weight, fx.Node) or weight in facts.static or weight in facts.constant
-    if not fixed or optable.terms_alike(node) is None or not _is_connection(node.args[0], node.args[1], facts):
+    if not fixed or optable.terms_alike(node) is None:
         return
     start, end = node.args[:2]
+    if not (_carries(start, end, facts) or _carries(end, start, facts)):
+        return
     if isinstance(weight, fx.Node):
         rest: Any = _insert(node, operator.sub, (1, weight), weight)
     else:
@@ -59,7 +61,8 @@ def _product(node: fx.Node, facts: GraphFacts) -> None:
         return
     product = _PRODUCTS[optable.name(node)]
     works = product is torch.matmul
-    if not (_is_connection(x, a, facts, works) or _is_connection(x, b, facts, works)):
+    skips = [] if works else [factor for factor in (a, b) if _sizes(factor) == total.shape]
+    if not (any(_carries(x, arg, facts, works) for arg in (a, b)) or any(_carries(skip, x, facts) for skip in skips)):
         return
     made = _insert(node, product, (a, b), node)
     for key, term in (("value", made), ("alpha", made), ("beta", x)):
@@ -70,30 +73,34 @@ def _product(node: fx.Node, facts: GraphFacts) -> None:
     _become_a_sum(node, x, made)
 
 
-def _is_connection(a: Any, b: Any, facts: GraphFacts, works: bool = False) -> bool:
-    """Tell whether one of two tensors, or what it is a view of, is computed from the other by real work.
+def _carries(skip: Any, branch: Any, facts: GraphFacts, works: bool = False) -> bool:
+    """Tell whether a branch is computed from a skip, or from what the skip is a view of, by real work.
 
     Args:
-        a: a node, if it is a tensor.
-        b: the same.
+        skip: a node, if it is a tensor.
+        branch: the same.
         facts: of the graph.
-        works: True where real work follows behind them.
+        works: True where real work follows behind the branch.
     """
-    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+    if not isinstance(skip, fx.Node) or not isinstance(branch, fx.Node):
         return False
-    a, b = _seen_through(a), _seen_through(b)
-    first, last = sorted((a, b), key=lambda node: facts.order.get(node, -1))
-    after = readers(first, [last], facts.order)
-    if works and (a is b or last in after):
+    start = _seen_through(skip)
+    behind = readers(start, [branch], facts.order)
+    if works and (branch in behind or branch is start):
         return True
-    stack, seen = [last] if last in after else [], set[fx.Node]()
+    stack, seen = [branch] if branch in behind else [], set[fx.Node]()
     while stack:
         node = stack.pop()
         if optable.works(node):
             return True
         seen.add(node)
-        stack += [arg for arg in node.all_input_nodes if arg in after and arg not in seen]
+        stack += [arg for arg in node.all_input_nodes if arg in behind and arg not in seen]
     return False
+
+
+def _sizes(arg: Any) -> Any:
+    tensor = value(arg) if isinstance(arg, fx.Node) else None
+    return None if tensor is None else tensor.shape
 
 
 def _seen_through(node: fx.Node) -> fx.Node:

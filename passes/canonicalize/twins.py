@@ -1,4 +1,4 @@
-"""Norms, activations and views that are written twice: of a term and its twin, which the branch reads, one is enough."""
+"""Norms, activations and views that are written twice: once for the skip, once for the branch."""
 
 from __future__ import annotations
 

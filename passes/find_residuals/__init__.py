@@ -43,6 +43,8 @@ class _Finder:
         self.facts, self.namer = facts, namer
         self.order = facts.order
         self.told: dict[fx.Node, str] = {}  # sums that only look like connections
+        self.matches: list[Match] = []
+        self.rejections: list[Rejection] = []
 
     def run(self) -> Findings:
         """Sweep the graph, then judge; once more where sums are none, since those hide what their branches read."""
@@ -61,9 +63,7 @@ class _Finder:
         return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
 
     def _sweep(self) -> None:
-        self.sums = Sums(self.facts)
-        self.matches: list[Match] = []
-        self.rejections: list[Rejection] = []
+        self.sums, self.matches, self.rejections = Sums(self.facts), [], []
         for node in self.facts.nodes:
             self.sums.ancestry.sweep(node)
             if node in self.sums.adds and node not in self.sums.inner:

@@ -87,7 +87,7 @@ class Recurrences:
         wholes: dict[fx.Node | str, dict[Match, set[str]]] = defaultdict(dict)
         for match in chain:
             for part in self._read_beside_the_state(match):
-                wholes[part.whole].setdefault(match, set()).add(part.index)
+                wholes[part.whole].setdefault(match, set()).add(part.which)
         timed = {m for steps in wholes.values() if len(set(map(frozenset, steps.values()))) > 1 for m in steps}
         if not timed:
             return []

@@ -31,7 +31,7 @@ class Skips:
     def __init__(
         self, static: set[fx.Node], constant: Collection[fx.Node] = (), steps: Collection[fx.Node] = ()
     ) -> None:
-        """Take the nodes that depend on parameters alone, on numbers alone, and those that pick a step of a sequence."""
+        """Take what depends on parameters alone, on numbers alone, and what picks a step of a sequence."""
         self.static, self.constant, self.steps = static, constant, steps
 
     def peel(self, node: fx.Node) -> Iterator[fx.Node]:
@@ -120,7 +120,7 @@ class Skips:
                     yield from self.projected(part)
                 return
             layer = op in (_LAYERS if found else optable.CONTRACTION)
-            if below in self.steps or layer and self.static.isdisjoint(below.all_input_nodes):
+            if below in self.steps or (layer and self.static.isdisjoint(below.all_input_nodes)):
                 return
             if not layer and op not in (_AROUND_A_PROJECTION if found else _BEHIND_A_PROJECTION):
                 return

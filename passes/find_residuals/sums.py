@@ -114,26 +114,43 @@ class Sums:
         return next(node for node in peeled if any(w & self.ancestry.bit[node] for w in worked)), peeled[-1]
 
     def _otherwise(self, alone: Sum) -> Match | None:
-        """Recognise connections whose skip is no plain tensor: a slice or view of one, a projection, a mixture."""
+        """Recognise connections whose skip is no plain tensor: gated, a mixture, a part of one, a projection."""
         for carrier, other in (alone.terms, alone.terms[::-1]):
-            for kept, gate in self.skips.gated(carrier):
-                made, bits = self.skips.ungated(other, gate), self.ancestry.bits(self.skips.peel(kept))
-                if self.ancestry.worked[made] & bits:
-                    return Match(alone, carrier, *self._reads(kept, made), "gated-skip")
-            for root in self.skips.mixed(carrier):
-                if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
-                    return Match(alone, carrier, carrier, carrier, "multi-stream")
-            for root in self.skips.reshaped(carrier) if not self.skips.is_pooled(other) else ():
-                if self.ancestry.worked[other] & self.ancestry.bit[root]:
-                    if not self._splits(alone.total, carrier, root, other):
-                        return Match(alone, carrier, root, root, "skip-reshaped")
-                    self.halves[alone.total] = root
-            for root in self.skips.joined(carrier):
-                if self.ancestry.worked[other] & self.ancestry.bit[root]:
+            for kind in (self._gated, self._mixed, self._part, self._projected):
+                found = kind(alone, carrier, other)
+                if found is not None:
+                    return found
+        return None
+
+    def _gated(self, alone: Sum, carrier: fx.Node, other: fx.Node) -> Match | None:
+        for kept, gate in self.skips.gated(carrier):
+            made, bits = self.skips.ungated(other, gate), self.ancestry.bits(self.skips.peel(kept))
+            if self.ancestry.worked[made] & bits:
+                return Match(alone, carrier, *self._reads(kept, made), "gated-skip")
+        return None
+
+    def _mixed(self, alone: Sum, carrier: fx.Node, other: fx.Node) -> Match | None:
+        for root in self.skips.mixed(carrier):
+            if self.ancestry.deep[other] & self.ancestry.bit[root] and self._is_spread(other):
+                return Match(alone, carrier, carrier, carrier, "multi-stream")
+        return None
+
+    def _part(self, alone: Sum, carrier: fx.Node, other: fx.Node) -> Match | None:
+        worked = self.ancestry.worked[other]
+        for root in self.skips.reshaped(carrier) if not self.skips.is_pooled(other) else ():
+            if worked & self.ancestry.bit[root]:
+                if not self._splits(alone.total, carrier, root, other):
                     return Match(alone, carrier, root, root, "skip-reshaped")
-            for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
-                if self.ancestry.deep[other] & self.ancestry.bit[root]:
-                    return Match(alone, carrier, root, root, "projection-shortcut")
+                self.halves[alone.total] = root
+        for root in self.skips.joined(carrier):
+            if worked & self.ancestry.bit[root]:
+                return Match(alone, carrier, root, root, "skip-reshaped")
+        return None
+
+    def _projected(self, alone: Sum, carrier: fx.Node, other: fx.Node) -> Match | None:
+        for root in self.skips.projected(carrier) if not optable.is_resize(other) else ():
+            if self.ancestry.deep[other] & self.ancestry.bit[root]:
+                return Match(alone, carrier, root, root, "projection-shortcut")
         return None
 
     def _is_spread(self, branch: fx.Node) -> bool:

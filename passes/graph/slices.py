@@ -21,12 +21,12 @@ class Slice(NamedTuple):
 
     Attributes:
         whole: the tensor, before it was moved, merged or cast; of an input that is an item of a list, the list's name.
-        index: says which part; two nodes with one index hold the same.
+        which: says which part; two nodes with the same hold the same.
         is_step: True where an axis is gone: one step of a sequence.
     """
 
     whole: fx.Node | str
-    index: str
+    which: str
     is_step: bool
 
 
@@ -38,7 +38,7 @@ def slices(nodes: Iterable[fx.Node], fixed: set[fx.Node]) -> dict[fx.Node, Slice
         part = _slice(node)
         if part is not None and node not in fixed and part.whole not in fixed:
             found[node] = part
-            parts.setdefault(part.whole, set()).add(part.index)
+            parts.setdefault(part.whole, set()).add(part.which)
     return {node: part for node, part in found.items() if len(parts[part.whole]) > 1}
 
 
@@ -53,9 +53,9 @@ def _slice(node: fx.Node) -> Slice | None:
     step = optable.name(source) == "unbind" or (made is not None and given is not None and made.dim() < given.dim())
     if optable.name(source) in _SPLITS:
         how = (optable.name(source), source.args[1:], source.kwargs, node.args[1:])
-        source = source.args[0]  # type: ignore[assignment]  # a split's tensor
+        source = source.args[0]
     elif given is None:
         return None
     while isinstance(source, fx.Node) and source.args and optable.name(source) in optable.SHUFFLE | optable.CAST:
-        source = source.args[0]  # type: ignore[assignment]  # a view's tensor
+        source = source.args[0]
     return Slice(source, repr(how), step) if isinstance(source, fx.Node) else None

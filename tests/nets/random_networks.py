@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.nets import networks as nets
+from tests.nets.spellings import LearnedGate, Spelt
 from tests.nets.streams import Part
 
 EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "40"))  # networks in all: three of five rewritten, one cut, one twice
@@ -125,14 +126,14 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     Context: (("attn",), ("broadcast", "projection-shortcut")),
     Inverse: (("mlp",), ("recurrence", "recurrence", "gated-skip")),
     nets.Subtracted: (("mlp",), ()),
-    nets.Spelt: (("mlp", "attn", "cross", "proj"), ()),
+    Spelt: (("mlp", "attn", "cross", "proj"), ()),
     nets.LearnedCarrier: (("mlp",), ()),
-    nets.LearnedGate: (("mlp",), ()),
+    LearnedGate: (("mlp",), ()),
     nets.Stacked: (("mlp",), ()),
     nets.Overwritten: (("attn", "mlp"), ()),
     nets.Moved: (("mlp", "proj", "attn"), ()),
 }
-LEARNED = (nets.LearnedCarrier, nets.LearnedGate)  # parameters scale the skip
+LEARNED = (nets.LearnedCarrier, LearnedGate)  # parameters scale the skip
 
 
 @dataclasses.dataclass(frozen=True)

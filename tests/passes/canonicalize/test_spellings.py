@@ -54,6 +54,34 @@ RESPELT = [
         id="stack([x, x.exp(), x.sin()], 1).sum(dim=1)",
     ),
     pytest.param(
+        lambda s, x: torch.sum(input=torch.stack(tensors=[x, x.exp(), x.sin()], dim=1), dim=1),
+        ["exp", "sin", "stack", "sum"],
+        ["exp", "sin", "stack", "sum", "add"],
+        id="sum(input=stack(tensors=[x, x.exp(), x.sin()], dim=1), dim=1)",
+    ),
+    pytest.param(
+        lambda s, x: torch.stack([x, x.exp()]).mean(0),
+        ["exp", "stack", "mean"],
+        ["exp", "add", "truediv"],
+        id="stack([x, x.exp()]).mean(0)",
+    ),
+    pytest.param(lambda s, x: torch.add(input=x, other=x.exp()), ["exp", "add"], ["exp", "add"], id="add(input=x)"),
+    pytest.param(
+        lambda s, x: torch.add(x, other=x.exp(), alpha=2),
+        ["exp", "add"],
+        ["exp", "mul", "add"],
+        id="add(other=, alpha=)",
+    ),
+    pytest.param(
+        lambda s, x: x.mT.exp().mT, ["getattr", "exp", "getattr"], ["transpose", "exp", "transpose"], id="x.mT"
+    ),
+    pytest.param(
+        lambda s, x: torch.where(x > 0, input=x, other=x.exp()),
+        ["gt", "exp", "where"],
+        ["gt", "exp", "where"],
+        id="where(x > 0, input=x, other=x.exp())",
+    ),
+    pytest.param(
         lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[0] + x,
         ["native_layer_norm", "getitem", "add"],
         ["layer_norm", "add"],

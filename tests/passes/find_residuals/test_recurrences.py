@@ -40,7 +40,9 @@ def delta_rule(self: Any, u: Tensor) -> Tensor:
 
 
 def gated_delta_rule(self: Any, u: Tensor) -> Tensor:
-    q, k, v, decay = (each.unbind(1) for each in (self.attn.q(u), self.attn.k(u), self.attn.v(u), self.proj(u).sigmoid()))
+    q, k, v, decay = (
+        each.unbind(1) for each in (self.attn.q(u), self.attn.k(u), self.attn.v(u), self.proj(u).sigmoid())
+    )
     state, seen = u.new_zeros(u.shape[0], C, C), []
     for q_t, k_t, v_t, d_t in zip(q, k, v, decay, strict=True):
         state = state * d_t[:, :, None] + k_t[:, :, None] @ (v_t[:, None] - k_t[:, None] @ state)

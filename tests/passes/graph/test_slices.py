@@ -26,7 +26,7 @@ def test_slices() -> None:
     """Parts of a tensor that data made, where there are several; a step has an axis less."""
     found = {node.name: part for node, part in GraphFacts(graph(Layer(step), tokens())).slices.items()}
     assert found["a"].whole is found["b"].whole
-    assert found["a"].index != found["b"].index
+    assert found["a"].which != found["b"].which
     assert found["c"].whole is found["d"].whole
     assert found.keys() >= {"a", "b", "c", "d", "e", "f"}
     assert found.keys().isdisjoint({"alone", "same", "again", "weight", "other"})
@@ -38,7 +38,7 @@ def test_inputs_in_a_list_are_steps() -> None:
         return xs[0].sin() + xs[1]
 
     found = GraphFacts(graph(Layer(sums), [tokens(), tokens()])).slices
-    assert [(part.whole, part.index, part.is_step) for part in found.values()] == [
+    assert [(part.whole, part.which, part.is_step) for part in found.values()] == [
         ("L_args_0", "0", True),
         ("L_args_0", "1", True),
     ]
