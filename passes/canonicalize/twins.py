@@ -26,8 +26,9 @@ def merge(facts: GraphFacts) -> None:
     """
     order: Order | None = None
     for node in facts.nodes:
-        terms = node.args[:2] if optable.is_add(node) or optable.is_difference(node) else ()
-        for term in map(_copied, terms):
+        if optable.name(node) not in ("add", "sub") or optable.terms_alike(node) is None:
+            continue
+        for term in map(_copied, node.args[:2]):
             if isinstance(term, fx.Node) and _is_pure(term) and _is_repeated(term):
                 order = order or Order(facts)
                 for twins in _twins(term, facts):
@@ -51,11 +52,13 @@ def _make_one(twins: list[fx.Node], order: Order) -> None:
 
 def _is_pure(node: fx.Node) -> bool:
     """Tell whether the node makes the same again from one tensor of data."""
-    if node.op not in ("call_function", "call_method") or optable.name(node) not in _PURE or optable.is_inplace(node):
+    if optable.name(node) not in _PURE or optable.is_inplace(node):
         return False
     if optable.name(node) == "batch_norm" and optable.argument(node, 5, "training", False) is not False:
         return False
-    return value(node) is not None and not (optable.is_add(node) or optable.is_difference(node))
+    if value(node) is None:
+        return False
+    return optable.name(node) not in ("add", "sub") or optable.terms_alike(node) is None
 
 
 def _is_repeated(term: fx.Node) -> bool:
@@ -65,20 +68,22 @@ def _is_repeated(term: fx.Node) -> bool:
 
 def _has_rivals(node: fx.Node) -> bool:
     for source in node.all_input_nodes[:1]:
-        if any(user is not node and user.target == node.target for user in source.users):
-            return True
+        for user in source.users:
+            same = user is not node and user.target == node.target and user.args == node.args
+            if same and user.kwargs == node.kwargs:
+                return True
     return False
 
 
 def _cone(term: fx.Node) -> Iterable[fx.Node]:
-    """Iterate over the pure nodes that a term is made by, the term first."""
-    stack, seen = [term], set[fx.Node]()
+    """Iterate over the pure nodes that a pure term is made by, the term first."""
+    stack, seen = [term], {term}
     while stack and len(seen) < _DEEP:
         node = stack.pop()
-        if node not in seen and _is_pure(node):
-            seen.add(node)
-            yield node
-            stack += node.all_input_nodes
+        yield node
+        fresh = [arg for arg in node.all_input_nodes if arg not in seen and _is_pure(arg)]
+        seen.update(fresh)
+        stack += fresh
 
 
 def _twins(term: fx.Node, facts: GraphFacts) -> list[list[fx.Node]]:

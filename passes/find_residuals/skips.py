@@ -33,12 +33,19 @@ class Skips:
     ) -> None:
         """Take what depends on parameters alone, on numbers alone, and what picks a step of a sequence."""
         self.static, self.constant, self.steps = static, constant, steps
+        self._peeled: dict[fx.Node, tuple[fx.Node, ...]] = {}
 
-    def peel(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Iterate over the node and what it is a cast, a multiple or a shift of, by constants or parameters.
+    def peel(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return the node and what it is a cast, a multiple or a shift of, by constants or parameters.
 
         A shift is a number per feature at most: a table of positions starts another trunk.
         """
+        found = self._peeled.get(node)
+        if found is None:
+            found = self._peeled[node] = tuple(self._steps_back(node))
+        return found
+
+    def _steps_back(self, node: fx.Node) -> Iterator[fx.Node]:
         yield node
         while (op := optable.name(node)) in optable.CAST | _SCALES | _SHIFTS:
             fixed = [arg for arg in node.all_input_nodes if arg in self.constant and _is_per_feature(arg)]
@@ -83,9 +90,8 @@ class Skips:
 
     def gated(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Iterate over the tensors that the node may be a multiple of by a gate made from data, each with its gate."""
-        *_, end = self.peel(node)
-        a, b = optable.operand_values(end) if optable.name(end) == "mul" else (None, None)
-        if a is None or b is None:
+        end = self.peel(node)[-1]
+        if optable.name(end) != "mul" or any(tensor is None for tensor in optable.operand_values(end)):
             return
         for kept, gate in (end.args[:2], end.args[1::-1]):
             if value(kept).shape == value(end).shape:  # type: ignore  # both are nodes that hold tensors

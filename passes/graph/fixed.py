@@ -30,11 +30,8 @@ def constant_nodes(nodes: Iterable[fx.Node], overwritten: set[fx.Node]) -> set[f
     constant: set[fx.Node] = set()
     for node in nodes:
         op, inputs = optable.name(node), node.all_input_nodes
-        if node.op not in ("call_function", "call_method") or node in overwritten or op in optable.RANDOM:
-            continue
-        tensors = [arg for arg in inputs if value(arg) is not None]
         written = op in _WRITTEN and (not inputs or (op == "new_tensor" and len(inputs) == 1))
-        derived = bool(tensors) and constant.issuperset(inputs)
-        if op in _FILLED or written or derived:
+        derived = bool(inputs and op) and constant.issuperset(inputs) and op not in optable.RANDOM
+        if (op in _FILLED or written or derived) and node not in overwritten:
             constant.add(node)
     return constant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -59,10 +60,14 @@ _INPLACE_OPERATORS = {operator.iadd: "add", operator.isub: "sub", operator.imul:
 
 def name(node: fx.Node) -> str:
     """Return the bare name of the op of a call node ("" for other nodes); in-place forms lose their underscore."""
-    target = node.target
-    if node.op == "call_method":
+    return _name(node.op, node.target)
+
+
+@functools.lru_cache(1024)
+def _name(kind: str, target: Any) -> str:
+    if kind == "call_method":
         return str(target).rstrip("_")
-    if node.op != "call_function":
+    if kind != "call_function":
         return ""
     if target in _INPLACE_OPERATORS:
         return _INPLACE_OPERATORS[target]
@@ -95,9 +100,10 @@ def works(node: fx.Node) -> bool:
 
 def is_linear(node: fx.Node, static: set[fx.Node]) -> bool:
     """Tell whether the op is linear in what it reads, products of two tensors that are no parameters excluded."""
-    factors = [arg for arg in node.all_input_nodes if arg not in static and value(arg) is not None]
-    product = name(node) in ("mul", "div", "truediv") and len(factors) > 1
-    return name(node) in _LINEAR and not product
+    op = name(node)
+    if op not in ("mul", "div", "truediv"):
+        return op in _LINEAR
+    return len([arg for arg in node.all_input_nodes if arg not in static and value(arg) is not None]) < 2
 
 
 def is_discrete(node: fx.Node) -> bool:
@@ -118,25 +124,22 @@ def is_resize(node: fx.Node) -> bool:
 
 def sources(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose values the node is computed from."""
-    if name(node) in SHAPE_ONLY and not (name(node) == "getattr" and node.args[1] in _PARTS):
+    op = name(node)
+    if op in SHAPE_ONLY and not (op == "getattr" and node.args[1] in _PARTS):
         return []
-    if name(node) in ("expand_as", "view_as", "reshape_as", "type_as"):
+    if op in ("expand_as", "view_as", "reshape_as", "type_as"):
         return [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
     return node.all_input_nodes
 
 
 def is_add(node: fx.Node) -> bool:
     """Tell whether the node adds two floating tensors of one shape, without a factor."""
-    return name(node) == "add" and _factor(node) == 1 and terms_alike(node) is not None
+    return name(node) == "add" and node.kwargs.get("alpha", 1) == 1 and terms_alike(node) is not None
 
 
 def is_difference(node: fx.Node) -> bool:
     """Tell whether the node subtracts two floating tensors of one shape, without a factor."""
-    return name(node) == "sub" and _factor(node) == 1 and terms_alike(node) is not None
-
-
-def _factor(node: fx.Node) -> Any:
-    return node.kwargs.get("alpha", 1)
+    return name(node) == "sub" and node.kwargs.get("alpha", 1) == 1 and terms_alike(node) is not None
 
 
 def terms_alike(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
