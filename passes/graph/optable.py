@@ -134,12 +134,12 @@ def sources(node: fx.Node) -> list[fx.Node]:
 
 def is_add(node: fx.Node) -> bool:
     """Tell whether the node adds two floating tensors of one shape, without a factor."""
-    return name(node) == "add" and node.kwargs.get("alpha", 1) == 1 and terms_alike(node) is not None
+    return name(node) == "add" and bool(node.kwargs.get("alpha", 1) == 1) and terms_alike(node) is not None
 
 
 def is_difference(node: fx.Node) -> bool:
     """Tell whether the node subtracts two floating tensors of one shape, without a factor."""
-    return name(node) == "sub" and node.kwargs.get("alpha", 1) == 1 and terms_alike(node) is not None
+    return name(node) == "sub" and bool(node.kwargs.get("alpha", 1) == 1) and terms_alike(node) is not None
 
 
 def terms_alike(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
