@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.nets.structures import tokens
-from tests.passes.canonicalize.test_spellings import respelt
+from tests.passes.canonicalize.respelling import Function, respelt
 
-Function = Callable[[Any, Tensor], Any]
 W = "linear"
 
 

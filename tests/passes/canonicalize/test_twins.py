@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.nets.structures import tokens
-from tests.passes.canonicalize.test_spellings import respelt
-
-Function = Callable[[Any, Tensor], Any]
+from tests.passes.canonicalize.respelling import Function, respelt
 
 
 def rms_norm(x: Tensor) -> Tensor:
