@@ -34,11 +34,23 @@ ADDS = {
     "skip-scaled": Reason(False, "a parameter scales the skip inside another branch, as in state-space layers"),
     "skip-scaled-alone": Reason(False, "a parameter scales the skip, and no other connection carries the sum on"),
     "multi-stream": Reason(False, "mixes several streams already, as hyper-connections do"),
+    "recurrence": Reason(
+        False,
+        "updates the state of a recurrence or an iteration: the same step again, for the next part of a sequence or"
+        " a better approximation",
+    ),
+    "parameters": Reason(False, "is made from parameters alone, so there is no data for streams to carry"),
     "integer": Reason(False, "adds integers"),
     # found by find-residuals: a residual connection that is left alone
     "broadcast": Reason(True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
+    "broadcast-skip": Reason(True, "the skip has fewer entries than the branch; write x.expand_as(f) + f"),
     "projection-shortcut": Reason(True, "the skip passes through a layer of its own, so no stream continues"),
-    "skip-reshaped": Reason(True, "the skip is a slice, view or pool of what the branch reads"),
+    "gated-skip": Reason(
+        True, "a gate that is computed from data scales the skip, so streams would be gated, not carried on"
+    ),
+    "skip-reshaped": Reason(
+        True, "the skip is a slice, view, pool, detached copy or concatenation of what the branch reads"
+    ),
     "reversible": Reason(True, "one half of a reversible pair: its branch reads the other half of the features only"),
     "in-place": Reason(
         True, "overwrites a tensor that is read again or that belongs to the caller; write x = x + f(x)"
@@ -59,11 +71,14 @@ ADDS = {
         True, "a graph break cuts the forward that it stands in, where its site's parameters do not follow"
     ),
     # seen by explain
+    "not-compiled": Reason(
+        False, "adds in {function} are not looked at: Dynamo runs it without compiling it, because of {why}"
+    ),
     "hidden-by-autograd": Reason(
         True, "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
     ),
 }
-_SHOWN_AS = {"skip-scaled-alone": "skip-scaled"}  # one word to the user, said of two cases
+_SHOWN_AS = {"skip-scaled-alone": "skip-scaled", "broadcast-skip": "broadcast"}  # one word, said of two cases
 
 # why streams do not cross from one graph to the next, beside what Dynamo says of the break
 CUTS = {

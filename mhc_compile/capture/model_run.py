@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
+from mhc_compile.capture.skipped import Skipped, Watch
 from mhc_compile.capture.undisturbed import undisturbed
 from mhc_compile.errors import CaptureError, MHCError
 from mhc_compile.passes.graph import checkpoints, transforms
@@ -30,6 +31,7 @@ class CapturedGraph:
         root: the module whose forward it is: a part of the model where Dynamo left the frames around it eager.
         ended: what broke the graph off, None where its frame ends.
         in_parts: True where a break cuts that forward, at this graph's end or before it.
+        apart: what made Dynamo give up the last function before it compiled this graph, if it did.
         inputs: the tensors that went in at the first call, to see where graphs meet.
         outputs: the tensors that came out of it.
     """
@@ -38,6 +40,7 @@ class CapturedGraph:
     root: nn.Module | None
     ended: Break | None
     in_parts: bool
+    apart: Break | None
     inputs: Sequence[Any]
     outputs: Sequence[Any]
 
@@ -58,12 +61,14 @@ class Captured:
         graphs: its graphs, in the order in which they were compiled.
         calls: the calls of these graphs, in the order in which they ended.
         breaks: what broke graphs off.
+        skipped: the functions that Dynamo did not compile.
         output: what the model returned.
     """
 
     graphs: tuple[CapturedGraph, ...]
     calls: tuple[Call, ...]
     breaks: tuple[Break, ...]
+    skipped: tuple[Skipped, ...]
     output: Any
 
 
@@ -75,7 +80,7 @@ class _Recorder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = weakref.ref(model)
+        self.model, self.watch = weakref.ref(model), Watch()
         self.forget()
 
     def forget(self) -> None:
@@ -87,8 +92,16 @@ class _Recorder:
         if root is not None and root is not self.model():
             serve_only(root)
         number, flat = len(self.graphs), checkpoints.run_eagerly(without_markers(gm))
-        in_parts = is_in_parts(gm) or (root is None and transforms.are_in(gm))  # the frame of a transform's own
-        self.graphs.append({"gm": flat, "root": root, "ended": frame_break(gm), "in_parts": in_parts})
+        skipped = self.watch.look()
+        self.graphs.append(
+            {
+                "gm": flat,
+                "root": root,
+                "ended": frame_break(gm),
+                "in_parts": is_in_parts(gm) or (root is None and transforms.are_in(gm)),  # a transform's own frame
+                "apart": skipped[-1].broken if skipped else None,
+            }
+        )
 
         def run(*inputs: Any) -> Any:
             outputs = self.graphs[number]["gm"].forward(*inputs)
@@ -104,8 +117,10 @@ class _Recorder:
         for number, seen in enumerate(self.graphs):
             inputs, outputs = first.get(number, ((), ()))
             graphs.append(CapturedGraph(**seen, inputs=inputs, outputs=outputs))
+        skipped = tuple(self.watch.look())
+        breaks = tuple(dict.fromkeys((*breaks, *(skip.broken for skip in skipped))))
         calls = tuple(Call(graphs[number], inputs, outputs) for number, inputs, outputs in self.calls)
-        return Captured(graphs=tuple(graphs), calls=calls, breaks=tuple(breaks), output=output)
+        return Captured(graphs=tuple(graphs), calls=calls, breaks=breaks, skipped=skipped, output=output)
 
 
 def run_captured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, fx, nn
@@ -63,9 +64,25 @@ def draw(captured: Captured, model: nn.Module, config: Config) -> Draft:
     draft = number(plans, config, captured.graphs)
     return dataclasses.replace(
         draft,
+        rejections=(*draft.rejections, *_not_compiled(captured, model)),
         cuts=(*draft.cuts, *broken_forwards(captured.graphs, plans), *torn(captured, plans)),
         memory=planned(plans, config, (site.name for site in draft.plan.sites)),
     )
+
+
+def _not_compiled(captured: Captured, model: nn.Module) -> list[Rejection]:
+    """Return a row for each function that Dynamo runs as it is and that adds something."""
+    return [
+        reject(
+            "not-compiled",
+            owner=skip.owner(model),
+            source=skip.broken.source,
+            function=f"{skip.function} ({os.path.basename(skip.file)}:{skip.line})",
+            why=skip.broken.reason,
+        )
+        for skip in captured.skipped
+        if skip.adds()
+    ]
 
 
 def plan_graph(

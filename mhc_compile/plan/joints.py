@@ -19,7 +19,6 @@ from mhc_compile.passes.reasons import CUTS
 
 T = TypeVar("T")
 BROKEN = "broken-forward"
-_APART = Break(CUTS["apart"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,12 @@ def broken_forwards(graphs: Sequence[CapturedGraph], plans: Sequence[Plan]) -> l
 
 
 def nearest(graphs: Sequence[CapturedGraph], before: int) -> Break:
-    """Return the last break in front of a graph."""
-    return next((graph.ended for graph in reversed(graphs[:before]) if graph.ended is not None), _APART)
+    """Return the last break in front of a graph, else what made Dynamo leave the code around it alone."""
+    broken = next((graph.ended for graph in reversed(graphs[:before]) if graph.ended is not None), None)
+    if broken is not None:
+        return broken
+    apart = graphs[before].apart if before < len(graphs) else None
+    return Break(CUTS["apart"]) if apart is None else Break(f"{CUTS['apart']}: {apart.reason}", apart.source)
 
 
 @dataclasses.dataclass
@@ -134,7 +137,12 @@ class _Lineage:
     def sweep(
         self, gm: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]
     ) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
-        """Return the ancestors of each node with real work in between, and the bits of inputs; keep the outputs'."""
+        """Follow a call of a graph, and keep what its outputs are made from.
+
+        Returns:
+            By node, the tensors that it is made from by way of another graph and with real work in between; the bits
+            of the inputs.
+        """
         above: dict[fx.Node, int] = {}
         worked: dict[fx.Node, int] = {}
         own: dict[fx.Node, int] = {}
@@ -142,16 +150,20 @@ class _Lineage:
             above[node], worked[node] = self.above.get(id(given), 0), self.worked.get(id(given), 0)
             if isinstance(given, Tensor) and not isinstance(given, nn.Parameter):
                 own[node] = self.bit.setdefault(id(given), 1 << len(self.bit))
+        crossing, crossed = dict(above), dict(worked)
         for node in gm.graph.nodes:
-            if node not in above:
-                add = optable.name(node) == "add"  # what an add only passes on is no part of it, as a mask of scores
-                sources = optable.sources(node)
-                above[node] = _union(above.get(arg, 0) | (0 if add else own.get(arg, 0)) for arg in sources)
-                worked[node] = above[node] if optable.works(node) else _union(worked.get(arg, 0) for arg in sources)
+            if node in crossing:
+                continue
+            add = optable.name(node) == "add"  # what an add only passes on is no part of it, as a mask of scores
+            sources, works = optable.sources(node), optable.works(node)
+            above[node] = _union(above.get(arg, 0) | (0 if add else own.get(arg, 0)) for arg in sources)
+            crossing[node] = _union(crossing.get(arg, 0) for arg in sources)
+            worked[node] = above[node] if works else _union(worked.get(arg, 0) for arg in sources)
+            crossed[node] = crossing[node] if works else _union(crossed.get(arg, 0) for arg in sources)
         for node, made in zip(_returned(gm), outputs, strict=True):
             if isinstance(node, fx.Node) and node.op != "placeholder":
                 self.above[id(made)], self.worked[id(made)] = above[node], worked[node]
-        return worked, own
+        return crossed, own
 
 
 def torn(captured: Captured, plans: Sequence[Plan]) -> list[Cut]:

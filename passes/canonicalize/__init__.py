@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx
 
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.canonicalize import spellings
+from mhc_compile.passes.canonicalize import fused_sums, spellings, twins
 from mhc_compile.passes.canonicalize.overwriting import Overwriting
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.graph.facts import GraphFacts
@@ -19,7 +19,8 @@ from mhc_compile.passes.graph.facts import GraphFacts
 class Canonicalize:
     """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`, `relu(x, inplace=True)` `relu(x)`.
 
-    Sums that are spelt as something else become adds as well (see `spellings`).
+    Sums that are spelt as something else become adds as well (see `spellings` and `fused_sums`), and a norm that is
+    written twice, for the skip and for the branch, becomes one (see `twins`).
 
     An op stays in place where what it overwrites is read afterwards under another name, belongs to the caller, or is
     overwritten without gradients: then the overwriting is part of the function (see `overwriting`).
@@ -39,8 +40,10 @@ class Canonicalize:
             if overwrites and not overwriting.take_apart(node):
                 continue
             spellings.spell_out(node, facts)
+            fused_sums.take_apart(node, facts)
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
             elif overwrites:
                 overwriting.respell(node)
+        twins.merge(GraphFacts(gm))

@@ -1,4 +1,4 @@
-"""What is spelt as something else: sums with a factor, a zero or a stack, and norms with by-products."""
+"""What is spelt as something else: sums with a factor, a zero or a stack, norms with by-products, keywords."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _FUSED: dict[str, Callable[..., torch.Tensor]] = {
     "native_layer_norm": torch.nn.functional.layer_norm,
     "_fused_rms_norm": torch.nn.functional.rms_norm,
 }
+# keywords of tensors, each with its position
+_POSITIONS = {"input": 0, "self": 0, "tensors": 0, "other": 1, "end": 1, "tensor1": 1, "tensor2": 2}
+_BY_KEYWORD = (optable.LIGHT | optable.CONTRACTION | {"rsub"}) - {"where"}
 
 
 def spell_out(node: fx.Node, facts: GraphFacts) -> None:
@@ -26,14 +29,27 @@ def spell_out(node: fx.Node, facts: GraphFacts) -> None:
     Nothing is read elsewhere than before if it is overwritten somewhere, and no copy becomes what it was a copy of.
     """
     op = optable.name(node)
+    if node.kwargs and op in _BY_KEYWORD:
+        _place_arguments(node)
     if op in ("add", "sub") and "alpha" in node.kwargs and optable.terms_alike(node) is not None:
         _take_out_factor(node)
     elif op == "add" and 0 in node.args[:2]:
         _drop_zero(node, facts)
-    elif op == "sum":
+    elif op in ("sum", "mean"):
         _unstack(node, facts)
     elif op in _FUSED:
         _keep_the_norm(node, facts)
+    elif op == "getattr" and node.args[1] in ("mT", "mH"):
+        _transpose(node)
+
+
+def _place_arguments(node: fx.Node) -> None:
+    """`torch.add(input=a, other=b)` becomes `torch.add(a, b)`."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for key, position in _POSITIONS.items():
+        if key in kwargs and len(args) == position:
+            args.append(kwargs.pop(key))
+    node.args, node.kwargs = tuple(args), kwargs
 
 
 def _take_out_factor(node: fx.Node) -> None:
@@ -42,7 +58,7 @@ def _take_out_factor(node: fx.Node) -> None:
     assert isinstance(branch, fx.Node)  # terms_alike saw it
     with node.graph.inserting_before(node):
         scaled = node.graph.call_function(operator.mul, (branch, factor))
-    scaled.meta = {**node.meta, **_example(value(branch))}
+    scaled.meta = {**node.meta, **example(value(branch))}
     node.args = (node.args[0], scaled)
     node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "alpha"}
 
@@ -70,12 +86,19 @@ def _keep_the_norm(node: fx.Node, facts: GraphFacts) -> None:
         node.graph.erase_node(node)
 
 
+def _transpose(node: fx.Node) -> None:
+    """`x.mT` becomes `x.transpose(-2, -1)`."""
+    tensor = value(node)
+    if tensor is not None and tensor.is_floating_point():
+        node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+
+
 def _unstack(node: fx.Node, facts: GraphFacts) -> None:
-    """`torch.stack([x, f(x), g(x)]).sum(0)` becomes `x + torch.stack([f(x), g(x)]).sum(0)`."""
+    """`torch.stack([x, f(x), g(x)]).sum(0)` becomes `x + torch.stack([f(x), g(x)]).sum(0)`; a mean is divided."""
     stack = node.args[0] if node.args else None
     if not isinstance(stack, fx.Node) or optable.name(stack) != "stack" or len(stack.users) > 1:
         return
-    terms, dim = stack.args[0], optable.argument(stack, 1, "dim", 0)
+    terms, dim = stack.args[0] if stack.args else None, optable.argument(stack, 1, "dim", 0)
     if (
         optable.argument(node, 1, "dim") not in (dim, (dim,), [dim])
         or node.kwargs.keys() - {"dim"}
@@ -90,35 +113,42 @@ def _unstack(node: fx.Node, facts: GraphFacts) -> None:
         return
     first = min(nodes, key=order.__getitem__)
     others = [term for term in nodes if term is not first]
-    if not all(_reads(other, first, order) for other in others):
+    if not readers(first, others, order).issuperset(others):
         return
-    like = _example(value(first))
+    like = example(value(first))
     with node.graph.inserting_before(node):
         rest = others[0]
         if len(others) > 1:
             stacked = node.graph.call_function(torch.stack, (others, dim))
             held = [v for v in map(value, others) if v is not None]
-            stacked.meta = {**stack.meta, **_example(torch.stack([v.detach() for v in held], dim))}
+            stacked.meta = {**stack.meta, **example(torch.stack([v.detach() for v in held], dim))}
             rest = node.graph.call_function(torch.sum, (stacked, dim))
             rest.meta = {**node.meta, **like}
-    node.op, node.target = "call_function", operator.add
-    node.args, node.kwargs = (first, rest), {}
+        total = node
+        if optable.name(node) == "mean":
+            total = node.graph.call_function(operator.add, (first, rest))
+            total.meta = {**node.meta, **like}
+    if total is node:
+        node.op, node.target, node.args = "call_function", operator.add, (first, rest)
+    else:
+        node.op, node.target, node.args = "call_function", operator.truediv, (total, len(nodes))
+    node.kwargs = {}
     node.graph.erase_node(stack)
 
 
-def _reads(node: fx.Node, source: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Tell whether the node is computed from the source."""
+def readers(source: fx.Node, ends: list[fx.Node], order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Return what is computed from the source, up to the last of the ends."""
+    last = max(order.get(end, -1) for end in ends)
     seen: set[fx.Node] = set()
-    stack = [node]
+    stack = [source]
     while stack:
-        found = stack.pop()
-        if found is source:
-            return True
-        if found not in seen and order.get(found, -1) > order[source]:
-            seen.add(found)
-            stack += found.all_input_nodes
-    return False
+        for user in stack.pop().users:
+            if user not in seen and order.get(user, last) <= last:
+                seen.add(user)
+                stack.append(user)
+    return seen
 
 
-def _example(tensor: torch.Tensor | None) -> dict[str, Any]:
+def example(tensor: torch.Tensor | None) -> dict[str, Any]:
+    """Return the metadata of a node that holds a tensor."""
     return {} if tensor is None else {"example_value": tensor}

@@ -10,10 +10,11 @@ from torch import fx
 from mhc_compile.passes.base import Findings, Namer, Rejection, Request, Residual, Results, Spot
 from mhc_compile.passes.find_residuals import describe
 from mhc_compile.passes.find_residuals.naming import Places, distinct, label
+from mhc_compile.passes.find_residuals.recurrences import Recurrences
 from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import operands, source_of
+from mhc_compile.passes.graph.walk import operands, source_of, value
 from mhc_compile.passes.reasons import reject
 
 
@@ -40,23 +41,19 @@ class _Finder:
 
     def __init__(self, facts: GraphFacts, namer: Namer) -> None:
         self.facts, self.namer = facts, namer
-        self.sums = Sums(facts)
         self.order = facts.order
-        self.places = Places(facts.nodes, namer)
+        self.told: dict[fx.Node, str] = {}  # sums that only look like connections
         self.spots: dict[fx.Node, Spot] = {}  # of whatever is a connection in this run, or could be one in another
         self.matches: list[Match] = []
         self.rejections: list[Rejection] = []
 
     def run(self) -> Findings:
-        """Sweep the graph, then judge."""
-        for node in self.facts.nodes:
-            self.sums.ancestry.sweep(node)
-            if node in self.sums.adds and node not in self.sums.inner:
-                self._look(node)
-            elif node in self.sums.differences:
-                self._look_at_difference(node)
-            elif optable.name(node) == "add":
-                self._look_at_other(node)
+        """Sweep the graph, then judge; once more where sums are none, since those hide what their branches read."""
+        told: dict[fx.Node, str] | None = None
+        while told is None or told:
+            self._sweep()
+            told = Recurrences(self.facts, self.sums.ancestry).judge(self.matches)
+            self.told |= told
         for half in self.sums.halves:
             if self.sums.is_reversible(half, self.matches):
                 self.rejections = [r for r in self.rejections if r.node != half.name]
@@ -66,27 +63,52 @@ class _Finder:
         place = {node.name: i for node, i in self.order.items()}
         return Findings(tuple(residuals), tuple(sorted(self.rejections, key=lambda r: place[r.node])))
 
+    def _sweep(self) -> None:
+        self.sums, self.matches, self.rejections = Sums(self.facts), [], []
+        self.places, self.spots = Places(self.facts.nodes, self.namer), {}
+        for node in self.facts.nodes:
+            self.sums.ancestry.sweep(node)
+            if node in self.sums.adds and node not in self.sums.inner:
+                self._look(node)
+            elif node in self.sums.differences:
+                self._look_at_difference(node)
+            elif optable.name(node) == "add":
+                self._look_at_other(node)
+            elif optable.name(node) == "lerp" and optable.terms_alike(node) is not None:
+                self._look_at_interpolation(node)
+
     def _look(self, root: fx.Node) -> None:
         """Match the tree under a root, and what the match leaves of it."""
-        found = self.sums.match(root)
-        if found is None:
-            related = self.sums.is_related(root)
-            self._reject(root, "pointwise-branch" if related else "no-skip")
-        else:
-            self._keep(found)
-        taken = found.sum.adds if found else (root,)
-        for add in self.sums.tree(root).adds:
-            below = [arg for parent in taken for arg in operands(parent)]
-            if add not in taken and add in below:
-                self._look(add)
+        waiting = [root]
+        while waiting:
+            add = waiting.pop()
+            found = self.sums.match(add) if add not in self.told else None
+            if add in self.told:
+                self._reject(add, self.told[add])
+            elif found is None and (inner := self.sums.wrapped(add, self.matches)) is not None:
+                self._reject(add, "nested", source_of(inner.sum.total))
+            elif found is None:
+                self._reject(add, "pointwise-branch" if self.sums.is_related(add) else "no-skip")
+            else:
+                self._keep(found)
+            waiting += reversed(self.sums.trees.below(found.sum.adds if found else (add,)))
 
     def _look_at_difference(self, node: fx.Node) -> None:
         found = self.sums.difference(node)
-        if found is None or any(found.branches[0] is match.sum.total for match in self.matches):
+        if node in self.told:
+            self._reject(node, self.told[node])
+        elif found is None or any(found.branches[0] is match.sum.total for match in self.matches):
             return  # the trunk itself minus where it started, as in a loss
-        if any(optable.is_add(reader) for reader in found.branches[0].users):
+        elif any(optable.is_add(reader) for reader in found.branches[0].users):
             self._reject(node, "shared-branch")
         else:
+            self._keep(found)
+
+    def _look_at_interpolation(self, node: fx.Node) -> None:
+        found = self.sums.interpolation(node)
+        if node in self.told:
+            self._reject(node, self.told[node])
+        elif found is not None:
             self._keep(found)
 
     def _look_at_other(self, node: fx.Node) -> None:
@@ -97,16 +119,19 @@ class _Finder:
         if not (a.is_floating_point() or b.is_floating_point()):
             self._reject(node, "integer")
             return
-        ancestry, (x, y) = self.sums.ancestry, operands(node)
-        related = ancestry.worked[y] & ancestry.bits((x,)) or ancestry.worked[x] & ancestry.bits((y,))
-        if related and a.shape != b.shape:
-            self.spots[node] = self.places.spot(node, y if ancestry.worked[y] & ancestry.bits((x,)) else x)
-            self._reject(node, "broadcast")
+        reason = self.sums.broadcasts(node)
+        if reason:
+            total, (x, y) = value(node), operands(node)
+            full, part = (x, y) if total is not None and a.shape == total.shape else (y, x)
+            self.spots[node] = self.places.spot(node, part if reason == "broadcast" else full)
+            self._reject(node, reason)
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)
         self.spots[match.sum.total] = self.places.spot(match.sum.total, match.branches[0])
-        self.sums.ancestry.carry_on(match.sum.total, match.carrier, match.branches)
+        # a gate on the skip is work on what it is made from, and no part of the trunk
+        carrier = match.ultimate if match.reason == "gated-skip" else match.carrier
+        self.sums.ancestry.carry_on(match.sum.total, carrier, match.branches)
 
     def _sift(self) -> list[Match]:
         """Return the matches that hold beside each other."""
@@ -143,7 +168,10 @@ class _Finder:
             by_ultimate.setdefault(match.ultimate, []).append(match)
         dropped: set[fx.Node] = set()
         for group in by_ultimate.values():
+            members = self.sums.ancestry.bits(match.sum.total for match in group)
             for i, outer in enumerate(group):
+                if not members & self._inside(outer):
+                    continue
                 inner = next((m for m in group[:i] if m.sum.total not in dropped and self._holds(outer, m)), None)
                 if inner is not None and self._continues(inner, matches):
                     dropped.add(outer.sum.total)
@@ -171,10 +199,14 @@ class _Finder:
         return False
 
     def _holds(self, outer: Match, inner: Match) -> bool:
-        bit = self.sums.ancestry.bits((inner.sum.total,))
-        return any(
-            bit & (self.sums.ancestry.above[branch] | self.sums.ancestry.bits((branch,))) for branch in outer.branches
-        )
+        return bool(self.sums.ancestry.bits((inner.sum.total,)) & self._inside(outer))
+
+    def _inside(self, outer: Match) -> int:
+        """Return what the branches of a connection are, and are computed from."""
+        ancestry, found = self.sums.ancestry, 0
+        for branch in outer.branches:
+            found |= ancestry.above[branch] | ancestry.bits((branch,))
+        return found
 
     def _continues(self, inner: Match, matches: list[Match]) -> bool:
         """Tell whether another connection carries the inner one's sum on."""
@@ -198,10 +230,9 @@ class _Finder:
 
     def _residual(self, match: Match, axis: int, owner: str, name: str) -> Residual:
         total, branches, where = match.sum.total, match.branches, source_of(match.sum.total)
-        chain = tuple(add for add in match.sum.adds if _leads_to(add, match))
-        for add in match.sum.adds:
-            if add not in chain:
-                self._reject(add, "branch-sum", where)
+        chain = _on_the_way(match)
+        for add in set(match.sum.adds).difference(chain):
+            self._reject(add, "branch-sum", where)
         return Residual(
             total=total,
             carrier=match.carrier,
@@ -224,6 +255,10 @@ class _Finder:
         self.rejections.append(dataclasses.replace(made, spot=self.spots.get(node)))
 
 
-def _leads_to(add: fx.Node, match: Match) -> bool:
-    """Tell whether the carrier is a term below this add."""
-    return any(arg is match.carrier or (arg in match.sum.adds and _leads_to(arg, match)) for arg in operands(add))
+def _on_the_way(match: Match) -> tuple[fx.Node, ...]:
+    """Return the adds that have the carrier as a term below them."""
+    found: set[fx.Node] = set()
+    for add in reversed(match.sum.adds):  # those below come first
+        if any(arg is match.carrier or arg in found for arg in operands(add)):
+            found.add(add)
+    return tuple(add for add in match.sum.adds if add in found)

@@ -10,6 +10,7 @@ from mhc_compile.passes.find_residuals import axes
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.walk import between, value
 
+_LAST = frozenset("linear matmul addmm mm einsum multi_head_attention_forward scaled_dot_product_attention".split())
 _STEPS = 16  # that feature_axis looks ahead behind a sum
 
 
@@ -26,7 +27,8 @@ def _first_work(start: fx.Node, inside: set[fx.Node] | None) -> int | None:
     if tensor is None:
         return None
     rank = tensor.dim()
-    queue = deque((user, start, axes.identity(rank)) for user in start.users)
+    own = axes.identity(rank)
+    queue = deque((user, start, own) for user in start.users if inside is None or user in inside)
     seen: set[tuple[fx.Node, fx.Node]] = set()
     while queue and (inside is not None or len(seen) < _STEPS):
         node, source, held = queue.popleft()
@@ -53,7 +55,7 @@ def _axis(node: fx.Node, source: fx.Node) -> int | None:
         return 1 - rank if node.args[0] is source else None
     if op in ("batch_norm", "group_norm", "instance_norm"):
         return 1 - rank if rank > 2 else -1
-    if op in ("linear", "matmul", "addmm", "mm", "einsum") or optable.reduces_last(node, rank):
+    if op in _LAST or optable.reduces_last(node, rank):
         return -1
     return None
 

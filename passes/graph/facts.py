@@ -7,6 +7,8 @@ from functools import cached_property
 from torch import fx
 
 from mhc_compile.passes.graph.aliases import overwritten
+from mhc_compile.passes.graph.fixed import constant_nodes, static_nodes
+from mhc_compile.passes.graph.slices import Slice, slices
 
 
 class GraphFacts:
@@ -30,3 +32,18 @@ class GraphFacts:
     def overwritten(self) -> set[fx.Node]:
         """The nodes whose value may change after they were computed."""
         return overwritten(self._gm)
+
+    @cached_property
+    def static(self) -> set[fx.Node]:
+        """The nodes that are computed from parameters and buffers alone."""
+        return static_nodes(self.nodes)
+
+    @cached_property
+    def constant(self) -> set[fx.Node]:
+        """The tensors that numbers and shapes alone make."""
+        return constant_nodes(self.nodes, self.overwritten)
+
+    @cached_property
+    def slices(self) -> dict[fx.Node, Slice]:
+        """The slices of tensors that data made, where several parts of one tensor are read."""
+        return slices(self.nodes, self.static | self.constant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -32,6 +33,10 @@ NORM = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm native
 DROPOUT = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout native_dropout bernoulli rand".split()
 )
+RANDOM = DROPOUT | frozenset(
+    "randn randint randperm rand_like randn_like randint_like normal uniform exponential random multinomial empty "
+    "empty_like new_empty".split()
+)  # values that are not the same again
 REDUCE = frozenset("mean sum var std amax amin norm linalg_vector_norm linalg_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
 LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
@@ -57,11 +62,15 @@ _INPLACE_OPERATORS = {
 
 def name(node: fx.Node) -> str:
     """Return the bare name of the op of a call node ("" for other nodes); in-place forms lose their underscore."""
-    target = node.target
-    if node.op == "call_method":
+    return _name(node.op, node.target)
+
+
+@functools.lru_cache(1024)
+def _name(kind: str, target: Any) -> str:
+    if kind == "call_method":
         called = str(target)
         return called.strip("_")[1:] if _is_inplace_operator(called) else called.rstrip("_")
-    if node.op != "call_function":
+    if kind != "call_function":
         return ""
     if target in _INPLACE_OPERATORS:
         return _INPLACE_OPERATORS[target]
@@ -118,15 +127,21 @@ def works(node: fx.Node) -> bool:
 
 def is_linear(node: fx.Node, static: set[fx.Node]) -> bool:
     """Tell whether the op is linear in what it reads, products of two tensors that are no parameters excluded."""
-    factors = [arg for arg in node.all_input_nodes if arg not in static and value(arg) is not None]
-    product = name(node) in ("mul", "div", "truediv") and len(factors) > 1
-    return name(node) in _LINEAR and not product
+    op = name(node)
+    if op not in ("mul", "div", "truediv"):
+        return op in _LINEAR
+    return len([arg for arg in node.all_input_nodes if arg not in static and value(arg) is not None]) < 2
 
 
 def is_discrete(node: fx.Node) -> bool:
     """Tell whether the node holds integers or booleans."""
     tensor = value(node)
     return tensor is not None and not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Tell whether the node holds what its input holds, perhaps in other memory."""
+    return name(node) in ("clone", "contiguous")
 
 
 def is_resize(node: fx.Node) -> bool:
@@ -136,25 +151,22 @@ def is_resize(node: fx.Node) -> bool:
 
 def sources(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose values the node is computed from."""
-    if name(node) in SHAPE_ONLY and not (name(node) == "getattr" and node.args[1] in _PARTS):
+    op = name(node)
+    if op in SHAPE_ONLY and not (op == "getattr" and node.args[1] in _PARTS):
         return []
-    if name(node) in ("expand_as", "view_as", "reshape_as", "type_as"):
+    if op in ("expand_as", "view_as", "reshape_as", "type_as"):
         return [arg for arg in node.args[:1] if isinstance(arg, fx.Node)]
     return node.all_input_nodes
 
 
 def is_add(node: fx.Node) -> bool:
     """Tell whether the node adds two floating tensors of one shape, without a factor."""
-    return name(node) == "add" and _factor(node) == 1 and terms_alike(node) is not None
+    return name(node) == "add" and bool(node.kwargs.get("alpha", 1) == 1) and terms_alike(node) is not None
 
 
 def is_difference(node: fx.Node) -> bool:
     """Tell whether the node subtracts two floating tensors of one shape, without a factor."""
-    return name(node) == "sub" and _factor(node) == 1 and terms_alike(node) is not None
-
-
-def _factor(node: fx.Node) -> Any:
-    return node.kwargs.get("alpha", 1)
+    return name(node) == "sub" and bool(node.kwargs.get("alpha", 1) == 1) and terms_alike(node) is not None
 
 
 def terms_alike(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -28,7 +28,7 @@ def on_streams(node: fx.Node, n: int) -> Call | None:
     rank, op = before.dim(), optable.name(node)
     if op in ("view", "reshape", "_unsafe_view"):
         return _reshaped(node, n, after.shape[-1])
-    if op == "contiguous":
+    if optable.is_copy(node):
         return (op, ())
     if op in ("transpose", "swapaxes"):
         dims = [_from_the_start(arg, rank) for arg in node.args[1:3]]

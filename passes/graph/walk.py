@@ -10,8 +10,15 @@ from torch import fx
 
 def value(node: fx.Node) -> torch.Tensor | None:
     """Return the fake tensor that a node computes, or None where it computes something else."""
-    meta = node.meta.get("example_value", node.meta.get("val"))
-    return meta if isinstance(meta, torch.Tensor) else None
+    meta = node.meta
+    held = meta["example_value"] if "example_value" in meta else meta.get("val")
+    return held if isinstance(held, torch.Tensor) else None
+
+
+def elements(tensor: torch.Tensor) -> int:
+    """Return the number of elements; of symbolic sizes that of the traced run, so that nothing is specialised."""
+    number = tensor.numel()
+    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
 
 
 def devices(gm: fx.GraphModule) -> set[torch.device]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import torch
 from torch import fx
 
 from mhc_compile.config import Config
@@ -29,7 +28,7 @@ from mhc_compile.passes.base import (
 from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import between, value
+from mhc_compile.passes.graph.walk import between, elements, value
 from mhc_compile.passes.plan_streams.binding import bind
 from mhc_compile.passes.plan_streams.flow import Flow
 from mhc_compile.passes.plan_streams.places import Places
@@ -213,18 +212,12 @@ def _facts(residual: Residual, region: int, predecessor: int | None, carried: bo
         predecessor=predecessor,
         starts=predecessor is None and not carried,
         channels=channels,
-        tokens=_elements(tensor) // max(channels, 1),
+        tokens=elements(tensor) // max(channels, 1),
         dtype=tensor.dtype,
         checkpoint=tuple(checkpoints.tags(residual.total).items()),
         generated=tensor.device.type in request.devices and unfit is None,
         unfit=unfit or "",
     )
-
-
-def _elements(tensor: torch.Tensor) -> int:
-    """Return the number of elements; of symbolic sizes that of the traced run."""
-    number = tensor.numel()
-    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
 
 
 def _inside_others(chosen: list[Residual], flow: Flow) -> set[fx.Node]:

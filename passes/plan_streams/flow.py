@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable, views
@@ -29,7 +28,7 @@ class Flow:
             elif node in facts.overwritten or tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
                 continue
             elif node.op == "placeholder":
-                if not isinstance(tensor, torch.nn.Parameter):
+                if node not in facts.static:
                     self.comes_from[node] = node
             else:
                 source = self._common(node)
@@ -52,7 +51,7 @@ class Flow:
             return False
         if axis != -1:  # features are moved last inside a region, so nothing may name an axis
             same = made.shape == first.shape and optable.name(node) not in optable.REDUCE | optable.NORM
-            return same and optable.is_liftable(node, first.dim())
+            return same and (optable.is_copy(node) or optable.is_liftable(node, first.dim()))
         whole = next((tensor for tensor in given if tensor.shape[-1] == first.shape[-1]), given[0])
         if optable.name(node) in optable.VIEW:
             return whole.shape[-1] == first.shape[-1] and views.on_streams(node, 1) is not None
@@ -62,15 +61,19 @@ class Flow:
         """Return the nodes on the ways from start (excluded) to end (included) that streams can take.
 
         From a sum or a graph input these are its token-wise functions; else the end is a cast or multiple of the start.
+        What parameters make on the way, such as a gate, is computed once for all streams.
         """
-        inside = between(start, (end,), self.order)
+        inside = sorted(between(start, (end,), self.order), key=self.order.__getitem__)
         known = self.comes_from.get(start) is start
-        streaming = {node for node in inside if self.comes_from.get(node) is start} if known else inside
+        streaming = {start}
+        for node in inside:
+            if self.comes_from.get(node) is start if known else not streaming.isdisjoint(node.all_input_nodes):
+                streaming.add(node)
         found: set[fx.Node] = set()
         stack = [end]
         while stack:
             node = stack.pop()
-            if node in streaming and node not in found:
+            if node in streaming and node is not start and node not in found:
                 found.add(node)
                 stack += node.all_input_nodes
         return tuple(sorted(found, key=self.order.__getitem__))

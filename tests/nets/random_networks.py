@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.nets import networks as nets
+from tests.nets.spellings import LearnedGate, Spelt
 from tests.nets.streams import Part
 
 EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "40"))  # networks in all: three of five rewritten, one cut, one twice
@@ -91,6 +92,24 @@ class Context(nets.Block):
         return self.proj(u) + self.mlp(u)
 
 
+class Inverse(nets.Block):
+    """Inside the branch, an inverse by iteration and a gated sum."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("mlp", x, lambda u: self.mlp(self._gate(self._solve(self.norm1(u)))))
+
+    def _solve(self, u: Tensor) -> Tensor:
+        gram = 0.1 * self.proj(u).tanh() @ u.mT
+        x = gram.mT
+        for _ in range(2):
+            x = x + x @ (0.5 * gram @ x)
+        return u * x.sum(-1, keepdim=True).sigmoid()
+
+    def _gate(self, u: Tensor) -> Tensor:
+        gate = self.proj(u).sigmoid()
+        return gate * u + (1 - gate) * self.attn(u)
+
+
 # block -> labels of its sites, reasons of its other adds
 BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nets.PreNorm: (("attn", "mlp"), ()),
@@ -105,12 +124,16 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     StateSpace: (("proj",), ("skip-scaled",)),
     Quantiser: (("mlp",), ("shared-branch", "shared-branch", "no-skip", "no-skip", "no-skip")),
     Context: (("attn",), ("broadcast", "projection-shortcut")),
+    Inverse: (("mlp",), ("recurrence", "recurrence", "gated-skip")),
     nets.Subtracted: (("mlp",), ()),
+    Spelt: (("mlp", "attn", "cross", "proj"), ()),
     nets.LearnedCarrier: (("mlp",), ()),
+    LearnedGate: (("mlp",), ()),
     nets.Stacked: (("mlp",), ()),
     nets.Overwritten: (("attn", "mlp"), ()),
     nets.Moved: (("mlp", "proj", "attn"), ()),
 }
+LEARNED = (nets.LearnedCarrier, LearnedGate)  # parameters scale the skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +173,7 @@ class Drawing:
     def rejections(self) -> Counter[str]:
         blocks = [block for calls in self.calls() for _, block in calls]
         alone = [region for region in self.regions if self.is_alone(region)]
-        reasons = ["skip-scaled" if region[0] is nets.LearnedCarrier else "single-site-region" for region in alone]
+        reasons = ["skip-scaled" if region[0] in LEARNED else "single-site-region" for region in alone]
         return Counter([*reasons, *(reason for block in blocks for reason in BLOCKS[block][1])])
 
 

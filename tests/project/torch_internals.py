@@ -41,6 +41,10 @@ USES = {
         "lifts the limits of recompilation while a model is captured",
         "test_captured_run_passes_the_limits_of_training_loops",
     ),
+    "torch._dynamo.utils.get_compilation_metrics": Use(
+        "Dynamo's records of frames: which it gave up, and the user's line that made it",
+        "test_records_are_read_once",
+    ),
     "torch._dynamo.exc.ShortenTraceback": Use(
         "an error of this class leaves Dynamo as what its `remove_dynamo_frames` returns",
         "test_errors_leave_dynamo_as_they_are",

@@ -12,6 +12,7 @@ import torch
 import mhc_compile as mhc
 from mhc_compile.backend import mhc as backend
 from tests.nets import networks as nets
+from tests.nets import spellings
 from tests.nets.networks import KINDS, NETS, TOKENS, Make
 from tests.nets.streams import Hand, apart, by_hand, load, near, perturbed, run
 
@@ -42,9 +43,9 @@ def test_every_connection(n: int, kind: tuple[str, str]) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
-@pytest.mark.parametrize("net", list(NETS)[1:])
+@pytest.mark.parametrize("net", [*list(NETS)[1:], *spellings.NETS])
 def test_every_structure(net: str, connection: str) -> None:
-    check(*NETS[net], mhc.Config(streams=3 if connection == "mhc" else 2, connection=connection))
+    check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3 if connection == "mhc" else 2, connection=connection))
 
 
 @pytest.mark.parametrize(

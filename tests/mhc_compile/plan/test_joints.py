@@ -214,3 +214,26 @@ def test_two_takers_in_the_plan(mode: Callable[[], Any]) -> None:
         torch._dynamo.reset()
         torch.testing.assert_close(model(inputs()), whole(inputs()))
     assert report.sites
+
+
+# -- connections that fall apart --------------------------------------------------------------------------------------
+
+
+def test_what_stands_in_one_graph_is_not_cut() -> None:
+    """The input of a graph is no tensor of another one, whatever the adds in between are."""
+
+    class Midpoint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                k = self.f(x).tanh()
+                x = x + 0.5 * (k + self.f(x + k).tanh())
+            return x
+
+    report = mhc.explain(Midpoint(), (torch.randn(2, 5, 8),))
+    assert report.graphs == 1
+    assert len(report.sites) == 3
+    assert report.cuts == ()

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from mhc_compile.passes import Results
-from mhc_compile.passes.canonicalize import Canonicalize
-from tests.nets.structures import C, Layer, graph, ops, request, tokens
-
-Function = Callable[[Any, Tensor], Any]
-
-
-def respelt(step: Function, x: Tensor) -> tuple[list[str], list[str], float]:
-    """The ops before and after, and how far the results are apart."""
-    gm = graph(Layer(step), x)
-    before, inputs = ops(gm), [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")]
-    values = [torch.randn(v.shape, generator=torch.Generator().manual_seed(i)) for i, v in enumerate(inputs)]
-    (expected,) = gm(*values)
-    Canonicalize()(gm, request(), Results())
-    gm.graph.lint()
-    gm.recompile()
-    (result,) = gm(*values)
-    return before, ops(gm), float((result - expected).abs().max() / expected.abs().max())
-
+from tests.nets.structures import C, tokens
+from tests.passes.canonicalize.respelling import Function, respelt
 
 RESPELT = [
     pytest.param(
@@ -52,6 +31,34 @@ RESPELT = [
         ["exp", "sin", "stack", "sum"],
         ["exp", "sin", "stack", "sum", "add"],
         id="stack([x, x.exp(), x.sin()], 1).sum(dim=1)",
+    ),
+    pytest.param(
+        lambda s, x: torch.sum(input=torch.stack(tensors=[x, x.exp(), x.sin()], dim=1), dim=1),
+        ["exp", "sin", "stack", "sum"],
+        ["exp", "sin", "stack", "sum", "add"],
+        id="sum(input=stack(tensors=[x, x.exp(), x.sin()], dim=1), dim=1)",
+    ),
+    pytest.param(
+        lambda s, x: torch.stack([x, x.exp()]).mean(0),
+        ["exp", "stack", "mean"],
+        ["exp", "add", "truediv"],
+        id="stack([x, x.exp()]).mean(0)",
+    ),
+    pytest.param(lambda s, x: torch.add(input=x, other=x.exp()), ["exp", "add"], ["exp", "add"], id="add(input=x)"),
+    pytest.param(
+        lambda s, x: torch.add(x, other=x.exp(), alpha=2),
+        ["exp", "add"],
+        ["exp", "mul", "add"],
+        id="add(other=, alpha=)",
+    ),
+    pytest.param(
+        lambda s, x: x.mT.exp().mT, ["getattr", "exp", "getattr"], ["transpose", "exp", "transpose"], id="x.mT"
+    ),
+    pytest.param(
+        lambda s, x: torch.where(x > 0, input=x, other=x.exp()),
+        ["gt", "exp", "where"],
+        ["gt", "exp", "where"],
+        id="where(x > 0, input=x, other=x.exp())",
     ),
     pytest.param(
         lambda s, x: torch.native_layer_norm(x, (C,), None, None, 1e-5)[0] + x,

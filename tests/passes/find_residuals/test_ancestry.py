@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mhc_compile.passes.find_residuals.ancestry import Ancestry
-from mhc_compile.passes.find_residuals.skips import static_nodes
+from mhc_compile.passes.graph.fixed import static_nodes
 from tests.nets.structures import Layer, Step, graph, tokens
 
 Names = set[str]

@@ -62,8 +62,22 @@ def global_context(self: Any, x: Tensor) -> Tensor:
 
 def highway(self: Any, x: Tensor) -> Tensor:
     gate = self.proj(x).sigmoid()
-    y = gate * self.attn(x) + (1 - gate) * x  # no no-skip
+    y = gate * self.attn(x) + (1 - gate) * x  # no gated-skip
     return y + self.mlp(y)  # site mlp 1 plain
+
+
+def gate_of_a_condition(self: Any, x: Tensor) -> Tensor:
+    return x * self.proj(x.mean(1, keepdim=True)).sigmoid() + self.mlp(x)  # no gated-skip
+
+
+def lerp_by_a_gate(self: Any, x: Tensor) -> Tensor:
+    return torch.lerp(x, self.mlp(x), self.proj(x).sigmoid())  # no gated-skip
+
+
+def two_branches_in_a_gate(self: Any, x: Tensor) -> Tensor:
+    a, b = self.attn(x).tanh(), self.mlp(x)
+    gate = self.proj(a + b).sigmoid()  # no no-skip
+    return gate * a + (1 - gate) * b  # no no-skip
 
 
 def learned_carrier(self: Any, x: Tensor) -> Tensor:
@@ -90,7 +104,7 @@ def selective_scan(self: Any, x: Tensor) -> Tensor:
     u, states = self.norm(x), []
     step, h = F.softplus(self.proj(u)), u[:, 0]
     for t in range(x.shape[1]):
-        h = torch.sigmoid(self.gamma) * h + step[:, t] * u[:, t]  # no no-skip 5
+        h = torch.sigmoid(self.gamma) * h + step[:, t] * u[:, t]  # no no-skip 4; no pointwise-branch
         states.append(h)
     y = torch.stack(states, 1) + self.gamma * u  # no skip-scaled
     return x + self.mlp(y * F.silu(self.proj(u)))  # site mlp 1 pre-norm

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, fx
 
-from mhc_compile.passes.find_residuals.skips import Skips, static_nodes
+from mhc_compile.passes.find_residuals.skips import Skips
+from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.fixed import static_nodes
 from tests.nets.structures import C, Layer, Step, graph, tokens
 
 
@@ -17,7 +20,8 @@ def walked(step: Step, walk: Callable[[Skips, fx.Node], Iterable[fx.Node]], of: 
     gm = graph(Layer(step), tokens())
     nodes = list(gm.graph.nodes)
     (start,) = [node for node in nodes if node.name == of]
-    return [node.name for node in walk(Skips(static_nodes(nodes)), start)]
+    facts = GraphFacts(gm)
+    return [node.name for node in walk(Skips(facts.static, facts.constant), start)]
 
 
 def scaled(self: Any, x: Tensor) -> Tensor:
@@ -52,6 +56,30 @@ def by_a_table(self: Any, x: Tensor) -> Tensor:
     return end.exp()
 
 
+def shifted_by_a_table(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    end = a + self.proj.weight[:5]
+    return end.exp()
+
+
+def by_a_constant(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    end = a * torch.tensor(0.7)
+    return end.exp()
+
+
+def copied(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    end = a.clone()
+    return end.exp()
+
+
+def divisor(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    end = self.gamma / a
+    return end.exp()
+
+
 @pytest.mark.parametrize(
     ("step", "found"),
     [
@@ -59,12 +87,16 @@ def by_a_table(self: Any, x: Tensor) -> Tensor:
         (shifted, ["end", "a"]),
         (moved, ["end"]),
         (gated, ["end"]),
-        (by_a_table, ["end"]),
+        (by_a_table, ["end", "a"]),
+        (shifted_by_a_table, ["end"]),
+        (by_a_constant, ["end", "a"]),
+        (copied, ["end", "a"]),
+        (divisor, ["end"]),
     ],
-    ids=["scaled", "shifted", "moved", "gated", "by a table"],
+    ids=lambda case: case.__name__ if callable(case) else "",
 )
 def test_peel(step: Step, found: list[str]) -> None:
-    """Casts, multiples, and shifts by a parameter of one number a feature at most."""
+    """Casts, copies, multiples, and shifts by a parameter of one number a feature at most."""
     assert walked(step, Skips.peel) == found
 
 
@@ -129,15 +161,52 @@ def test_mixed() -> None:
     assert walked(by_weights, Skips.mixed) == []
 
 
-def test_static_is_what_parameters_alone_make() -> None:
-    def step(self: Any, x: Tensor) -> Tensor:
-        a = self.gamma.exp()
-        b = a * 2
-        c = b * x
-        return c.exp()
+def joined(self: Any, x: Tensor) -> Tensor:
+    a, b = x.sin(), x.cos()
+    c = b[:, :, :2]
+    end = torch.cat([a, c], -1)
+    return end.exp()
 
-    gm = graph(Layer(step), tokens())
-    static = {node.name for node in static_nodes(gm.graph.nodes)}
-    assert {"a", "b"} <= static
-    assert static.isdisjoint({"c", "exp"})
-    assert len(static) == 3  # with gamma itself
+
+def test_joined() -> None:
+    """The parts of a concatenation, and what they are parts of."""
+    assert walked(joined, Skips.joined) == ["a", "c", "b"]
+    assert walked(sliced, Skips.joined) == []
+
+
+def two_layers(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    b = self.down(a)
+    end = self.up(b)
+    return end.exp()
+
+
+def concatenated(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    end = torch.cat([self.down(a), self.proj(a)], -1)
+    return end.exp()
+
+
+def test_a_projection_may_have_layers_and_parts() -> None:
+    assert walked(two_layers, Skips.projected) == ["b", "a"]
+    assert walked(concatenated, Skips.projected) == ["a", "a"]
+
+
+def test_gates() -> None:
+    """A product of two tensors of data: either may be the gate; what the gate leaves is told from what it keeps."""
+    gm = graph(Layer(highway), tokens())
+    facts, nodes = GraphFacts(gm), {node.name: node for node in gm.graph.nodes}
+    skips = Skips(facts.static, facts.constant)
+    assert [(kept.name, gate.name) for kept, gate in skips.gated(nodes["end"])] == [("a", "rest"), ("rest", "a")]
+    assert skips.ungated(nodes["other"], nodes["rest"]) is nodes["f"]
+    assert skips.ungated(nodes["f"], nodes["rest"]) is nodes["f"]
+
+
+def highway(self: Any, x: Tensor) -> Tensor:
+    a = x.sin()
+    gate = self.proj(a).sigmoid()
+    f = self.mlp(a).tanh()
+    rest = 1 - gate
+    end = a * rest
+    other = gate * f
+    return end.exp() + other

@@ -46,11 +46,11 @@ def read_inside(self: Any, x: Tensor) -> Tensor:
 
 def test_adds_that_only_feed_an_add_are_one_tree() -> None:
     sums, nodes = swept(three)
-    tree = sums.tree(nodes["total"])
+    tree = sums.trees.sum(nodes["total"])
     assert [node.name for node in tree.adds] == ["total", "inner"]
     assert [node.name for node in tree.terms] == ["a", "f", "g"]
     sums, nodes = swept(read_inside)
-    assert [node.name for node in sums.tree(nodes["total"]).terms] == ["inner", "g"]
+    assert [node.name for node in sums.trees.sum(nodes["total"]).terms] == ["inner", "g"]
 
 
 def doubled(self: Any, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def doubled(self: Any, x: Tensor) -> Tensor:
 
 def test_an_add_that_is_added_to_itself_is_no_part_of_a_tree() -> None:
     sums, nodes = swept(doubled)
-    assert [node.name for node in sums.tree(nodes["total"]).terms] == ["inner", "inner"]
+    assert [node.name for node in sums.trees.sum(nodes["total"]).terms] == ["inner", "inner"]
 
 
 def carried(self: Any, x: Tensor) -> Tensor:
