@@ -12,7 +12,8 @@ class Reason(NamedTuple):
 
     Attributes:
         residual: True where it is a residual connection all the same.
-        text: a sentence for the user; `{other}` is the source of another add, `{site}` a site's name.
+        text: a sentence for the user; `{other}` is the source of another add, `{site}` a site's name,
+            `{function}` a function and `{why}` what Dynamo says of it.
     """
 
     residual: bool

@@ -24,9 +24,9 @@ def test_every_reason_is_given_somewhere() -> None:
     assert [reason for table in (ADDS, CUTS, LEFT_OUT) for reason in table if f'"{reason}"' not in code] == []
 
 
-def test_texts_name_nothing_else_than_places_and_sites() -> None:
+def test_texts_name_what_is_known() -> None:
     fields = {field for _, text in ADDS.values() for _, field, _, _ in string.Formatter().parse(text) if field}
-    assert fields == {"other", "site"}
+    assert fields == {"other", "site", "function", "why"}
     assert not any(
         text.endswith(".") for text in [*CUTS.values(), *LEFT_OUT.values(), *(r.text for r in ADDS.values())]
     )
