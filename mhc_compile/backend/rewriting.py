@@ -136,7 +136,7 @@ def _name_in_model(phi: fx.Node) -> str | None:
 
 
 def _ports(crossings: Sequence[Crossing]) -> list[Port]:
-    return [Port(each.tensor, each.site, each.phi) for each in crossings]
+    return [Port(each.tensor, each.site, each.phi, each.axis, each.lifted) for each in crossings]
 
 
 def _examples(gm: fx.GraphModule, takes: Sequence[Crossing], n: int) -> list[Tensor]:
