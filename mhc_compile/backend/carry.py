@@ -18,7 +18,7 @@ _OF_FSDP, _OF_MODULES = "RegisterPostBackwardFunctionBackward", "BackwardHookFun
 _REMEDY = (
     "Between blocks that are compiled one by one the tensor must be handed on as it is: no clone, detach, view or"
     " in-place change, no reentrant checkpointing (use_reentrant=False works), no hooks that replace it. Compile the"
-    " whole model instead, or end the region there: Config(exclude=...)"
+    " whole model instead, or upgrade it with a region that starts there: Config(split=...) with a glob of that site"
 )
 
 

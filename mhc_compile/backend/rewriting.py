@@ -112,7 +112,12 @@ def rewrite_graph(
         results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
         broken = frame_break(made)
-        why = f" This graph was broken at {broken.source}: {broken.reason}." if broken is not None else ""
+        why = (
+            f" This graph was broken at {broken.source}: {broken.reason}. If that is a hook, an adapter or a quantised"
+            " layer that was put in after upgrade, put it in before: upgrade leaves forwards alone that a break cuts."
+            if broken is not None
+            else ""
+        )
         raise type(error)(f"{error}{why}") from None
     widened = results[Widened]
     plain = "transforms of torch.func know plain torch only" if transformed and devices else ""

@@ -92,7 +92,7 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
     """Turn per-graph plans into one: join regions, drop those of a single site, give every site its place."""
     rejections = [rejection for plan in plans for rejection in plan.rejections]
     chains: list[_Chain] = []
-    meetings: Meetings[_Chain] = Meetings(graphs)
+    meetings: Meetings[_Chain] = Meetings(graphs, config)
     for g, plan in enumerate(plans):
         local: dict[int, _Chain] = {}
         for site in plan.sites:

@@ -109,6 +109,8 @@ def _chain(
         inflow = found if found is not None and found.op == "placeholder" else None
         predecessor = index.get(found) if found is not None else None
         starts_anew = binding is not None and binding.entry
+        if predecessor is not None and binding is None:
+            starts_anew = request.config.splits(chosen[predecessor].name, residual.name)
         if predecessor is not None and (starts_anew or sites[predecessor].residual.axis != residual.axis):
             predecessor = None
         carried = binding is not None and not binding.entry and predecessor is None

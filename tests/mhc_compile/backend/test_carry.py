@@ -47,7 +47,7 @@ CHANGES = [
 def test_an_in_place_change_is_noticed(change: Callable[[Tensor], Any], grad: bool) -> None:
     tensor, _ = carrier(grad)
     change(tensor)
-    with pytest.raises(CarryError, match=r"'mlp' was changed in place .*Config\(exclude=\.\.\.\)"):
+    with pytest.raises(CarryError, match=r"'mlp' was changed in place .*Config\(split=\.\.\.\)"):
         take_streams(tensor, "mlp")
 
 
