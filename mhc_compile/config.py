@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from mhc_compile.errors import ConfigError, PlanMismatchError
@@ -18,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # fields of earlier versions, which had one value each; plans in checkpoints still name them
 RETIRED = {"convention": "paper", "init": "home", "readout": "mean"}
 _FUNCTION = ("streams", "connection", "projection", "sinkhorn_iters", "eps", "alpha")
-_CHOICE = ("include", "exclude", "every")
+_CHOICE = ("include", "exclude", "every", "split")
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(rf"memory: *(\d+(?:\.\d+)?(?:e\d+)?) *({'|'.join(_UNITS)})", re.IGNORECASE)
 
@@ -37,6 +38,8 @@ class Config:
         include: glob patterns of site names to rewrite.
         exclude: glob patterns of site names to leave alone.
         every: rewrite every k-th site only.
+        split: glob patterns of site names. A region ends, and a new one starts, in front of a site that matches one
+            where the site before does not: `"layers.8.*"` starts one with layer 8.
         recompute: what a training step keeps of the streams. "auto": as little as possible. A number L_r >= 1: blocks
             of L_r sites, each of which keeps the streams of its first site only. "off": the compiler decides. A budget,
             "memory:2GiB" (or MiB, KiB, GB, MB, kB, B) or a fraction up to 1.0 of what blocks of one site keep: the
@@ -59,6 +62,7 @@ class Config:
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     every: int = 1
+    split: tuple[str, ...] = ()
     recompute: str | int | float = "auto"
     kernels: str = "auto"
     compiler: str = "inductor"
@@ -86,7 +90,7 @@ class Config:
             raise ConfigError(f"inductor must be a mapping of Inductor options, not {self.inductor!r}")
 
     def _freeze_globs(self) -> None:
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "split"):
             value = getattr(self, name)
             globs = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
             if not all(isinstance(glob, str) for glob in globs):
@@ -157,6 +161,10 @@ class Config:
         names = (field.name for field in dataclasses.fields(self))
         made = {name: getattr(self, name) for name in names if name not in _FUNCTION + _CHOICE}
         return made | {"inductor": dict(self.inductor)}
+
+    def splits(self, before: str, after: str) -> bool:
+        """Tell whether a region ends between two sites that share streams otherwise."""
+        return any(fnmatchcase(after, glob) and not fnmatchcase(before, glob) for glob in self.split)
 
     def function(self) -> dict[str, Any]:
         """Return the fields that define the model's parameters and function, as JSON-ready values."""

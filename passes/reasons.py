@@ -85,6 +85,7 @@ _SHOWN_AS = {"skip-scaled-alone": "skip-scaled", "broadcast-skip": "broadcast"} 
 CUTS = {
     "axis": "the features lie on another axis",
     "anew": "the tensor between them is made anew",
+    "split": "Config(split=...) starts a region here",
     "apart": "these parts are compiled apart, since the code around them is not compiled",
 }
 

@@ -96,6 +96,12 @@ def _refuse(model: nn.Module) -> None:
             "a GraphModule makes its forward and its class anew whenever it is recompiled, copied or pickled, so it"
             " cannot mark its sites; mhc_compile.rewrite(graph_module, args) returns a rewritten graph instead"
         )
+    if any(hasattr(module, "_hf_hook") for module in model.modules()) and any(p.is_meta for p in model.parameters()):
+        raise UnsupportedModelError(
+            "accelerate keeps weights of this model elsewhere and fetches them by hooks, which break every forward, so"
+            " no site could be compiled; load the model onto its devices whole (without device_map offloading), or call"
+            " accelerate.hooks.remove_hook_from_submodules(model) where it fits"
+        )
     part = next((path for path, module in model.named_modules() if isinstance(module, OwnerSites)), None)
     if part is not None:
         raise AlreadyUpgradedError(

@@ -14,10 +14,11 @@ from mhc_compile.errors import CarryError
 from mhc_compile.model.sites import Flow, SiteModule, holder
 
 _ATTRIBUTE = "_mhc_streams"
+_OF_FSDP, _OF_MODULES = "RegisterPostBackwardFunctionBackward", "BackwardHookFunctionBackward"  # nodes of hooks
 _REMEDY = (
     "Between blocks that are compiled one by one the tensor must be handed on as it is: no clone, detach, view or"
     " in-place change, no reentrant checkpointing (use_reentrant=False works), no hooks that replace it. Compile the"
-    " whole model instead, or end the region there: Config(exclude=...)"
+    " whole model instead, or upgrade it with a region that starts there: Config(split=...) with a glob of that site"
 )
 
 
@@ -29,11 +30,15 @@ class Port(NamedTuple):
         site: name of the site, as the frame knows it.
         phi: index of the input that is the site's phi: equal layers share code, and phi tells which of them runs. None
             where no input is.
+        axis: the feature axis of the tensor, negative.
+        lifted: True where the tensor is no mean of its streams: an op that is not linear stands in between.
     """
 
     tensor: int
     site: str
     phi: int | None
+    axis: int = -1
+    lifted: bool = False
 
     def name(self, inputs: Sequence[Any]) -> str:
         """Return the name of the site in its model."""
@@ -52,9 +57,9 @@ class Port(NamedTuple):
 class _Carried:
     """Streams, and what tells whether their carrier has changed since they were made."""
 
-    def __init__(self, carrier: Tensor, streams: Tensor, site: str, flow: Flow) -> None:
+    def __init__(self, carrier: Tensor, streams: Tensor, site: str, flow: Flow, axis: int, lifted: bool) -> None:
         self.version, self.grad_fn = carrier._version, carrier.grad_fn
-        self.site, self.flow = site, flow
+        self.site, self.flow, self.axis, self.lifted = site, flow, axis, lifted
         self.taker = ""
         self.held: Tensor | None = streams
         self.weak = weakref.ref(streams)
@@ -77,7 +82,9 @@ class _Carried:
             self.held = None
 
 
-def attach_streams(carrier: Tensor, streams: Tensor, site: str = "", flow: Flow | None = None) -> None:
+def attach_streams(
+    carrier: Tensor, streams: Tensor, site: str = "", flow: Flow | None = None, axis: int = -1, lifted: bool = False
+) -> None:
     """Let a tensor carry streams, unless the plan continues them nowhere.
 
     Args:
@@ -86,62 +93,117 @@ def attach_streams(carrier: Tensor, streams: Tensor, site: str = "", flow: Flow 
         streams: `[..., n, C]`.
         site: name of the site that they come from.
         flow: how they flow on.
+        axis: the carrier's feature axis.
+        lifted: the carrier is no mean of the streams.
     """
     flow = flow or Flow()
     if flow.successors != 0:
-        setattr(carrier, _ATTRIBUTE, _Carried(carrier, streams, site, flow))
+        setattr(carrier, _ATTRIBUTE, _Carried(carrier, streams, site, flow, axis, lifted))
         node: Any = carrier.grad_fn
         if node is not None:
-            node.metadata[_ATTRIBUTE, carrier.output_nr] = weakref.ref(carrier)  # for _before_fsdp
+            node.metadata[_ATTRIBUTE, carrier.output_nr] = weakref.ref(carrier)  # for _before_hooks
 
 
-def _before_fsdp(tensor: Tensor) -> Tensor:
-    """Return the tensor that FSDP2 made this one of, where it did, at the start of a sharded module's forward.
+def _before_hooks(tensor: Tensor) -> Tensor:
+    """Return the tensor that hooks made this one of, where they did.
 
-    FSDP2 hands on aliases of the inputs, by an autograd node that tells it when the module's backward ends.
+    FSDP2 hands on aliases of the inputs, by an autograd node that tells it when a module's backward ends; modules with
+    full backward hooks do so with what comes in and what goes out.
     """
     node: Any = tensor.grad_fn
     number = tensor.output_nr
-    while node is not None and node.name() == "RegisterPostBackwardFunctionBackward":
+    while node is not None and node.name() in (_OF_FSDP, _OF_MODULES):
         node, number = node.next_functions[number]
     known = node.metadata.get((_ATTRIBUTE, number)) if node is not None and node is not tensor.grad_fn else None
     made: Tensor | None = known() if known is not None else None
     return made if made is not None else tensor
 
 
-class _WithGradientHooks(torch.autograd.Function):
-    """Returns the streams; its backward sends zeros to the carrier, since FSDP2's hooks wait for its gradient."""
+class _WithGradient(torch.autograd.Function):
+    """Returns the streams; its backward also sends a gradient to a tensor that hooks watch.
+
+    That is the sum over the streams, as if each were the tensor, so hooks see at the start what they see in the plain
+    model. What hooks make of it replaces what the streams have in common: either the tensor stands for that, and the
+    streams get the rest, or the carrier, from which hooks made the tensor, gets the sum with a minus.
+    """
 
     @staticmethod
-    def forward(ctx: Any, carrier: Tensor, streams: Tensor) -> Tensor:
-        ctx.like = carrier.shape, carrier.dtype, carrier.device
+    def forward(ctx: Any, streams: Tensor, tensor: Tensor, carrier: Tensor | None, axis: int) -> Tensor:
+        ctx.axis, ctx.by_carrier = axis, carrier is not None
+        return streams.view_as(streams)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        total = gradient.sum(-2, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        seen = total.type_as(gradient).movedim(-1, ctx.axis)
+        if ctx.by_carrier:
+            return gradient, seen, -seen, None
+        rest = gradient - (seen.movedim(ctx.axis, -1) / gradient.shape[-2]).unsqueeze(-2)
+        return rest, seen, None, None
+
+
+class _WithZeros(torch.autograd.Function):
+    """Returns the streams; its backward sends zeros to the tensor, since FSDP2's hooks wait for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, streams: Tensor, tensor: Tensor) -> Tensor:
+        ctx.like = tensor.shape, tensor.dtype, tensor.device
         return streams.view_as(streams)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         shape, dtype, device = ctx.like
-        return torch.zeros(shape, dtype=dtype, device=device), gradient
+        return gradient, torch.zeros(shape, dtype=dtype, device=device)
 
 
-_with_gradient_hooks: Callable[[Tensor, Tensor], Tensor] = _WithGradientHooks.apply  # torch leaves it untyped
+_with_gradient: Callable[..., Tensor] = _WithGradient.apply  # torch leaves them untyped
+_with_zeros: Callable[..., Tensor] = _WithZeros.apply
 
 
 def _is_fsdp(hook: Any) -> bool:
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp")
 
 
+def _watched(tensor: Tensor) -> bool:
+    """Tell whether somebody else than FSDP2 looks at the tensor's gradient."""
+    hooks = (tensor._backward_hooks or {}).values() if tensor.requires_grad else ()
+    return not all(map(_is_fsdp, hooks)) or (tensor.requires_grad and tensor.retains_grad)
+
+
+def _observed(streams: Tensor, tensor: Tensor, carrier: Tensor, carried: _Carried, site: str) -> Tensor:
+    """Return the streams such that hooks on the tensor, or on the carrier that it was made of, get their gradient.
+
+    Raises:
+        CarryError: the carrier's gradient is watched, but the carrier is no mean of its streams.
+    """
+    if _watched(carrier):
+        if carried.lifted:
+            raise CarryError(
+                f"the input of site {site!r} has a gradient hook or retain_grad(), but between the site before and this"
+                f" tensor stands an op that is not linear, so that its gradient is not that of its streams. {_REMEDY}"
+            )
+        return _with_gradient(streams, tensor, None, carried.axis)
+    if tensor is carrier:
+        return _with_zeros(streams, tensor) if tensor._backward_hooks else streams
+    node: Any = tensor.grad_fn
+    by_modules = _watched(tensor)
+    while not by_modules and node is not None and node.name() in (_OF_FSDP, _OF_MODULES):
+        by_modules, node = node.name() == _OF_MODULES, node.next_functions[0][0]
+    return _with_gradient(streams, tensor, carrier, carried.axis) if by_modules else _with_zeros(streams, tensor)
+
+
 def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
     """Return the streams `[..., n, C]` that a tensor carries.
 
     Args:
-        tensor: the carrier, or what FSDP2 made of it.
+        tensor: the carrier, or what hooks made of it.
         site: name of the site that takes them.
         n: how many streams there must be; None allows any number.
 
     Raises:
-        CarryError: it carries none or another number, it was changed since, or its gradient is observed.
+        CarryError: it carries none or another number, it was changed since, or hooks watch what is not their gradient.
     """
-    carrier = _before_fsdp(tensor)
+    carrier = _before_hooks(tensor)
     carried = getattr(carrier, _ATTRIBUTE, None)
     if not isinstance(carried, _Carried):
         raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
@@ -158,16 +220,8 @@ def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
             f"site {site!r} mixes {n} streams, but its input carries {streams.shape[-2]}: it comes from a model"
             " that was upgraded with another number; upgrade both alike, or hand over x.clone()"
         )
-    live = [each for each in (tensor, carrier) if each.requires_grad]
-    hooks = [hook for each in live for hook in (each._backward_hooks or {}).values()]
-    if not all(map(_is_fsdp, hooks)) or any(each.retains_grad for each in live):
-        raise CarryError(
-            f"the input of site {site!r} has a gradient hook or retain_grad(), but its gradient flows through the"
-            f" streams, not through the tensor. {_REMEDY}"
-        )
+    streams = _observed(streams, tensor, carrier, carried, site)
     carried.hand_to(site)
-    if hooks or carrier is not tensor:
-        streams = _with_gradient_hooks(tensor, streams)
     return streams
 
 
@@ -179,14 +233,11 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
     Raises:
         CarryError: it carries streams that another site of the same model continues.
     """
-    tensor = _before_fsdp(tensor)
+    tensor = _before_hooks(tensor)
     carried = getattr(tensor, _ATTRIBUTE, None)
-    if (
-        not isinstance(carried, _Carried)
-        or not flow.starts
-        or carried.flow.plan is not flow.plan
-        or not carried.belongs_to(tensor)
-    ):
+    if not isinstance(carried, _Carried) or not carried.belongs_to(tensor):
+        return
+    if not flow.starts or carried.flow.plan is not flow.plan:
         return
     raise CarryError(
         f"site {site!r} starts streams, but its input carries those of site {carried.site!r}, which the plan continues"
@@ -233,7 +284,8 @@ def connect_graphs(
         returned = [*outputs[: len(outputs) - len(gives)]]
         for port, streams in zip(gives, outputs[len(returned) :], strict=True):
             returned[port.tensor] = _counting(returned[port.tensor])
-            attach_streams(returned[port.tensor], streams, port.name(inputs), port.flow(inputs))
+            carrier, site, flow = returned[port.tensor], port.name(inputs), port.flow(inputs)
+            attach_streams(carrier, streams, site, flow, port.axis, port.lifted)
         return returned
 
     return run

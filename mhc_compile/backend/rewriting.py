@@ -116,7 +116,12 @@ def rewrite_graph(
         results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
         broken = frame_break(made)
-        why = f" This graph was broken at {broken.source}: {broken.reason}." if broken is not None else ""
+        why = (
+            f" This graph was broken at {broken.source}: {broken.reason}. If that is a hook, an adapter or a quantised"
+            " layer that was put in after upgrade, put it in before: upgrade leaves forwards alone that a break cuts."
+            if broken is not None
+            else ""
+        )
         raise type(error)(f"{error}{why}") from None
     widened = results[Widened]
     plain = "transforms of torch.func know plain torch only" if transformed and devices else ""
@@ -161,7 +166,7 @@ def _known(phi: fx.Node) -> Known | None:
 
 
 def _ports(crossings: Sequence[Crossing]) -> list[Port]:
-    return [Port(each.tensor, each.site, each.phi) for each in crossings]
+    return [Port(each.tensor, each.site, each.phi, each.axis, each.lifted) for each in crossings]
 
 
 def _examples(gm: fx.GraphModule, takes: Sequence[Crossing], n: int) -> list[Tensor]:

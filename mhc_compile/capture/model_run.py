@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import weakref
 from collections import defaultdict
@@ -75,8 +76,8 @@ class Captured:
 class _Recorder:
     """A backend that runs graphs eagerly and remembers them.
 
-    Dynamo keeps every backend until it is reset, and what a backend returns as long as the frame's code: so the
-    recorder knows the model weakly, and `forget` lets go of every graph and activation.
+    Dynamo keeps every backend until it is reset: so the recorder knows the model weakly, and `forget` lets go of every
+    graph and activation.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,7 +105,7 @@ class _Recorder:
         )
 
         def run(*inputs: Any) -> Any:
-            outputs = self.graphs[number]["gm"].forward(*inputs)
+            outputs = flat.forward(*inputs)
             self.calls.append((number, inputs, outputs))
             return outputs
 
@@ -144,14 +145,26 @@ def run_captured(
         CaptureError: the model does not run with these arguments.
         MHCError: the backend raised it.
     """
-    recorder, breaks = _Recorder(model), list[Break]()
+    recorder, breaks, made = _Recorder(model), list[Break](), list[Callable[..., Any]]()
+    compile_graph = backend or recorder
+
+    def compiled(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Return code that lets go of its graph after the run, since Dynamo keeps the code."""
+        made.append(compile_graph(gm, example_inputs))
+        return functools.partial(_run, made, len(made) - 1)
+
     args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
     try:
         with undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks), _capture_errors():
-            output = _compile_isolated(model, backend or recorder)(*args, **kwargs)
+            output = _compile_isolated(model, compiled)(*args, **kwargs)
         return recorder.captured(output, breaks)
     finally:
         recorder.forget()
+        made.clear()
+
+
+def _run(made: Sequence[Callable[..., Any]], number: int, *inputs: Any) -> Any:
+    return made[number](*inputs)
 
 
 @contextlib.contextmanager

@@ -23,14 +23,18 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
-        ShardedParametersError: at a call of the model, where the model itself was not sharded afterwards.
+        ShardedParametersError: the sites are sharded with their layers already; or, at a call of the model, the model
+            itself was not sharded afterwards.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    sites: list[nn.Module] = [module for module in model.modules() if isinstance(module, SiteModule)]
+    sites = [module for module in model.modules() if isinstance(module, SiteModule)]
     if not sites:
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
-    fully_shard(sites, mp_policy=MixedPrecisionPolicy(), **{**kwargs, "reshard_after_forward": False})
+    late = next((site for site in sites if isinstance(getattr(site.phi, "placements", None), tuple)), None)
+    if late is not None:
+        raise ShardedParametersError(f"the parameters of site {late.path!r} were sharded before shard_sites was called")
+    fully_shard(list[nn.Module](sites), mp_policy=MixedPrecisionPolicy(), **{**kwargs, "reshard_after_forward": False})
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def gather(*_: Any) -> None:

@@ -111,7 +111,7 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
     rejections = [rejection for plan in plans for rejection in plan.rejections]
     chains: list[_Chain] = []
     held: dict[tuple[str, Spot], _Chain] = {}
-    meetings: Meetings[_Chain] = Meetings(graphs)
+    meetings: Meetings[_Chain] = Meetings(graphs, config)
     for g, plan in enumerate(plans):
         local: dict[int, _Chain] = {}
         for site in plan.sites:

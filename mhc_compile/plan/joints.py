@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from mhc_compile.capture.frames import Break
 from mhc_compile.capture.model_run import Captured, CapturedGraph
+from mhc_compile.config import Config
 from mhc_compile.passes import Plan
 from mhc_compile.passes.base import Exit, PlacedSite, Residual
 from mhc_compile.passes.graph import optable
@@ -72,8 +73,8 @@ class _Left(Generic[T]):
 class Meetings(Generic[T]):
     """Follows tensors from graph to graph, in the order of their first call."""
 
-    def __init__(self, graphs: Sequence[CapturedGraph]) -> None:
-        self.graphs = graphs
+    def __init__(self, graphs: Sequence[CapturedGraph], config: Config) -> None:
+        self.graphs, self.config = graphs, config
         self.cuts: list[Cut] = []
         self._left: dict[int, _Left[T]] = {}
         self._alone: list[tuple[int, Residual, int]] = []
@@ -91,9 +92,11 @@ class Meetings(Generic[T]):
                 self._alone.append((g, site.residual, len(self._left)))
             return None
         found.entered = True
-        carries = found.residual.axis == site.residual.axis
-        self._cut(found.residual, site.residual, g, carries, "" if carries else CUTS["axis"])
-        return (found.residual, found.belongs) if carries else None
+        before, after = found.residual, site.residual
+        why = "" if before.axis == after.axis else CUTS["axis"]
+        why = CUTS["split"] if self.config.splits(before.name, after.name) else why
+        self._cut(before, after, g, not why, why)
+        return None if why else (before, found.belongs)
 
     def brings_streams(self, g: int, site: PlacedSite) -> bool:
         """Tell whether what enters a graph for a site is a tensor that carries streams."""

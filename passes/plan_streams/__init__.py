@@ -119,7 +119,7 @@ def _chain(
         found = None if residual.total in apart else flow.comes_from.get(residual.carrier)
         inflow = found if found is not None and found.op == "placeholder" else None
         predecessor = index.get(found) if found is not None else None
-        if predecessor is not None and not _continues(sites[predecessor], residual, binding):
+        if predecessor is not None and not _continues(sites[predecessor], residual, binding, request.config):
             predecessor = None
         carried = predecessor is None and _is_carried(residual, binding, sites, request)
         start, region = residual.reads, regions
@@ -150,7 +150,7 @@ def _chain(
     return tuple(sites), stuck
 
 
-def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) -> bool:
+def _continues(before: PlacedSite, residual: Residual, binding: Binding | None, config: Config) -> bool:
     """Tell whether a site continues the streams of the site before it, by the plan where there is one.
 
     Raises:
@@ -159,7 +159,7 @@ def _continues(before: PlacedSite, residual: Residual, binding: Binding | None) 
     if before.residual.axis != residual.axis or before.residual.call.model != residual.call.model:
         return False
     if binding is None or before.binding is None:
-        return True
+        return not config.splits(before.residual.name, residual.name)
     one, two = before.binding.known, binding.known
     if one is not None and two is not None and one.region != two.region:
         return False

@@ -16,12 +16,14 @@ class Crossing(NamedTuple):
         site: name of the site that they come to, or from.
         phi: index of the input that holds the site's phi; None where it is made of one, by a transform of torch.func.
         axis: the feature axis of the tensor, negative.
+        lifted: True where an op that is not linear stands between the site and the tensor.
     """
 
     tensor: int
     site: str
     phi: int | None
     axis: int
+    lifted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

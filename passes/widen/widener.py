@@ -110,9 +110,10 @@ class Widener:
         """Return what is left of the plan, in facts that need no nodes."""
         sites = self.plan.sites
 
-        def crossing(tensor: int, site: PlacedSite) -> Crossing:
+        def crossing(tensor: int, site: PlacedSite, lifts: tuple[fx.Node, ...] = ()) -> Crossing:
             phi = self.inputs.get(_bound(site).parameters.phi)
-            return Crossing(tensor, site.residual.name, phi, site.residual.axis)
+            lifted = any(optable.name(node) not in optable.VIEW for node in lifts)
+            return Crossing(tensor, site.residual.name, phi, site.residual.axis, lifted)
 
         first = {site.start: site for site in reversed(sites) if site.carried}
         fresh = [site for site in sites if site.facts.starts and site.inflow is not None]
@@ -120,7 +121,7 @@ class Widener:
         return Widened(
             sites=tuple(site.facts for site in sites),
             takes=tuple(crossing(self.inputs[node], first[node]) for node in self.inflow),
-            gives=tuple(crossing(leaving.output, sites[leaving.site]) for leaving in exits),
+            gives=tuple(crossing(leaving.output, sites[leaving.site], leaving.lifts) for leaving in exits),
             starts=tuple(crossing(self.inputs[site.inflow], site) for site in fresh if site.inflow is not None),
         )
 

@@ -184,6 +184,15 @@ def test_narrow_parameters_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("group")
+def test_sites_are_sharded_before_their_layers() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model: Any = fully_shard(upgraded())
+    with pytest.raises(ShardedParametersError, match=r"'blocks\.0\.attn' were sharded before shard_sites was called: "):
+        mhc.shard_sites(model)
+
+
+@pytest.mark.usefixtures("group")
 def test_sharded_parameters_are_refused() -> None:
     """In a part of a sharded model, and where the model around sharded sites is not."""
     from torch.distributed.fsdp import fully_shard

@@ -53,6 +53,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("include", (1,), r"include must be glob patterns of site names, not \(1,\)"),
     ("include", 3, r"include must be glob patterns of site names, not 3"),
     ("exclude", None, r"exclude must be glob patterns of site names, not None"),
+    ("split", 3, r"split must be glob patterns of site names, not 3"),
     ("inductor", [("a", 1)], r"inductor must be a mapping of Inductor options, not \[\('a', 1\)\]"),
 ]
 

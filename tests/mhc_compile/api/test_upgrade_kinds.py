@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import mhc_compile as mhc
 from mhc_compile.backend import kernels
-from mhc_compile.errors import AlreadyUpgradedError
+from mhc_compile.errors import AlreadyUpgradedError, UnsupportedModelError
 from tests.nets.small import (
     Net,
     compiled,
@@ -114,6 +114,14 @@ def test_meta_with_a_cache_says_nothing_of_kernels() -> None:
     with torch.device("meta"):
         model = Caching()
     assert len(mhc.upgrade(model, (inputs(),)).sites) == 4
+
+
+def test_offloaded_weights_are_refused() -> None:
+    """As accelerate leaves a model: weights on the meta device, and a hook that fetches them."""
+    model = made().to("meta")
+    vars(model.get_submodule("stem"))["_hf_hook"] = object()
+    with pytest.raises(UnsupportedModelError, match=r"accelerate keeps weights .* load the model onto its devices"):
+        mhc.upgrade(model, (inputs(),))
 
 
 def lazily(model: nn.Module) -> nn.Module:

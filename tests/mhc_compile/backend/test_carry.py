@@ -47,7 +47,7 @@ CHANGES = [
 def test_an_in_place_change_is_noticed(change: Callable[[Tensor], Any], grad: bool) -> None:
     tensor, _ = carrier(grad)
     change(tensor)
-    with pytest.raises(CarryError, match=r"'mlp' was changed in place .*Config\(exclude=\.\.\.\)"):
+    with pytest.raises(CarryError, match=r"'mlp' was changed in place .*Config\(split=\.\.\.\)"):
         take_streams(tensor, "mlp")
 
 
@@ -126,6 +126,27 @@ def test_streams_live_as_long_as_their_tensor() -> None:
 
 
 # -- compiled code ----------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_sees_the_sum_over_the_streams_wherever_features_are() -> None:
+    leaf = torch.randn(2, 3, 5, requires_grad=True)
+    own = torch.randn(2, 5, 4, 3, requires_grad=True)
+    tensor, upstream = leaf * 1, torch.randn(2, 5, 4, 3)
+    attach_streams(tensor, own * 1, axis=-2)
+    seen: list[Tensor] = []
+    tensor.register_hook(seen.append)
+    take_streams(tensor, "mlp").backward(upstream)
+    torch.testing.assert_close(seen, [upstream.sum(-2).movedim(-1, -2)])
+    assert own.grad is not None
+    torch.testing.assert_close(own.grad + upstream.mean(-2, keepdim=True), upstream)
+
+
+def test_a_hook_behind_an_op_that_is_not_linear_is_refused() -> None:
+    tensor = torch.randn(2, 3, requires_grad=True).tanh()
+    attach_streams(tensor, torch.randn(2, 4, 3), lifted=True)
+    tensor.register_hook(lambda grad: grad)
+    with pytest.raises(CarryError, match=r"gradient hook or retain_grad\(\), but .* an op that is not linear"):
+        take_streams(tensor, "mlp")
 
 
 def test_connect_leaves_code_alone_that_hands_nothing_on() -> None:

@@ -14,6 +14,7 @@ from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
+from tests.nets import small
 from tests.nets.structures import (
     Attention,
     C,
@@ -51,6 +52,48 @@ def test_a_change_of_the_feature_axis_ends_the_region() -> None:
     assert [(site.name, site.axis, site.region) for site in report.sites] == [
         ("convs_0", -2, 0), ("convs_1", -2, 0), ("linears_0", -1, 1), ("linears_1", -1, 1)
     ]  # fmt: skip
+
+
+SPLITS: list[tuple[Any, list[int], bool]] = [
+    ("layers.1.*", [0, 0, 1, 1, 1, 1], True),
+    (("layers.1.*", "layers.2.attn"), [0, 0, 1, 1, 2, 2], False),
+    ("*", [0] * 6, False),
+]
+
+
+@pytest.mark.parametrize(("split", "regions", "apart"), SPLITS)
+def test_a_region_ends_where_the_config_says(split: Any, regions: list[int], apart: bool) -> None:
+    """In one graph, and where the blocks have graphs of their own; then streams stop there, and nothing is refused."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(small.Block() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+                if apart:
+                    torch._dynamo.graph_break()
+            return x
+
+    model, x = Blocks(), torch.randn(2, 4, small.WIDTH)
+    report = mhc.upgrade(model, (x,), config=mhc.Config(split=split))
+    assert [site.region for site in report.sites] == regions
+    small.perturb(model)
+    found = small.compiled(model)(x)
+    if apart:
+        splits = [cut for cut in report.cuts if "split" in cut.reason]
+        assert [cut.carries for cut in splits] == [False] * (regions[-1])
+    y = x
+    for region in range(regions[-1] + 1):  # each region by itself is a model of its own
+        layers = [layer for i, layer in enumerate(model.layers) if regions[2 * i] == region]
+        part = nn.Sequential(*(small.Block() for _ in layers))
+        mhc.upgrade(part, (y,))
+        state = {f"{i}.{name}": v for i, each in enumerate(layers) for name, v in each.state_dict().items()}
+        part.load_state_dict(state, strict=False)
+        y = small.compiled(part)(y)
+    torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-5)
 
 
 def test_a_fork_continues_the_streams_on_both_sides() -> None:
