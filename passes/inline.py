@@ -15,8 +15,8 @@ from mhc_compile.ops.functions import accumulator
 from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Expand, Read, Readout, Write, named
 from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.graph import ir
+from mhc_compile.passes.graph.effects.modes import Modes
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.modes import Modes
 from mhc_compile.passes.graph.walk import value
 
 _COEFFICIENTS = torch.ops.mhc.coefficients.default

@@ -24,7 +24,7 @@ from mhc_compile.passes import ANALYSIS, PIPELINE, Request
 from mhc_compile.passes.base import Known
 from mhc_compile.passes.bind_sites import markers
 from mhc_compile.passes.fuse_seams import Fused
-from mhc_compile.passes.graph import transforms
+from mhc_compile.passes.graph.effects import transforms
 from mhc_compile.passes.runner import run
 from mhc_compile.passes.widen import Crossing, Widened
 from mhc_compile.plan.model_plan import options_that_differ

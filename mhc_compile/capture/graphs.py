@@ -7,7 +7,8 @@ from torch import Tensor, fx
 from torch._dynamo.source import AttrSource
 
 from mhc_compile.errors import CaptureError
-from mhc_compile.passes.graph import checkpoints, transforms
+from mhc_compile.passes.graph import checkpoints
+from mhc_compile.passes.graph.effects import transforms
 from mhc_compile.passes.graph.walk import value
 
 

@@ -20,7 +20,8 @@ from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.skipped import Skipped, Watch
 from mhc_compile.capture.undisturbed import undisturbed
 from mhc_compile.errors import CaptureError, MHCError
-from mhc_compile.passes.graph import checkpoints, transforms
+from mhc_compile.passes.graph import checkpoints
+from mhc_compile.passes.graph.effects import transforms
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.aliases import same_storage
+from mhc_compile.passes.graph.effects.aliases import same_storage
+from mhc_compile.passes.graph.effects.modes import Modes
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.modes import Modes
 from mhc_compile.passes.graph.walk import value
 
 _OPERATORS: dict[Any, Any] = {

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx
 
 from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.passes.graph.effects.order import Order
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.order import Order
 from mhc_compile.passes.graph.walk import value
 
 _PURE = (

@@ -32,8 +32,8 @@ from mhc_compile.passes.fuse_seams import branch_norm, branch_tail
 from mhc_compile.passes.fuse_seams.branch_norm import BranchNorm
 from mhc_compile.passes.fuse_seams.branch_tail import BranchTail
 from mhc_compile.passes.graph import ir, provenance
+from mhc_compile.passes.graph.effects.order import Order
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.order import Order
 from mhc_compile.passes.graph.walk import source_of, value
 from mhc_compile.passes.reasons import LEFT_OUT
 

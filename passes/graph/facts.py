@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from mhc_compile.passes.graph.aliases import overwritten
+from mhc_compile.passes.graph.effects.aliases import overwritten
 from mhc_compile.passes.graph.fixed import constant_nodes, static_nodes
 from mhc_compile.passes.graph.slices import Slice, slices
 

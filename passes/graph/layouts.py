@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from mhc_compile.passes.graph import optable, schemas
-from mhc_compile.passes.graph.aliases import shares_with
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.effects import schemas
+from mhc_compile.passes.graph.effects.aliases import shares_with
 
 # ops that ask for strides, or work only where they fit
 _ASKS = frozenset(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import fx
 
 from mhc_compile.passes.base import Place, Residual
+from mhc_compile.passes.graph.effects.order import Order
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.order import Order
 from mhc_compile.passes.graph.walk import between, operands
 
 Readers = Mapping[fx.Node, list[fx.Node]]

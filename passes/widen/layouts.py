@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import fx
 
 from mhc_compile.passes.graph import layouts, provenance
-from mhc_compile.passes.graph.aliases import shares_with
+from mhc_compile.passes.graph.effects.aliases import shares_with
 from mhc_compile.passes.graph.walk import value
 
 

@@ -1,4 +1,4 @@
-"""What a frame runs of planned models. What comes of it, end to end, is in tests/end_to_end/test_other_paths.py."""
+"""What a frame runs of planned models. What comes of it, end to end, is in tests/end_to_end/never_plain."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mhc_compile.passes import Results
 from mhc_compile.passes.canonicalize import Canonicalize
-from mhc_compile.passes.graph import optable, schemas
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.effects import schemas
 from tests.nets.structures import Layer, Step, graph, ops, request, tokens
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhc_compile.passes.graph import layouts
-from mhc_compile.passes.graph.aliases import overwritten
+from mhc_compile.passes.graph.effects.aliases import overwritten
 from tests.nets.structures import Layer, Step, graph, tokens
 
 IMAGE = torch.empty(2, 3, 4, 5)

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from mhc_compile.passes.graph import checkpoints, optable, schemas
+from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.passes.graph.effects import schemas
+from mhc_compile.passes.graph.effects.modes import Modes
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.modes import Modes
 
 _CHEAP = optable.POINTWISE | optable.CAST | optable.SHUFFLE
 

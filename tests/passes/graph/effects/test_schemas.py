@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.passes.graph import schemas
+from mhc_compile.passes.graph.effects import schemas
 from tests.nets.structures import Layer, Step, graph, tokens
 
 

@@ -17,7 +17,8 @@ import mhc_compile as mhc
 from mhc_compile.backend import kernels
 from mhc_compile.capture.graphs import copy_graph
 from mhc_compile.errors import KernelError, NotCompiledError
-from mhc_compile.passes.graph import optable, transforms
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.effects import transforms
 from mhc_compile.passes.graph.walk import value
 from tests.nets.small import compiled, inputs, made, perturb, relative, upgraded
 

@@ -10,7 +10,8 @@ from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from mhc_compile.passes.graph import optable, schemas
+from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.effects import schemas
 from mhc_compile.passes.graph.walk import value
 
 

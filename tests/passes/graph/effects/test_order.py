@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch._C import _set_grad_enabled  # what Dynamo makes of no_grad
 
+from mhc_compile.passes.graph.effects.order import Order
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.order import Order
 
 
 def module(graph: fx.Graph) -> fx.GraphModule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from mhc_compile.passes.graph.modes import Modes
+from mhc_compile.passes.graph.effects.modes import Modes
 from tests.nets.structures import graph, tokens
 
 

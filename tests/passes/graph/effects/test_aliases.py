@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.passes.graph.aliases import overwritten, same_storage, shares_with
+from mhc_compile.passes.graph.effects.aliases import overwritten, same_storage, shares_with
 from tests.nets.structures import Layer, Step, graph, tokens
 
 
