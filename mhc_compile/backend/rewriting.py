@@ -115,14 +115,7 @@ def rewrite_graph(
     try:
         results = run(PIPELINE, made, request)
     except (SiteNotFoundError, PlanMismatchError) as error:
-        broken = frame_break(made)
-        why = (
-            f" This graph was broken at {broken.source}: {broken.reason}. If that is a hook, an adapter or a quantised"
-            " layer that was put in after upgrade, put it in before: upgrade leaves forwards alone that a break cuts."
-            if broken is not None
-            else ""
-        )
-        raise type(error)(f"{error}{why}") from None
+        raise type(error)(f"{error}{_why_broken(made)}") from None
     widened = results[Widened]
     plain = "transforms of torch.func know plain torch only" if transformed and devices else ""
     kernels.report(config, {site.name: site.unfit or plain for site in widened.sites if site.unfit or plain})
@@ -136,6 +129,17 @@ def rewrite_graph(
         takes=_ports(widened.takes),
         gives=_ports(widened.gives),
         starts=_ports(widened.starts),
+    )
+
+
+def _why_broken(gm: fx.GraphModule) -> str:
+    """Say what broke the graph, if something did."""
+    broken = frame_break(gm)
+    if broken is None:
+        return ""
+    return (
+        f" This graph was broken at {broken.source}: {broken.reason}. If that is a hook, an adapter or a quantised"
+        " layer that was put in after upgrade, put it in before: upgrade leaves forwards alone that a break cuts."
     )
 
 

@@ -67,6 +67,9 @@ USES = {
         "tells that a transform of torch.func is why nothing was compiled",
         "test_a_transform_around_compiled_code_is_refused",
     ),
+    '"_hf_hook"': Use(
+        "accelerate's, not torch's: what its hooks leave on a module", "test_offloaded_weights_are_refused"
+    ),
     '"_set_tensor_requires_grad"': Use(
         "the node from which on a transform records a tensor",
         "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from tests.nets.paths import C, Deep, Tied, moved, x
+from tests.end_to_end.never_plain.paths import C, Deep, Tied, moved, x
 from tests.nets.small import agree, compiled, relative, results
 
 

@@ -123,8 +123,12 @@ Seen = list[Tensor]
 
 
 def on_tensor(blocks: list[nn.Module], seen: Seen, scale: float) -> None:
+    def change(grad: Tensor) -> Tensor:
+        seen.append(grad)
+        return grad * scale
+
     def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-        out.register_hook(lambda grad: (seen.append(grad), grad * scale)[1])
+        out.register_hook(change)
 
     blocks[0].register_forward_hook(torch.compiler.disable(hook))
 
@@ -139,11 +143,19 @@ def retained(blocks: list[nn.Module], seen: Seen, scale: float) -> None:
 
 
 def on_output(blocks: list[nn.Module], seen: Seen, scale: float) -> None:
-    blocks[0].register_full_backward_pre_hook(lambda m, outs: (seen.append(outs[0]), (outs[0] * scale,))[1])
+    def change(module: nn.Module, outs: Any) -> Any:
+        seen.append(outs[0])
+        return (outs[0] * scale,)
+
+    blocks[0].register_full_backward_pre_hook(change)
 
 
 def on_input(blocks: list[nn.Module], seen: Seen, scale: float) -> None:
-    blocks[1].register_full_backward_hook(lambda m, ins, outs: (seen.append(ins[0]), (ins[0] * scale,))[1])
+    def change(module: nn.Module, ins: Any, outs: Any) -> Any:
+        seen.append(ins[0])
+        return (ins[0] * scale,)
+
+    blocks[1].register_full_backward_hook(change)
 
 
 def trained_with(hook: Any, blocks: list[nn.Module], scale: float, x: Tensor) -> tuple[Tensor, list[Tensor]]:
