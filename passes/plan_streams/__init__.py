@@ -58,7 +58,7 @@ class PlanStreams:
         findings, facts = results[Findings], results[GraphFacts]
         bound: dict[fx.Node, Binding] = {}
         left_out: tuple[Rejection, ...] = ()
-        if request.planned:
+        if request.planned or results[Bindings].by_call:
             bound = bind(gm, findings, results[Bindings], request)
             chosen = [residual for residual in findings.residuals if residual.total in bound]
         else:
