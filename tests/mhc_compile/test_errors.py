@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import torch
 
 import mhc_compile
 from mhc_compile import errors
@@ -16,6 +17,7 @@ from mhc_compile.errors import (
     MissingDependencyError,
     NotCompiledError,
     ShardedParametersError,
+    warn,
 )
 
 ERRORS = [
@@ -68,3 +70,12 @@ def test_errors_with_texts_of_their_own_survive_pickling(kind: Callable[[str], M
     """As errors must that come out of worker processes."""
     error = kind("layers.3.mlp")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_warning_points_at_the_users_line() -> None:
+    with pytest.warns(MHCWarning, match="mine") as caught:
+        warn("mine")
+    assert caught[0].filename == __file__
+    with pytest.warns(MHCWarning, match="nothing to rewrite") as caught:
+        torch.compile(torch.nn.ReLU(), backend="mhc", options={"compiler": "eager"})(torch.randn(2, 3))
+    assert caught[0].filename == __file__

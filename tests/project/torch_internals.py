@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tests.project.rules import PACKAGE, Source, sources
 
 LIBRARIES = ("torch", "triton")
-OF_PYTHON = frozenset("_asdict _field_defaults _fields _make _replace".split())  # of every NamedTuple
+OF_PYTHON = frozenset("_asdict _field_defaults _fields _make _replace _getframe".split())  # of a NamedTuple, of sys
 OURS = re.compile(r"_mhc_\w+|_in_block")  # attributes that we add to what is torch's, and ends of our ops' names
 TOLD_BY_TEXT = frozenset("_param_name_to_source _source_to_user_stacks _graph".split())  # attributes, by getattr
 
@@ -150,6 +150,28 @@ USES = {
     "._param_name_to_source": Use("what Dynamo hangs on a graph, for AOTAutograd", "test_what_dynamo_hangs_on_a_graph"),
     "._source_to_user_stacks": Use("the same, for its messages", "test_what_dynamo_hangs_on_a_graph"),
     "._version": Use("counts in-place changes of a tensor that carries streams", "test_an_in_place_change_is_noticed"),
+    '"_call_impl"': Use(
+        "what a class's `__call__` may name to reach forward", "test_a_class_with_a_call_of_its_own_has_its_sites"
+    ),
+    '"_wrapped_call_impl"': Use("the same", "test_a_class_with_a_call_of_its_own_has_its_sites"),
+    '"_checkpoint_wrapped_module"': Use("what wrappers put into the names of a checkpoint", "test_names_of_wrappers"),
+    '"_fsdp_wrapped_module"': Use("the same", "test_names_of_wrappers"),
+    '"_orig_mod"': Use("the same", "test_names_of_wrappers"),
+    '"_dynamo"': Use("the folder whose frames are not the user's", "test_the_way_leads_from_the_forward_to_the_node"),
+    '"_dynamo_source"': Use(
+        "where Dynamo keeps the source of a graph input",
+        "test_the_owners_own_work_is_called_after_its_parameter_or_op",
+    ),
+    '"_enter_inference_mode"': Use("the op that Dynamo makes of inference_mode", "test_inference_mode_in_a_graph"),
+    '"_exit_inference_mode"': Use("the same", "test_inference_mode_in_a_graph"),
+    '"_extra_state"': Use("the last step of the name under which state_dict has a plan", "test_names_of_wrappers"),
+    "._buffers": Use("the table of a module's buffers", "test_buffers_and_attributes_are_put_back"),
+    "._parameters": Use("the table of a module's parameters", "test_a_taken_name_is_refused"),
+    "._load_from_state_dict": Use("reads names of older releases", "test_checkpoints_of_older_releases_are_read"),
+    "torch._dynamo.source.GetItemSource": Use(
+        "the module among a decorator's `*args`", "test_a_decorated_forward_has_a_root"
+    ),
+    "torch._guards.Source": Use("the class of sources", "test_serve_only"),
     '"_buffers_"': Use("part of the name of an input that is a buffer", "test_what_dynamo_says_of_inputs"),
     '"_checkpoint_context_fn"': Use(
         "says of a checkpoint's body that a policy chooses what is recomputed", "test_selective_is_refused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,6 +141,35 @@ def test_serve_only(kept: bool) -> None:
         for _ in range(2):
             torch.compile(model, backend=backend)(inputs())
     assert compilations == (2 if kept else 1)
+
+
+def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """As libraries that check or rename arguments do."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(Net):
+    forward = decorated(Net.forward)
+
+
+def test_a_decorated_forward_has_a_root() -> None:
+    roots: list[nn.Module | None] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        roots.append(root := frame_root())
+        assert root is not None
+        serve_only(root)
+        return gm.forward
+
+    models = [made(Decorated, seed=seed) for seed in (0, 1)]
+    for model in models:
+        torch.compile(model, backend=backend)(inputs())
+    assert roots == models
 
 
 def test_current_frame_is_known_while_a_backend_runs() -> None:

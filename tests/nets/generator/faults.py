@@ -29,6 +29,7 @@ USES: tuple[str, ...] = (
     "first piece left out",
     "* iterations",
     "* patched",
+    "removed",
 )
 TAILS: tuple[str, ...] = ("turned",)
 

@@ -163,7 +163,7 @@ class Run:
 
 def _run(use: Use, step: Step, net: Net, x: Tensor) -> Run:
     with use.mode():
-        return Run(step, net, x, backward=use.mode is torch.enable_grad)
+        return [Run(step, net, x, backward=use.mode is torch.enable_grad) for _ in range(use.calls)][-1]
 
 
 def _compiled(step: Step, drawing: Drawing) -> Step:

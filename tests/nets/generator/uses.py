@@ -37,6 +37,7 @@ class Use:
         mode: the mode in which it is called; without gradients unless it is `enable_grad`.
         longer: how many tokens more than planned, or None for one token.
         refuses: whether an error of ours is right too.
+        calls: how often it is called; the last call counts.
         fresh: whether Dynamo has forgotten the first call: it takes no notice of some changes.
     """
 
@@ -45,6 +46,7 @@ class Use:
     mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.enable_grad
     longer: int | None = 0
     refuses: bool = False
+    calls: int = 1
     fresh: bool = False
 
 
@@ -136,5 +138,5 @@ USES: dict[str, Use] = {
     "a forward patched": Use(change=_patch(0), refuses=True, fresh=True),
     "the last forward patched": Use(change=_patch(-1), refuses=True, fresh=True),
     "all forwards patched": Use(change=_patch(0, 1, 2, 3, 4), refuses=True, fresh=True),
-    "removed": Use(change=_remove),
+    "removed": Use(change=_remove, calls=2),
 }

@@ -56,6 +56,6 @@ TOTALS: dict[str, Callable[[list[Tensor]], Tensor]] = {
 }
 STRUCTURES = {
     f"{terms} terms by {total}, skip {place}": Structure(partial(Mixture, terms=terms, total=total, skip_first=first))
-    for total, terms in zip(TOTALS, (40, 16, 5, 12, 8), strict=True)
+    for total, terms in zip(TOTALS, (24, 16, 5, 12, 8), strict=True)
     for place, first in {"first": True, "last": False}.items()
 }
