@@ -6,6 +6,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import fx
 
 from mhc_compile.passes.base import Call, Namer, Spot
@@ -51,7 +52,7 @@ def work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
     first = ""
     while queue and len(seen) < _NODES:
         node = queue.popleft()
-        if node in seen:
+        if node in seen or _is_number(node):
             continue
         seen.add(node)
         child = namer.child(node, owner) if node.op != "placeholder" else None
@@ -60,6 +61,12 @@ def work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
             return child or first, node
         queue.extend(node.all_input_nodes)
     return first, branch
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Tell whether a node is a number, such as a scale that Dynamo takes for a variable once it has changed."""
+    held = node.meta.get("example_value", node.meta.get("val"))
+    return isinstance(held, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)) or optable.name(node) == "item"
 
 
 def label(branch: fx.Node, owner: str, namer: Namer) -> str:

@@ -161,6 +161,27 @@ def test_another_spelling_of_the_same_connection() -> None:
     assert agree(results(run, model.train(), x()), evaluated)
 
 
+class Scaled(nn.Module):
+    """Its branches are scaled by an argument, which Dynamo takes for a variable once it has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        for f in self.f:
+            x = x + f(x).tanh() * scale
+        return x
+
+
+def test_a_number_that_becomes_a_variable() -> None:
+    model = moved(Scaled(), x(), 2.0)
+    run = compiled(model)
+    outs = [results(lambda a, scale=scale: run(a, scale), model, x()) for scale in (2.0, 3.0, 2.0)]
+    assert agree(outs[2], outs[0])
+    assert relative(outs[1][0], outs[0][0]) > 1e-2
+
+
 def test_a_connection_that_upgrade_did_not_see() -> None:
     model = moved(Training())
     expected = compiled(model)(x())
