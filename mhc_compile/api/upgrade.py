@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -79,9 +80,12 @@ def upgrade(
     if captured is None or not report.sites or not config.rewrites:
         return report
     attach_sites(model, report.plan)
-    if verify is False:
-        return report
-    return dataclasses.replace(report, max_error=_verify(model, args, kwargs, captured, verify))
+    if verify is not False:
+        report = dataclasses.replace(report, max_error=_verify(model, args, kwargs, captured, verify))
+    if torch.__future__.get_swap_module_params_on_conversion():
+        del captured
+        gc.collect()  # what Dynamo leaves of a run refers weakly to parameters, and such tensors cannot be swapped
+    return report
 
 
 def _refuse(model: nn.Module) -> None:

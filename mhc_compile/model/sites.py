@@ -153,6 +153,7 @@ class SiteModule(nn.Module):
             narrow = made.is_floating_point() and made.dtype.itemsize < torch.float32.itemsize
             return tensor.to(made.device, torch.float32) if narrow else made
 
+        _HOLDERS.pop(self.phi, None)  # torch swaps no tensor to which something refers weakly
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 

@@ -239,3 +239,17 @@ def test_no_residual() -> None:
     with pytest.warns(mhc.MHCWarning, match="nothing to rewrite"):
         out = compiled(model)(inputs())
     assert torch.equal(out, expected)
+
+
+def test_casts_that_swap_parameters() -> None:
+    """They refuse tensors to which something refers weakly."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model = upgraded(moved=True)
+        expected = compiled(upgraded(moved=True))(inputs())
+        model.to(torch.float64)
+        assert {p.dtype for p in model.parameters()} == {torch.float64}
+        out = compiled(model)(inputs().double())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert relative(out, expected) < 1e-5
