@@ -29,8 +29,9 @@ SHORT_HEAD = (
 )  # fmt: skip
 PREFACE = """# Model zoo
 
-Written by `python -m bench.zoo` (all of it: `make zoo ARGS=--resume`); do not edit. Each family is built tiny with random weights, run plain, upgraded,
-compiled with `backend="mhc"` (aot_eager, on a CPU, fp32) and run forward and backward.
+Written by `python -m bench.zoo` (all of it: `make zoo ARGS=--resume`); do not edit. Each family is built tiny with
+random weights, run plain, upgraded, compiled with `backend="mhc"` (aot_eager, on a CPU, fp32) and run forward and
+backward.
 
 * *expected*: residual connections of one forward, counted by hand from the library's source; *sites*: those that were
   rewritten; *kept*: those that were found and left alone, marked * among the other adds. The count is right when
