@@ -19,6 +19,7 @@ STRUCTURES: tuple[str, ...] = (
     "opaque/autograd.Function behind",
     "opaque/owner walks by ModuleList",
     "checkpoints/*",
+    "recurrences/c*",  # continuous time, cell of state and token
     "recurrences/delta rule",
     "recurrences/inverse by iteration",
     "images/*",

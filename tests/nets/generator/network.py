@@ -72,7 +72,7 @@ class Net(Part):
             self.hand.start()
         notes, axis = [x.sin().mean()], -3 if self.pictures else -1
         x = self.stem(x)
-        streams = self.enter(x.transpose(0, 1) if self.tail == "turned" else x, axis)
+        streams = self.enter(x.transpose(0, 1) if "turned" in self.tail else x, axis)
         for i, piece in enumerate(self.pieces):
             if i in self.left_out:
                 continue
@@ -87,6 +87,8 @@ class Net(Part):
         return self._tail(self.leave(streams)), torch.stack(notes).sum(0)
 
     def _tail(self, y: Tensor) -> Tensor:
+        if self.tail != "kept" and self.hand is not None:  # by hand it may lie anyhow
+            y = y.transpose(0, 1).contiguous().transpose(0, 1) if self.tail == "turned" else y.contiguous()
         if self.tail == "view":
             return y.view(y.shape[0], -1)
         if self.tail == "as_strided":

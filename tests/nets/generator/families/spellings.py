@@ -27,12 +27,13 @@ class Spelt(Block):
 
 
 class Highway(Block):
-    """The gate reads what it gates: streams of it are not defined, so a row is right."""
+    """The gate reads what it gates, from outside; a row is right too."""
 
     def forward(self, x: Any) -> Any:
-        x = self.leave(x)
-        gate = self.g(x).sigmoid()
-        return self.enter(x * (1 - gate) + gate * self.layer(x))
+        gate = self.g(self.leave(x)).sigmoid()
+        if self.hand is None:
+            return x * (1 - gate) + gate * self.layer(x)
+        return self.connect("f", x, lambda u: gate * self.layer(u), scale=1 - gate)
 
 
 def _mean(scale: float, f: float) -> Plain:
