@@ -47,7 +47,7 @@ ADDS = {
     "broadcast-skip": Reason(True, "the skip has fewer entries than the branch; write x.expand_as(f) + f"),
     "projection-shortcut": Reason(True, "the skip passes through a layer of its own, so no stream continues"),
     "gated-skip": Reason(
-        True, "a gate that is computed from data scales the skip, so streams would be gated, not carried on"
+        True, "a gate that is computed from data scales the skip; streams pass through it, each gated alike"
     ),
     "skip-reshaped": Reason(
         True, "the skip is a slice, view, pool, detached copy or concatenation of what the branch reads"
