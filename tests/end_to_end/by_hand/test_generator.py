@@ -6,11 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 import mhc_compile as mhc
+from mhc_compile.codegen.inspect import subprocess_call
+from mhc_compile.codegen.runtime import dispatch
 from tests.nets.generator import faults, judge, network, runner
 from tests.nets.generator.__main__ import main
 from tests.nets.generator.families import FAMILIES, STRUCTURES
@@ -139,6 +142,18 @@ def test_what_was_not_planned_is_refused() -> None:
     hand = by_hand(Net(made).double(), Placed("mhc", "sinkhorn", 2, {}, names={}))
     with pytest.raises(UnplannedError):
         hand(judge.tokens(hand, made, 3))
+
+
+def kernels_launched() -> int:
+    """Judge a network by generated kernels, and count them."""
+    with mock.patch.object(dispatch, "_launch", wraps=dispatch._launch) as launch:
+        assert judge.judge(drawing("common/pre-norm", kernels=True)) == "right"
+    return launch.call_count
+
+
+@pytest.mark.xdist_group("interpreter")
+def test_generated_kernels_run() -> None:
+    assert subprocess_call.call(True, kernels_launched) > 0
 
 
 def test_the_long_run_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

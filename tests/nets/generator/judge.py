@@ -40,24 +40,19 @@ def code(drawing: Drawing) -> str:
     return "\n".join(inspect.getsource(cls) for cls in classes)
 
 
-def judge(drawing: Drawing, kernels: bool = False) -> str:
+def judge(drawing: Drawing) -> str:
     """Run a network; return how it went: "right", "refused" where an error of ours is right too, or "told" (of).
-
-    Args:
-        drawing: the network.
-        kernels: run in float32 by generated kernels, in Triton's interpreter.
 
     Raises:
         FaultError: it is silently plain, silently wrong, or an error stops who did nothing wrong.
     """
     torch._dynamo.reset()
     torch.manual_seed(drawing.number)
-    plain = Net(drawing).to(torch.float32 if kernels else torch.float64).train(drawing.training)
+    plain = Net(drawing).to(torch.float32 if drawing.kernels else torch.float64).train(drawing.training)
     config = mhc.Config(
         streams=drawing.streams,
         connection=drawing.kind[0],
         projection=drawing.kind[1],
-        kernels="triton" if kernels else "auto",
     )
     x = tokens(plain, drawing, drawing.length)
     plain.tail = _tail_that_fits(plain, x)
@@ -73,7 +68,7 @@ def judge(drawing: Drawing, kernels: bool = False) -> str:
     if hand is None:
         return "told"
     load(model, {name: value.to(x.dtype) for name, value in hand.hand.parameters.items()})  # type: ignore[union-attr]
-    tolerance = NARROW_TOLERANCE if kernels else TOLERANCE
+    tolerance = NARROW_TOLERANCE if drawing.kernels else TOLERANCE
     expected = Run(hand, hand, x)
     found = Run(_compiled(model, drawing), model, x)
     _compare(drawing, "first call", found, expected, Run(plain, plain, x), tolerance)
@@ -179,7 +174,8 @@ def _run(use: Use, step: Step, net: Net, x: Tensor) -> Run:
 
 
 def _compiled(step: Step, drawing: Drawing) -> Step:
-    made: Step = torch.compile(step, backend=backend, options={"compiler": drawing.compiler})
+    kernels = "triton" if drawing.kernels else "auto"
+    made: Step = torch.compile(step, backend=backend, options={"compiler": drawing.compiler, "kernels": kernels})
     return made
 
 

@@ -46,7 +46,11 @@ class Choice:
             tails = faults.without(tails, faults.TAILS)
         if self.kernels:
             names = [name for name in names if STRUCTURES[name].exact]
-        return draw(number, names, fnmatch.filter(uses, self.use), tails, fnmatch.filter(names, self.only))
+        drawing = draw(number, names, fnmatch.filter(uses, self.use), tails, fnmatch.filter(names, self.only))
+        if not self.kernels:
+            return drawing
+        kind = drawing.kind if drawing.kind[0] == "mhc" else ("mhc", "sinkhorn")  # there are kernels for mhc only
+        return dataclasses.replace(drawing, kernels=True, kind=kind)
 
 
 def verdicts(choice: Choice, numbers: range, jobs: int) -> Iterator[list[Verdict]]:
@@ -63,13 +67,13 @@ def judged(choice: Choice, numbers: range) -> list[Verdict]:
     warnings.simplefilter("ignore")
     if choice.kernels:
         interpreter.mend()
-    return [_judged(choice.draw(number), choice.kernels) for number in numbers]
+    return [_judged(choice.draw(number)) for number in numbers]
 
 
-def _judged(drawing: Drawing, kernels: bool) -> Verdict:
+def _judged(drawing: Drawing) -> Verdict:
     name = f"{drawing.number} {drawing.structures}"
     try:
-        return judge(drawing, kernels), ""
+        return judge(drawing), ""
     except FaultError as fault:
         return "wrong", f"{name} {fault}\n"
     except Exception:  # the others are judged all the same
