@@ -92,9 +92,10 @@ def survey(
 
 
 def _idle(config: Config, report: Report) -> list[str]:
-    """Return the patterns of the config that match no connection."""
+    """Return the patterns of the config that match no connection; `*` asks for none."""
     names = {site.name for site in report.sites} | {rejection.site for rejection in report.rejections}
-    return [glob for glob in (*config.include, *config.exclude) if not any(fnmatchcase(name, glob) for name in names)]
+    asked = [glob for glob in (*config.include, *config.exclude, *config.split) if glob != "*"]
+    return [glob for glob in asked if not any(fnmatchcase(name, glob) for name in names)]
 
 
 def _hidden_by_autograd(

@@ -82,6 +82,11 @@ class Planned:
         if self.root is not None and "forward" in vars(self.root) and _has_sites(self.root) and () not in marked:
             raise SiteNotFoundError(_bypassed(self.root))
 
+    def cut_off(self, gm: fx.GraphModule) -> str:
+        """Return the first site of the frame's module, where a break cuts its forward; else nothing."""
+        held = self.root._modules.get(ATTRIBUTE) if self.root is not None and is_in_parts(gm) else None
+        return next((site.path for site in held.sites()), "") if isinstance(held, OwnerSites) else ""
+
     def stays_plain(self, residual: Residual, config: Config) -> bool:
         """Tell whether a connection without a site is left alone: outside of planned models, or as their plans say."""
         around = [*map(self._module, _stack(residual.total))]

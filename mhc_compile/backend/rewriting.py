@@ -150,7 +150,16 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
         MHCError: it does; the text says what to do.
     """
     planned.check(gm)
-    run(ANALYSIS, copy_graph(gm), _request(config, planned))
+    try:
+        run(ANALYSIS, copy_graph(gm), _request(config, planned))
+    except PlanMismatchError as error:
+        if site := planned.cut_off(gm):
+            raise SiteNotFoundError(
+                f"a graph break cuts a forward apart from its sites, such as {site!r}, which holds connections behind it"
+                f" (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
+                f" runs now.{_why_broken(gm)}"
+            ) from None
+        raise error from None
 
 
 def _request(config: Config, planned: Planned) -> Request:

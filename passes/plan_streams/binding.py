@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import fx
@@ -39,8 +40,9 @@ def bind(gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Re
             if residual.total not in pairs and not request.stays_plain(residual):
                 raise PlanMismatchError(_unplanned(residual, sites))
         met = {binding.label for binding in pairs.values()}
+        ran = Counter(residual.spot.child for residual in found if residual.total in pairs)
         for site in sites:
-            if site.label not in met and _takes_part(gm, site, found, request):
+            if site.label not in met and _takes_part(gm, site, found, ran, request):
                 raise SiteNotFoundError(_missing(site, findings))
     return bound
 
@@ -83,28 +85,38 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable,
     return groups
 
 
-def _takes_part(gm: fx.GraphModule, site: Binding, found: Sequence[Residual], request: Request) -> bool:
-    """Tell whether a site's branch runs in this call of its owner: else the call has skipped it, as LayerDrop does."""
+def _takes_part(
+    gm: fx.GraphModule, site: Binding, found: Sequence[Residual], ran: Mapping[str, int], request: Request
+) -> bool:
+    """Tell whether a site's branch runs in this call of its owner: else the call has skipped it, as LayerDrop does.
+
+    It does if its child is called more often than connections of this child were found, or if somebody else reads the
+    child's parameters, as a fused call does.
+    """
     if site.spot is None:
         return True
     if site.spot.call not in {residual.spot.call for residual in found} and found:
         return False  # of a call that the graph does not make, as an early exit from a loop
-    namer, child = request.namer, site.spot.child
+    namer, child, calls = request.namer, site.spot.child, set[tuple[str, str]]()
     if not child:
         return True
     for node in gm.graph.nodes:
-        if node.op == "placeholder" or not _within(node, site):
+        below = None if node.op == "placeholder" else _below(node, site)
+        if below is None:
             continue
-        held = (namer.parameter(arg, site.owner) for arg in node.all_input_nodes)
-        if namer.child(node, site.owner) == child or any(h and _first_step(h) == child for h in held):
+        if namer.child(node, site.owner) == child:
+            calls.update(below[:1])
+        elif any(_first_step(namer.parameter(arg, site.owner) or "") == child for arg in node.all_input_nodes):
             return True
-    return False
+    return len(calls) > ran[child]
 
 
-def _within(node: fx.Node, site: Binding) -> bool:
-    """Tell whether a node is made in the call of the owner that has marked the site."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return not site.call.key or site.call.key in {(str(key), str(entry[0])) for key, entry in stack.items()}
+def _below(node: fx.Node, site: Binding) -> list[tuple[str, str]] | None:
+    """Return the calls inside of that of the owner which has marked the site; None for nodes of other calls."""
+    stack = [(str(key), str(entry[0])) for key, entry in (node.meta.get("nn_module_stack") or {}).items()]
+    if not site.call.key:
+        return stack
+    return stack[stack.index(site.call.key) + 1 :] if site.call.key in stack else None
 
 
 def _first_step(path: str) -> str:

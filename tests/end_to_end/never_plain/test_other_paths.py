@@ -111,6 +111,28 @@ def test_a_tied_block_has_parameters_for_every_call() -> None:
         run(x(), 4)
 
 
+class Loop(nn.Module):
+    """One layer, several times in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(C, C)
+
+    def forward(self, x: Tensor, times: int) -> Tensor:
+        for _ in range(times):
+            x = x + self.f(x).tanh()
+        return x
+
+
+def test_fewer_rounds_of_a_loop_in_one_forward() -> None:
+    model = moved(Loop(), x(), 3)
+    compiled(model)(x(), 2).mul(x()).sum().backward()
+    trained = [name for name, p in mhc.named_parameters(model) if p.grad is not None and name.endswith("phi")]
+    assert trained == ["mhc.f.phi", "mhc.f_1.phi"]
+    with pytest.raises(PlanMismatchError, match="has no site"):
+        compiled(model)(x(), 4)
+
+
 def test_a_tied_block_that_is_compiled_apart_does_not_know_its_call() -> None:
     model = moved(Tied(), x(), 2)
     model.get_submodule("block").compile(backend="mhc", options={"compiler": "eager"})
@@ -180,6 +202,16 @@ def test_a_number_that_becomes_a_variable() -> None:
     outs = [results(lambda a, scale=scale: run(a, scale), model, x()) for scale in (2.0, 3.0, 2.0)]
     assert agree(outs[2], outs[0])
     assert relative(outs[1][0], outs[0][0]) > 1e-2
+
+
+def test_a_connection_that_only_training_makes() -> None:
+    model = Training()
+    model.more = True
+    moved(model)
+    model.more = False
+    compiled(model)(x()).mul(x()).sum().backward()
+    trained = [name for name, p in mhc.named_parameters(model) if p.grad is not None and name.endswith("phi")]
+    assert trained == ["mhc.f_1.phi", "mhc.g.phi"]
 
 
 def test_a_connection_that_upgrade_did_not_see() -> None:
