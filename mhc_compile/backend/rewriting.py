@@ -155,7 +155,7 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
     except PlanMismatchError as error:
         if site := planned.cut_off(gm):
             raise SiteNotFoundError(
-                f"a graph break cuts a forward apart from its sites, such as {site!r}, which holds connections behind it"
+                f"a graph break cuts a forward with connections apart from its sites, such as {site!r}"
                 f" (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
                 f" runs now.{_why_broken(gm)}"
             ) from None
