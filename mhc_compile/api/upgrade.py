@@ -74,7 +74,7 @@ def upgrade(
         return _upgrade_again(model, ModelPlan.from_json(held.text), config)
     _refuse(model)
     config = _checked(config)
-    args, kwargs = _on_device(model, (args,) if isinstance(args, Tensor) else tuple(args), dict(kwargs or {}))
+    args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     report, captured = survey(model, args, kwargs, config)
     report = dataclasses.replace(report, training=True)
     if captured is None or not report.sites or not config.rewrites:
