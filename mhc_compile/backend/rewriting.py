@@ -155,8 +155,8 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
     except PlanMismatchError as error:
         if site := planned.cut_off(gm):
             raise SiteNotFoundError(
-                f"a graph break cuts a forward with connections apart from its sites, such as {site!r}"
-                f" (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
+                f"site {site!r} is cut off from its connection: a graph break cuts the forward that both are of"
+                " (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
                 f" runs now.{_why_broken(gm)}"
             ) from None
         raise error from None

@@ -203,7 +203,7 @@ def test_small_graphs_do_not_warn() -> None:
 
 
 def test_a_model_that_is_left_alone_for_its_breaks_does() -> None:
-    (message,) = warned(made(Net, 2, BetweenAdds))
+    (message,) = set(warned(made(Net, 2, BetweenAdds)))  # of each part of the forward
     assert "found nothing to rewrite in this graph of BetweenAdds" in message
 
 
