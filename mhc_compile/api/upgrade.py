@@ -80,12 +80,11 @@ def upgrade(
     if captured is None or not report.sites or not config.rewrites:
         return report
     attach_sites(model, report.plan)
-    if verify is not False:
-        report = dataclasses.replace(report, max_error=_verify(model, args, kwargs, captured, verify))
+    error = None if verify is False else _verify(model, args, kwargs, captured, verify)
+    del captured
     if torch.__future__.get_swap_module_params_on_conversion():
-        del captured
         gc.collect()  # what Dynamo leaves of a run refers weakly to parameters, and such tensors cannot be swapped
-    return report
+    return dataclasses.replace(report, max_error=error)
 
 
 def _refuse(model: nn.Module) -> None:
