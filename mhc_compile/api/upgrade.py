@@ -45,8 +45,7 @@ def upgrade(
     """Give a model the parameters of hyper-connections at its residual adds, once and for all.
 
     The model is run once with the arguments, under capture. From then on it must be compiled with backend="mhc"; it
-    computes what it computed before until training moves the new parameters. Calling it again changes nothing but what
-    a new config says of the compilation.
+    computes what it computed before until training moves them. Called again, it takes the config of the compilation.
 
     Args:
         model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
@@ -75,8 +74,8 @@ def upgrade(
     _refuse(model)
     config = _checked(config)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
-    report, captured = survey(model, args, kwargs, config)
-    report = dataclasses.replace(report, training=True)
+    found, captured = survey(model, args, kwargs, config)
+    report = dataclasses.replace(found, training=True)
     if captured is None or not report.sites or not config.rewrites:
         return report
     attach_sites(model, report.plan)

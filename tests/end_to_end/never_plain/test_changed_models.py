@@ -21,7 +21,7 @@ def faster(self: Any, x: Tensor) -> Tensor:
     return self.f(self.f(x)).tanh() + x
 
 
-@pytest.mark.parametrize("which", [(0, 1, 2, 3), (1,)])
+@pytest.mark.parametrize("which", [(0, 1, 2, 3), (1,)], ids=["all", "one"])
 def test_a_forward_that_is_replaced_on_the_instance(which: tuple[int, ...]) -> None:
     model = moved(Deep())
     for i in which:

@@ -66,10 +66,12 @@ def restored(model: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:mhc created")
+def explained(model: nn.Module) -> object:
+    return mhc.explain(model, (inputs(),))
+
+
 @pytest.mark.parametrize("make", [Net, Separate])
-@pytest.mark.parametrize(
-    "use", [lambda model: mhc.explain(model, (inputs(),)), lazily, step, exported, restored], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("use", [explained, lazily, step, exported, restored], ids=lambda f: f.__name__)
 def test_deleted_models_are_freed(use: Callable[[nn.Module], object], make: Callable[[], nn.Module]) -> None:
     """Dynamo keeps every backend until it is reset, and compiled code as long as its guards hold."""
     model = make()

@@ -43,7 +43,9 @@ def in_no_grad(self: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("step", "behind", "moved"), [(with_number, "x", []), (with_parameter, "x", ["exp"]), (in_no_grad, "x", [])]
+    ("step", "behind", "moved"),
+    [(with_number, "x", []), (with_parameter, "x", ["exp"]), (in_no_grad, "x", [])],
+    ids=["number", "parameter", "no_grad"],
 )
 def test_in_front_of_the_branch(step: Step, behind: str, moved: list[str]) -> None:
     assert place(step) == (behind, moved)
