@@ -43,7 +43,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     try:
         model.add_module(ATTRIBUTE, held)
         know(model)
-        if owners.walks(model):
+        if owners.walks(type(model)):
             owners.adopt(model)
         same, successors = object(), Counter(site.predecessor for site in new)
         for site in new:

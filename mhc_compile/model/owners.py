@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-
 from torch import nn
 
 from mhc_compile.errors import NameTakenError, PlanMismatchError
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
-from mhc_compile.model.subclasses import adopt, base_of, is_owner
+from mhc_compile.model.subclasses import adopt, base_of, is_owner, walks
 
 __all__ = ["adopt", "check", "is_owner", "release", "walks"]
-_WALKS = frozenset({"children", "named_children"})
 
 
 def check(module: nn.Module, path: str) -> None:
@@ -36,15 +33,6 @@ def check(module: nn.Module, path: str) -> None:
             f"{path or 'the model'} has a forward that was replaced on the instance (by a hook library?), so its sites"
             " could not be marked; call mhc_compile.upgrade before patching forward"
         )
-
-
-def walks(module: nn.Module) -> bool:
-    """Tell whether the module's own code walks over its children: then it must not meet the sites among them."""
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return True
-    classes = (cls for cls in type(module).__mro__ if cls not in nn.Module.__mro__)
-    functions = (function for cls in classes for function in vars(cls).values() if inspect.isfunction(function))
-    return any(not _WALKS.isdisjoint(inspect.unwrap(function).__code__.co_names) for function in functions)
 
 
 def release(module: nn.Module) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from mhc_compile.model.sites import ATTRIBUTE
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_WALKS = frozenset({"children", "named_children"})
 _CALLS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
 _CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "__iadd__")  # of containers
 
@@ -23,8 +27,8 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
     """Return the class that instances of `base` get: same name, and a forward that marks the sites first.
 
     Its forward has a code object of its own, since Dynamo keeps compiled code there. Instances copy and pickle as
-    instances of the base, which become owners again when they are made. A walk over children, or over a container's
-    items, does not meet the sites, since a forward that walks would run them as a layer.
+    instances of the base, which become owners again when they are made. Where the base walks over its children, or is a
+    container, it does not meet the sites, which it would run as a layer.
     """
     if base not in _MADE:
         body: dict[str, Any] = {
@@ -32,7 +36,9 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
             "__doc__": base.__doc__,
             "__qualname__": base.__qualname__,
         }
-        body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base), **_hidden(base)}
+        body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base)}
+        if _asks_for_children(base):
+            body |= _hidden(base)
         if not _reaches_forward(base.__call__):
             body["__call__"] = _call(base)
         if issubclass(base, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
@@ -76,10 +82,15 @@ def base_of(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _derive(base: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
-    """Derive a class without telling the base: neither its metaclass nor its `__init_subclass__` shall register it."""
+    """Derive a class, telling the base if it will hear of one: Hugging Face's layers wrap the forward there.
+
+    Metaclasses are not told, nor is an `__init_subclass__` that refuses the class, as one that has its name already.
+    """
     name = body.pop("__name__", base.__name__)
     made = type.__new__(type(base), name, (_Unrelated,), body)
     made.__bases__ = (base,)
+    with contextlib.suppress(Exception):
+        super(made, made).__init_subclass__()
     return made
 
 
@@ -129,57 +140,64 @@ def rebuild(base: type[nn.Module]) -> nn.Module:
 # -- a walk does not meet the sites -----------------------------------------------------------------------------------
 
 
+def walks(cls: type[nn.Module]) -> bool:
+    """Tell whether a class's own code walks over its children: then it must not meet the sites among them."""
+    return issubclass(cls, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or _asks_for_children(cls)
+
+
+def _asks_for_children(cls: type[nn.Module]) -> bool:
+    classes = (each for each in cls.__mro__ if each not in nn.Module.__mro__)
+    functions = (function for each in classes for function in vars(each).values() if inspect.isfunction(function))
+    return any(not _WALKS.isdisjoint(inspect.unwrap(function).__code__.co_names) for function in functions)
+
+
 def _hidden(base: type[nn.Module]) -> dict[str, Any]:
-    """Return what walks over children, without the sites, and what torch does by such walks, with them."""
+    """Return walks over children without the sites; torch, which moves, shards and initialises modules, sees all."""
 
     def named_children(self: Any) -> Iterator[tuple[str, nn.Module]]:
-        return ((name, child) for name, child in base.named_children(self) if name != ATTRIBUTE)
+        shown = not torch.compiler.is_compiling() and _is_torch(sys._getframe(1))
+        return ((name, child) for name, child in base.named_children(self) if shown or name != ATTRIBUTE)
 
     def children(self: Any) -> Iterator[nn.Module]:
-        return (child for _, child in self.named_children())
+        shown = not torch.compiler.is_compiling() and _is_torch(sys._getframe(1))
+        return (child for name, child in base.named_children(self) if shown or name != ATTRIBUTE)
 
-    def apply_to_tensors(self: Any, fn: Any, recurse: bool = True) -> Any:
-        if recurse:
-            self.mhc._apply(fn)
-        return base._apply(self, fn, recurse)
+    return {"named_children": named_children, "children": children}
 
-    def apply_to_modules(self: Any, fn: Any) -> Any:
-        self.mhc.apply(fn)
-        return base.apply(self, fn)
 
-    def train(self: Any, mode: bool = True) -> Any:
-        self.mhc.train(mode)
-        return base.train(self, mode)
+def _is_torch(frame: Any) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
 
-    made = {"named_children": named_children, "children": children, "train": train}
-    return made | {"_apply": apply_to_tensors, "apply": apply_to_modules}
+
+def _held(container: Any) -> dict[str, nn.Module]:
+    return {name: child for name, child in container._modules.items() if name != ATTRIBUTE}
 
 
 def _as_container(base: Any) -> dict[str, Any]:
     """Return what a container does with its items, without the sites among them."""
 
     def iterate(self: Any) -> Iterator[Any]:
-        return iter(self.keys() if hasattr(base, "keys") else self.children())
+        return iter(_held(self) if hasattr(base, "keys") else _held(self).values())
 
     def length(self: Any) -> int:
         return len(self._modules) - (ATTRIBUTE in self._modules)
 
     def keys(self: Any) -> Any:
-        return dict(self.named_children()).keys()
+        return _held(self).keys()
 
     def values(self: Any) -> Any:
-        return dict(self.named_children()).values()
+        return _held(self).values()
 
     def items(self: Any) -> Any:
-        return dict(self.named_children()).items()
+        return _held(self).items()
 
     def get(self: Any, index: Any) -> Any:
         if isinstance(index, str):
             return self._modules[index]
         if isinstance(index, slice):
-            some = list(self.named_children())[index]
+            some = list(_held(self).items())[index]
             return base(OrderedDict(some)) if issubclass(base, nn.Sequential) else base(child for _, child in some)
-        return list(self.children())[index]
+        return list(_held(self).values())[index]
 
     made: dict[str, Any] = {"__iter__": iterate, "__len__": length, "__getitem__": get}
     if hasattr(base, "keys"):

