@@ -59,14 +59,14 @@ def untag(gm: fx.GraphModule, inputs: Iterable[Any]) -> None:
     needed = any(isinstance(each, Tensor) and each.requires_grad for each in (*inputs, *gm.parameters()))
     recording, inference = torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), dict[fx.Node, bool]()
     for node in gm.graph.nodes:
-        op = optable.name(node)
+        op, given = optable.name(node), next(iter(node.args), None)
         if op == "_set_grad_enabled":
-            recording = bool(node.args[0])
+            recording = bool(given)
         elif op == "_enter_inference_mode":
             inference[node] = recording
-            recording = recording and not node.args[0]
+            recording = recording and not given
         elif op == "_exit_inference_mode":
-            recording = inference.pop(node.args[0], recording)
+            recording = inference.pop(given, recording)  # type: ignore[arg-type]  # what the op has entered
         if needed and recording:
             continue
         held = operator.attrgetter(str(node.target))(gm) if node.op == "get_attr" else None
