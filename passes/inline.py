@@ -66,9 +66,10 @@ def _inline(
 def _keep_fp32(node: fx.Node, enter: fx.Node) -> None:
     """Put what replaces a node into a region without autocast, as the op is; `enter` begins the one around it."""
     device, dtype, _, *more = enter.args
+    begin: Any = enter.target
     leave: Any = next(user.target for user in enter.users)
     with node.graph.inserting_before(node):
-        off = node.graph.call_function(enter.target, (device, dtype, False, *more))  # type: ignore[arg-type]  # a function
+        off = node.graph.call_function(begin, (device, dtype, False, *more))
     with node.graph.inserting_after(node):
         node.graph.call_function(leave, (off,))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mhc_compile.passes.base import Rejection
+from mhc_compile.passes.base import Rejection, Spot
 
 
 class Reason(NamedTuple):
@@ -107,7 +107,9 @@ LEFT_OUT = {
 }
 
 
-def reject(reason: str, *, owner: str, source: str, node: str = "", **words: str) -> Rejection:
+def reject(
+    reason: str, *, owner: str, source: str, node: str = "", spot: Spot | None = None, **words: str
+) -> Rejection:
     """Return the rejection of an add.
 
     Args:
@@ -115,6 +117,7 @@ def reject(reason: str, *, owner: str, source: str, node: str = "", **words: str
         owner: path of the module whose forward contains the add.
         source: "file.py:line" of the add.
         node: name of the add node in the graph.
+        spot: where in its owner it stands, if another run may take it for a connection.
         words: what the text names.
     """
     residual, text = ADDS[reason]
@@ -125,5 +128,6 @@ def reject(reason: str, *, owner: str, source: str, node: str = "", **words: str
         owner=owner,
         source=source,
         node=node,
+        spot=spot,
         site=words.get("site", ""),
     )

@@ -83,9 +83,8 @@ def survey(
     unseen = Counter(hidden) - Counter({rejection: seen[rejection.owner, rejection.source] for rejection in hidden})
     report = dataclasses.replace(report, rejections=(*report.rejections, *unseen.elements()))
     for glob in _idle(config, report):
-        warn(
-            f"{glob!r} in include or exclude is the name of no connection of {type(model).__name__}; explain shows all"
-        )
+        name = type(model).__name__
+        warn(f"{glob!r} in include, exclude or split is the name of no connection of {name}; explain shows all")
     if not report.sites:
         warn(f"mhc finds nothing to rewrite in {type(model).__name__}")
     return report, captured

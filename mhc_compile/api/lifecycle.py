@@ -12,7 +12,7 @@ from mhc_compile.api.checkpoints import Checkpoint
 from mhc_compile.capture.frames import original
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
 from mhc_compile.model.attach import attach_sites, detach_sites
-from mhc_compile.model.sites import OwnerSites, SiteModule
+from mhc_compile.model.sites import OwnerSites, sites_in
 from mhc_compile.model.stage import set_removed
 
 
@@ -45,7 +45,7 @@ def remove(model: nn.Module, force: bool = False) -> None:
         TrainedParametersError: parameters have moved, and force is False.
         NotUpgradedError: there are none.
     """
-    sites = [module for module in model.modules() if isinstance(module, SiteModule)]
+    sites = [site for _, site in sites_in(model)]
     if not sites:
         raise NotUpgradedError("the model holds no mHC parameters, so there is nothing to remove")
     moved = [] if force else [site.path for site in sites if not site.phi.is_meta and site.has_moved()]

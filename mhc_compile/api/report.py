@@ -12,7 +12,7 @@ from torch import nn
 
 from mhc_compile.capture.model_run import Captured
 from mhc_compile.model import start_values
-from mhc_compile.model.sites import SiteModule
+from mhc_compile.model.optimizers import named_parameters
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 from mhc_compile.passes import Rejection
@@ -172,7 +172,7 @@ class Report:
 
 def _own_parameters(model: nn.Module) -> int:
     """Return the number of a model's values without those of its sites."""
-    held = {id(p) for module in model.modules() if isinstance(module, SiteModule) for p in module.parameters()}
+    held = {id(parameter) for _, parameter in named_parameters(model)}
     return sum(p.numel() for p in model.parameters() if id(p) not in held)
 
 

@@ -27,7 +27,7 @@ from mhc_compile.errors import (
     VerificationError,
 )
 from mhc_compile.model.attach import attach_sites, detach_sites
-from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
@@ -132,9 +132,8 @@ def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> 
                 f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave"
                 " config out"
             )
-        for module in model.modules():
-            if isinstance(module, SiteModule):
-                module.use(config)
+        for _, site in sites_in(model):
+            site.use(config)
     return Report.of_plan(plan, model)
 
 

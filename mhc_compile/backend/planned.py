@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from torch import fx, nn
 
 from mhc_compile.capture.frames import is_in_parts, module_called
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, SiteModule
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.model.stage import is_collecting, is_planned, left_out
 from mhc_compile.model.subclasses import known
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
+from mhc_compile.passes.graph.walk import calls
 from mhc_compile.passes.plan_streams import excluded
 
 _AGAIN = (
@@ -73,10 +73,10 @@ class Planned:
         """
         for model in self.models:
             _check_sites(model)
-        marked = {_stack(marker)[-1:] for module in gm.modules() for marker in markers(module)}
+        marked = {calls(marker)[-1:] for module in gm.modules() for marker in markers(module)}
         for stack in _stacks(gm):
             for entry in stack:
-                owner = self.called.get(entry[0].partition("@")[0])
+                owner = self._module(entry)
                 if owner is not None and _has_sites(owner) and (entry,) not in marked:
                     raise SiteNotFoundError(_bypassed(owner))
         if self.root is not None and "forward" in vars(self.root) and _has_sites(self.root) and () not in marked:
@@ -89,7 +89,7 @@ class Planned:
 
     def stays_plain(self, residual: Residual, config: Config) -> bool:
         """Tell whether a connection without a site is left alone: outside of planned models, or as their plans say."""
-        around = [*map(self._module, _stack(residual.total))]
+        around = [*map(self._module, calls(residual.total))]
         modules = [module for module in (self.root, *around) if module is not None]
         if not any(map(is_planned, modules)) or any(map(_is_disabled, modules)):
             return True
@@ -102,16 +102,11 @@ class Planned:
         return self.called.get(entry[0].partition("@")[0])
 
 
-def _stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
-    stack: Mapping[Any, Any] = node.meta.get("nn_module_stack") or {}
-    return tuple((str(key), str(entry[0])) for key, entry in stack.items())
-
-
 def _stacks(gm: fx.GraphModule) -> Iterator[tuple[tuple[str, str], ...]]:
     """Iterate over the different stacks of what a graph computes, in the graphs inside of it, too."""
     graphs: Iterable[fx.Graph] = (module.graph for module in gm.modules() if isinstance(module, fx.GraphModule))
     nodes = (node for graph in graphs for node in graph.nodes if node.op.startswith("call"))
-    yield from dict.fromkeys(map(_stack, nodes))
+    yield from dict.fromkeys(map(calls, nodes))
 
 
 def _holds_plan(module: nn.Module | None) -> bool:
@@ -125,13 +120,11 @@ def _is_disabled(module: nn.Module) -> bool:
 
 def _has_sites(module: nn.Module) -> bool:
     held = module._modules.get(ATTRIBUTE)
-    sites = held is not None and any(isinstance(each, SiteModule) for each in held.modules())
-    return sites and not getattr(held, "disabled", False)
+    return held is not None and any(sites_in(held)) and not getattr(held, "disabled", False)
 
 
 def _bypassed(owner: nn.Module) -> str:
-    site = next((each for each in owner.modules() if isinstance(each, SiteModule)), None)
-    name, kind = site.path if site is not None else ATTRIBUTE, type(owner).__name__
+    name, kind = next((site.path for _, site in sites_in(owner)), ATTRIBUTE), type(owner).__name__
     return (
         f"site {name!r} is in the plan, but {kind}, which owns it, ran here without it: its forward was replaced after"
         " the upgrade (by a library of kernels or hooks, or by hand). Replace it first, then upgrade:"
@@ -143,17 +136,17 @@ def _check_sites(model: nn.Module) -> None:
     """Check that every site of a model's plan is where the plan says, and no other."""
     held = model._modules[ATTRIBUTE]
     assert isinstance(held, RootSites)
-    planned = {str(site["name"]): str(site["name"]).rpartition(".")[0] for site in held.sites_of_plan()}
+    names = [str(site["name"]) for site in held.sites_of_plan()]
+    planned = {name: name.rpartition(".")[0] for name in names}
     found = set()
-    for path, module in model.named_modules():
-        if isinstance(module, SiteModule):
-            owner = f".{path}".rpartition(f".{ATTRIBUTE}.")[0].removeprefix(".")
-            if module.path not in planned or not _is_within(planned[module.path], owner):
-                raise PlanMismatchError(
-                    f"{owner or 'the model'!r} holds site {module.path!r}, which is not its place in the plan: layers"
-                    f" were added, moved, copied or taken away since upgrade; {_AGAIN}"
-                )
-            found.add(module.path)
+    for path, site in sites_in(model):
+        owner = f".{path}".rpartition(f".{ATTRIBUTE}.")[0].removeprefix(".")
+        if site.path not in planned or not _is_within(planned[site.path], owner):
+            raise PlanMismatchError(
+                f"{owner or 'the model'!r} holds site {site.path!r}, which is not its place in the plan: layers were"
+                f" added, moved, copied or taken away since upgrade; {_AGAIN}"
+            )
+        found.add(site.path)
     lost = next((name for name in planned if name not in found), None)
     if lost is not None:
         raise PlanMismatchError(

@@ -152,14 +152,14 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
     planned.check(gm)
     try:
         run(ANALYSIS, copy_graph(gm), _request(config, planned))
-    except PlanMismatchError as error:
+    except PlanMismatchError:
         if site := planned.cut_off(gm):
             raise SiteNotFoundError(
                 f"site {site!r} is cut off from its connection: a graph break cuts the forward that both are of"
                 " (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
                 f" runs now.{_why_broken(gm)}"
             ) from None
-        raise error from None
+        raise
 
 
 def _request(config: Config, planned: Planned) -> Request:

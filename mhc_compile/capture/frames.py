@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,10 +18,8 @@ from torch._dynamo.source import GetItemSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import Source
 
+from mhc_compile.capture.sources import look_up
 from mhc_compile.errors import MHCError
-
-_SOURCE = re.compile(r"(?P<scope>[LG])\['(?P<name>[^']*)'\](?P<rest>.*)")
-_STEP = re.compile(r"\.(?P<name>\w+)|\['(?P<key>[^']*)'\]|\[(?P<index>\d+)\]")
 
 
 def frame_root() -> nn.Module | None:
@@ -144,15 +141,6 @@ def module_called(source: str, number: str) -> nn.Module | None:
         source: how the code names it, such as "L['self'].layers.0".
         number: its id, as text; a module that is another one by now is not returned.
     """
-    told = _SOURCE.match(source)
-    if told is None:
-        return None
     tx = InstructionTranslator.current_tx().output.root_tx
-    found: Any = (tx.f_locals if told["scope"] == "L" else tx.f_globals).get(told["name"])
-    for step in _STEP.finditer(told["rest"]):
-        name, index = step["name"] or step["key"], step["index"]
-        try:
-            found = getattr(found, name) if step["name"] else found[int(index) if index else name]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            return None
+    found = look_up(source, tx.f_locals, tx.f_globals)
     return found if isinstance(found, nn.Module) and str(id(found)) == number else None

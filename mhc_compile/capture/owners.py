@@ -7,19 +7,15 @@ innermost last, and has no entry for the module that is compiled itself.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import fx, nn
 
-from mhc_compile.passes.base import Call
+from mhc_compile.capture.sources import below_root
+from mhc_compile.passes.base import Call, first_step
 from mhc_compile.passes.graph.statements import Forward
-from mhc_compile.passes.graph.walk import value
-
-_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
-_HELD = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
-_GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")  # how sources name a part under torch.func.functional_call
+from mhc_compile.passes.graph.walk import calls, value
 
 
 class Stack:
@@ -69,9 +65,7 @@ class Stack:
         prefix = f"{owner}." if owner else ""
         for path in self._entries(node):
             if path != owner and path.startswith(prefix):
-                head, _, rest = path.removeprefix(prefix).partition(".")
-                index = rest.partition(".")[0]
-                return f"{head}_{index}" if index.isdigit() else head
+                return first_step(path.removeprefix(prefix))
         return None
 
     def call(self, node: fx.Node) -> Call:
@@ -79,12 +73,11 @@ class Stack:
 
         Dynamo numbers the calls of a module by the name that the code has for it, so both together tell them apart.
         """
-        stack = node.meta.get("nn_module_stack") or {}
-        keys = tuple((str(key), str(entry[0])) for key, entry in stack.items())
+        keys = calls(node)
         if not keys:
             return Call(forward=self._code(self._kind))
         ends = [i for i, (key, _) in enumerate(keys) if key.partition("@")[0] in self._models]
-        kind = list(stack.values())[-1][1]
+        *_, (_, kind) = node.meta["nn_module_stack"].values()
         return Call(keys[-1], keys[: ends[-1] + 1] if ends else (), self._code(kind))
 
     def parameter(self, node: fx.Node, owner: str) -> str | None:
@@ -92,28 +85,25 @@ class Stack:
         source = getattr(node, "_dynamo_source", None)
         if source is None or not isinstance(value(node), nn.Parameter):
             return None
-        name = _ROOT.sub("", _HELD.sub(r".\1", source.name))
+        name = below_root(source.name)
         prefix = f"{owner}." if owner else ""
         return name.removeprefix(prefix) if name.startswith(prefix) else None
 
     def _code(self, kind: Any) -> Forward | None:
         if kind not in self._forwards:
-            self._forwards[kind] = _code(kind)
+            self._forwards[kind] = forward_of(kind)
         return self._forwards[kind]
 
     def _entries(self, node: fx.Node) -> list[str]:
-        stack = node.meta.get("nn_module_stack") or {}
-        return [self._path(str(key), str(entry[0])) for key, entry in stack.items()]
+        return [self._path(key, source) for key, source in calls(node)]
 
     def _path(self, key: str, source: str) -> str:
         """Name a module alike at every call, also where the model holds it under several names."""
-        while (spelt := _GETATTR.sub(r"\1.\2", source)) != source:
-            source = spelt
-        identity, path = key.partition("@")[0], _ROOT.sub("", source)
+        identity, path = key.partition("@")[0], below_root(source)
         return self.paths.setdefault(int(identity), path) if identity.isdigit() else path
 
 
-def _code(kind: Any) -> Forward | None:
+def forward_of(kind: Any) -> Forward | None:
     """Return where the forward of a class stands; for the class of an owner, that of the class it was before."""
     forward = getattr(getattr(kind, "_mhc_base", kind), "forward", None) if kind is not None else None
     code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import linecache
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from torch import nn
 
 from mhc_compile.capture.frames import Break
+from mhc_compile.capture.owners import forward_of
+from mhc_compile.passes.graph.statements import parsed
 
 _LIBRARY = os.path.dirname(torch.__file__) + os.sep
 
@@ -36,18 +37,14 @@ class Skipped:
     def owner(self, model: nn.Module) -> str:
         """Return the path of the first module whose forward it is, "" where it is none's."""
         for path, module in model.named_modules():
-            code = getattr(type(module).forward, "__code__", None)
-            if code is not None and (code.co_filename, code.co_firstlineno) == (self.file, self.line):
+            code = forward_of(type(module))
+            if code is not None and (code.file, code.first) == (self.file, self.line):
                 return str(path)
         return ""
 
     def adds(self) -> bool:
         """Tell whether its source adds anything but numbers and texts; True where there is no source."""
-        try:
-            tree = ast.parse("".join(linecache.getlines(self.file)))
-        except SyntaxError:
-            return True
-        body = next((node for node in ast.walk(tree) if self._is_defined_by(node)), None)
+        body = next((node for node in ast.walk(parsed(self.file)) if self._is_defined_by(node)), None)
         return body is None or any(_is_add(node) for node in ast.walk(body))
 
     def _is_defined_by(self, node: ast.AST) -> bool:

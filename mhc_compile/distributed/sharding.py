@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from mhc_compile.model.sites import SiteModule
+from mhc_compile.model.sites import sites_in
 
 
 def shard_sites(model: nn.Module, **kwargs: Any) -> None:
@@ -28,7 +28,7 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    sites = [module for module in model.modules() if isinstance(module, SiteModule)]
+    sites = [site for _, site in sites_in(model)]
     if not sites:
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
     late = next((site for site in sites if isinstance(getattr(site.phi, "placements", None), tuple)), None)

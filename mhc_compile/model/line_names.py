@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_BY_LINE = re.compile(r"line\d+(_\d+)?")
-
-
-def is_by_line(label: str) -> bool:
-    """Tell whether a label is a line's."""
-    return _BY_LINE.fullmatch(label) is not None
+from mhc_compile.passes.base import is_by_line
 
 
 def renamed(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:

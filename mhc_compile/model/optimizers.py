@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mhc_compile.errors import MHCWarning, NotUpgradedError
-from mhc_compile.model.sites import SiteModule
+from mhc_compile.model.sites import sites_in
 
 # torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -25,9 +25,8 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     Args:
         model: any module; without an upgrade there are none.
     """
-    for prefix, module in model.named_modules():
-        if isinstance(module, SiteModule):
-            yield from module.named_parameters(prefix)
+    for path, site in sites_in(model):
+        yield from site.named_parameters(path)
 
 
 def param_groups(

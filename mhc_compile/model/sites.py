@@ -162,6 +162,11 @@ class SiteModule(nn.Module):
         return f"k={self.place.k}, L={self.place.length}, streams={self.config.streams}, channels={self.channels}"
 
 
+def sites_in(module: nn.Module) -> Iterator[tuple[str, SiteModule]]:
+    """Iterate over the sites of a module and of all in it, with their paths; also over those that are wrapped."""
+    return ((path, each) for path, each in module.named_modules() if isinstance(each, SiteModule))
+
+
 _SITES: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # a graph's inputs are tensors, which know no module
 _HOLDERS: Any = WeakIdKeyDictionary()  # what holder() found; a hint only, since FSDP2 replaces a site's phi unasked
 
@@ -205,7 +210,7 @@ class OwnerSites(nn.Module):
 
     def sites(self) -> Iterator[SiteModule]:
         """Iterate over the sites in program order, also over those that a library has wrapped."""
-        return iter(module for module in self.modules() if isinstance(module, SiteModule))
+        return (site for _, site in sites_in(self))
 
     def mark(self) -> None:
         """Mark every site, unless they are disabled.

@@ -9,11 +9,12 @@ depends on the module whose forward the graph is, and this file alone knows it:
 | `NOT_PLANNED` | every module starts here | plans it: the first call creates the sites found |
 | `REMOVED` | `remove`: only `upgrade` and `restore` give it sites again | compiles it as it is |
 | `COLLECTING` | a first call that has created sites | plans it too: other graphs of this forward may hold more |
-| `PLANNED` | `upgrade`, `restore`; after a first call the first graph with markers | compiles it as it is |
-| `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it | compiles it as it is |
-| `HOLDS_SITES` | nobody: a module in it has sites, by the plan of another module | compiles it as it is |
+| `PLANNED` | `upgrade`, `restore`; after a first call the first graph with markers | checks it, compiles it as it is |
+| `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it | checks it, compiles it as it is |
+| `HOLDS_SITES` | nobody: a module in it has sites, by the plan of another module | checks it, compiles it as it is |
 | `DISABLED` | `with plain(model)`, until it ends | compiles it as it is |
 
+The check is that nothing of the planned model runs plain unasked (`backend.planned`).
 Where the first call finds no site, it warns; not while `COLLECTING`, since the model has sites in another graph.
 """
 

@@ -18,6 +18,7 @@ from mhc_compile.model.sites import ATTRIBUTE
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WALKS = frozenset({"children", "named_children"})
 _CALLS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
 _CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "__iadd__")  # of containers
@@ -31,17 +32,13 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
     container, it does not meet the sites, which it would run as a layer.
     """
     if base not in _MADE:
-        body: dict[str, Any] = {
-            "__module__": base.__module__,
-            "__doc__": base.__doc__,
-            "__qualname__": base.__qualname__,
-        }
+        body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
         body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base)}
         if _asks_for_children(base):
             body |= _hidden(base)
         if not _reaches_forward(base.__call__):
             body["__call__"] = _call(base)
-        if issubclass(base, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if issubclass(base, _CONTAINERS):
             body |= _as_container(base)
         _MADE[base] = _derive(base, body)
     return _MADE[base]
@@ -142,7 +139,7 @@ def rebuild(base: type[nn.Module]) -> nn.Module:
 
 def walks(cls: type[nn.Module]) -> bool:
     """Tell whether a class's own code walks over its children: then it must not meet the sites among them."""
-    return issubclass(cls, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or _asks_for_children(cls)
+    return issubclass(cls, _CONTAINERS) or _asks_for_children(cls)
 
 
 def _asks_for_children(cls: type[nn.Module]) -> bool:
@@ -155,18 +152,19 @@ def _hidden(base: type[nn.Module]) -> dict[str, Any]:
     """Return walks over children without the sites; torch, which moves, shards and initialises modules, sees all."""
 
     def named_children(self: Any) -> Iterator[tuple[str, nn.Module]]:
-        shown = not torch.compiler.is_compiling() and _is_torch(sys._getframe(1))
+        shown = _called_by_torch()
         return ((name, child) for name, child in base.named_children(self) if shown or name != ATTRIBUTE)
 
     def children(self: Any) -> Iterator[nn.Module]:
-        shown = not torch.compiler.is_compiling() and _is_torch(sys._getframe(1))
+        shown = _called_by_torch()
         return (child for name, child in base.named_children(self) if shown or name != ATTRIBUTE)
 
     return {"named_children": named_children, "children": children}
 
 
-def _is_torch(frame: Any) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("torch.")
+def _called_by_torch() -> bool:
+    """Tell whether who calls this, is called by torch; code that Dynamo traces is the user's."""
+    return not torch.compiler.is_compiling() and str(sys._getframe(2).f_globals.get("__name__")).startswith("torch.")
 
 
 def _held(container: Any) -> dict[str, nn.Module]:

@@ -169,8 +169,8 @@ def _where(residual: Residual) -> tuple[str, Spot]:
 def _single(site: PlacedSite) -> Rejection:
     residual = site.residual
     reason = "skip-scaled-alone" if residual.learned else "single-site-region"
-    made = reject(reason, owner=residual.owner, source=residual.source, node=residual.total.name)
-    return dataclasses.replace(made, spot=residual.spot)
+    node = residual.total.name
+    return reject(reason, owner=residual.owner, source=residual.source, node=node, spot=residual.spot)
 
 
 def _place(linked: _Linked, region: int, k: int, length: int, labels: Mapping[tuple[str, Spot], str]) -> SitePlan:

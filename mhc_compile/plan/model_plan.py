@@ -81,7 +81,8 @@ class ModelPlan:
         regions = 1 + max((site.region for site in self.sites), default=-1)
         known = {site.name for site in self.sites}
         more = [dataclasses.replace(s, region=s.region + regions) for s in other.sites if s.name not in known]
-        left_out = {**self.left_out, **other.left_out}
+        owners = dict.fromkeys((*self.left_out, *other.left_out))
+        left_out = {o: tuple(dict.fromkeys((*self.left_out.get(o, ()), *other.left_out.get(o, ())))) for o in owners}
         return ModelPlan(self.config, (*self.sites, *more), left_out)
 
     def without(self, names: Collection[str]) -> ModelPlan:

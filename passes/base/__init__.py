@@ -2,9 +2,11 @@
 
 `contract`: what a pass is asked, and what it returns.
 `words`: what is found, what is planned.
+`names`: how sites and their parts are called.
 """
 
 from mhc_compile.passes.base.contract import Namer, Pass, PassTime, Request, Results
+from mhc_compile.passes.base.names import first_step, is_by_line, site_name
 from mhc_compile.passes.base.words import (
     Binding,
     Call,
@@ -19,7 +21,6 @@ from mhc_compile.passes.base.words import (
     Residual,
     SiteFacts,
     Spot,
-    site_name,
 )
 
 __all__ = [
@@ -41,5 +42,7 @@ __all__ = [
     "Results",
     "SiteFacts",
     "Spot",
+    "first_step",
+    "is_by_line",
     "site_name",
 ]

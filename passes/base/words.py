@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mhc_compile.passes.base.names import site_name
 from mhc_compile.passes.graph.statements import Forward
 
 # -- where something stands -------------------------------------------------------------------------------------------
@@ -280,8 +281,3 @@ class Plan:
     sites: tuple[PlacedSite, ...] = ()
     exits: tuple[Exit, ...] = ()
     rejections: tuple[Rejection, ...] = ()
-
-
-def site_name(owner: str, label: str) -> str:
-    """Return the name of a site, `owner.label`; the root module's sites have their label alone."""
-    return f"{owner}.{label}" if owner else label

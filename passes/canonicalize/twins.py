@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from mhc_compile.passes.graph import checkpoints, optable
+from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.effects.order import Order
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import value
@@ -111,7 +111,7 @@ def _may_be_one(twin: fx.Node, first: fx.Node, order: Order) -> bool:
     """Tell whether nobody can tell a node from its twin."""
     if not {twin, first}.isdisjoint(order.overwritten) or any(user.op == "output" for user in twin.users):
         return False
-    return order.same_mode(twin, first) and checkpoints.tags(twin) == checkpoints.tags(first)
+    return order.can_merge(twin, first)
 
 
 def _erase(node: fx.Node) -> None:

@@ -170,7 +170,7 @@ class _Finder:
         for group in by_ultimate.values():
             members = self.sums.ancestry.bits(match.sum.total for match in group)
             for i, outer in enumerate(group):
-                if not members & self._inside(outer):
+                if not members & self.sums.ancestry.within(outer.branches):
                     continue
                 inner = next((m for m in group[:i] if m.sum.total not in dropped and self._holds(outer, m)), None)
                 if inner is not None and self._continues(inner, matches):
@@ -199,14 +199,7 @@ class _Finder:
         return False
 
     def _holds(self, outer: Match, inner: Match) -> bool:
-        return bool(self.sums.ancestry.bits((inner.sum.total,)) & self._inside(outer))
-
-    def _inside(self, outer: Match) -> int:
-        """Return what the branches of a connection are, and are computed from."""
-        ancestry, found = self.sums.ancestry, 0
-        for branch in outer.branches:
-            found |= ancestry.above[branch] | ancestry.bits((branch,))
-        return found
+        return bool(self.sums.ancestry.bits((inner.sum.total,)) & self.sums.ancestry.within(outer.branches))
 
     def _continues(self, inner: Match, matches: list[Match]) -> bool:
         """Tell whether another connection carries the inner one's sum on."""
@@ -223,10 +216,13 @@ class _Finder:
                 self._reject(total, "feature-axis")
                 continue
             found.append((match, axis, self.namer.owner(total)))
-        names = distinct([(owner, label(match.branches[0], owner, self.namer)) for match, _, owner in found])
+        names = distinct([(owner, self._label(match, owner)) for match, _, owner in found])
         return [
             self._residual(match, axis, owner, name) for (match, axis, owner), name in zip(found, names, strict=True)
         ]
+
+    def _label(self, match: Match, owner: str) -> str:
+        return label(self.spots[match.sum.total].child, match.branches[0], owner, self.namer)
 
     def _residual(self, match: Match, axis: int, owner: str, name: str) -> Residual:
         total, branches, where = match.sum.total, match.branches, source_of(match.sum.total)
@@ -251,8 +247,8 @@ class _Finder:
 
     def _reject(self, node: fx.Node, reason: str, other: str = "") -> None:
         owner, source = self.namer.owner(node), source_of(node)
-        made = reject(reason, owner=owner, source=source, node=node.name, other=other)
-        self.rejections.append(dataclasses.replace(made, spot=self.spots.get(node)))
+        spot = self.spots.get(node)
+        self.rejections.append(reject(reason, owner=owner, source=source, node=node.name, spot=spot, other=other))
 
 
 def _on_the_way(match: Match) -> tuple[fx.Node, ...]:

@@ -33,6 +33,13 @@ class Ancestry:
             result |= self.bit.get(node, 0)
         return result
 
+    def within(self, nodes: Iterable[fx.Node]) -> int:
+        """Return the bits of what several nodes are, and are computed from."""
+        result = 0
+        for node in nodes:
+            result |= self.above[node] | self.bit.get(node, 0)
+        return result
+
     def sweep(self, node: fx.Node) -> None:
         """Fill the sets of a node whose inputs have theirs."""
         above = worked = bent = deep = 0

@@ -12,6 +12,7 @@ from torch import fx
 from mhc_compile.passes.base import Call, Namer, Spot
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.statements import place
+from mhc_compile.passes.graph.walk import traced
 
 _NODES = 64  # that are looked at behind a branch
 
@@ -38,14 +39,14 @@ class Places:
     def spot(self, total: fx.Node, branch: fx.Node) -> Spot:
         """Return the place of a sum, of which a term is the branch."""
         owner, call = self.namer.owner(total), self.namer.call(total)
-        child, _ = work(branch, owner, self.namer)
+        child, _ = _work(branch, owner, self.namer)
         statement = place(total, call.forward)
         stood = call.key, statement, child
         self._stood[stood] += 1
         return Spot(self._count(call, owner), statement, child, self._stood[stood] - 1)
 
 
-def work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
+def _work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
     """Return who does the branch's last real work: the owner's submodule, "" for the owner itself, and the node."""
     seen: set[fx.Node] = set()
     queue = deque([branch])
@@ -65,16 +66,19 @@ def work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
 
 def _is_number(node: fx.Node) -> bool:
     """Tell whether a node is a number, such as a scale that Dynamo takes for a variable once it has changed."""
-    held = node.meta.get("example_value", node.meta.get("val"))
-    return isinstance(held, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)) or optable.name(node) == "item"
+    return (
+        isinstance(traced(node), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))
+        or optable.name(node) == "item"
+    )
 
 
-def label(branch: fx.Node, owner: str, namer: Namer) -> str:
+def label(child: str, branch: fx.Node, owner: str, namer: Namer) -> str:
     """Name a connection by who does its branch's last work: a submodule, else the parameter or the op that it is."""
-    child, node = work(branch, owner, namer)
-    held = (namer.parameter(_source(arg), owner) for arg in reversed(node.all_input_nodes))
-    named = child or next((name for name in held if name), "") or optable.name(node) or "branch"
-    return re.sub(r"\W", "_", named)
+    if not child:
+        _, node = _work(branch, owner, namer)
+        held = (namer.parameter(_source(arg), owner) for arg in reversed(node.all_input_nodes))
+        child = next((name for name in held if name), "") or optable.name(node) or "branch"
+    return re.sub(r"\W", "_", child)
 
 
 def _source(node: fx.Node) -> fx.Node:

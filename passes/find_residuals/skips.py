@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, fx
 
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import operands, traced, value
 
 _SCALES = frozenset("mul div truediv contiguous clone".split())
 _SHIFTS = frozenset("add sub".split())
@@ -91,11 +91,13 @@ class Skips:
     def gated(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Iterate over the tensors that the node may be a multiple of by a gate made from data, each with its gate."""
         end = self.peel(node)[-1]
-        if optable.name(end) != "mul" or any(tensor is None for tensor in optable.operand_values(end)):
+        made, factors = value(end), optable.operand_values(end)
+        if optable.name(end) != "mul" or made is None or any(tensor is None for tensor in factors):
             return
-        for kept, gate in (end.args[:2], end.args[1::-1]):
-            if value(kept).shape == value(end).shape:  # type: ignore  # both are nodes that hold tensors
-                yield kept, gate  # type: ignore[misc]
+        a, b = operands(end)
+        for (kept, gate), tensor in zip(((a, b), (b, a)), factors, strict=True):
+            if tensor is not None and tensor.shape == made.shape:
+                yield kept, gate
 
     def ungated(self, node: fx.Node, gate: fx.Node) -> fx.Node:
         """Return what the node is a multiple of by the same gate, or by what the gate leaves; else the node."""
@@ -163,5 +165,4 @@ def _is_per_feature(node: fx.Node) -> bool:
 
 
 def _holds_tensors(node: fx.Node) -> bool:
-    meta = node.meta.get("example_value", node.meta.get("val"))
-    return isinstance(meta, (Tensor, tuple, list)) and not optable.is_discrete(node)
+    return isinstance(traced(node), (Tensor, tuple, list)) and not optable.is_discrete(node)

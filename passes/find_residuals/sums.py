@@ -193,16 +193,14 @@ class Sums:
         """Tell whether the other half of the features gets what this sum makes: `y1 = x1 + f(x2); y2 = x2 + g(y1)`."""
         whole, bit = self.halves[half], self.ancestry.bit[half]
         others = (m for m in matches if whole in self.skips.reshaped(m.carrier))
-        return any(
-            bit & (self.ancestry.above[branch] | self.ancestry.bits((branch,))) for m in others for branch in m.branches
-        )
+        return any(bit & self.ancestry.within(m.branches) for m in others)
 
     def wrapped(self, total: fx.Node, matches: Iterable[Match]) -> Match | None:
         """Return a connection that starts from one operand and that the other is a multiple, norm or the like of."""
         above, bits = self.ancestry.above, self.ancestry.bits
         for carrier, other in (operands(total), operands(total)[::-1]):
             start = bits(self.skips.peel(carrier))
-            inside = above[other] | bits((other,))
+            inside = self.ancestry.within((other,))
             if not above[other] & start:
                 continue
             for match in matches:

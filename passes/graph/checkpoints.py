@@ -13,7 +13,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from mhc_compile.errors import UnsupportedModelError
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import source_of
+from mhc_compile.passes.graph.effects.modes import Modes
+from mhc_compile.passes.graph.walk import graph_of, source_of
 
 _OP = torch.ops.higher_order.tag_activation_checkpoint  # what Dynamo makes of torch.utils.checkpoint
 _POLICY = "_checkpoint_context_fn"  # in the metadata of a body whose ops are not all recomputed
@@ -57,20 +58,12 @@ def untag(gm: fx.GraphModule, inputs: Iterable[Any]) -> None:
         inputs: the graph's inputs.
     """
     needed = any(isinstance(each, Tensor) and each.requires_grad for each in (*inputs, *gm.parameters()))
-    recording, inference = torch.is_grad_enabled() and not torch.is_inference_mode_enabled(), dict[fx.Node, bool]()
+    now = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    modes = Modes(list(gm.graph.nodes))
     for node in gm.graph.nodes:
-        op, given = optable.name(node), next(iter(node.args), None)
-        if op == "_set_grad_enabled":
-            recording = bool(given)
-        elif op == "_enter_inference_mode":
-            inference[node] = recording
-            recording = recording and not given
-        elif op == "_exit_inference_mode":
-            recording = inference.pop(given, recording)  # type: ignore[arg-type]  # what the op has entered
-        if needed and recording:
+        if needed and modes.records(node, now):
             continue
-        held = operator.attrgetter(str(node.target))(gm) if node.op == "get_attr" else None
-        for each in (node, *_nodes_within(held)):
+        for each in (node, *_nodes_within(graph_of(node))):
             for key in _TAGS:
                 each.meta.pop(key, None)
 
@@ -113,9 +106,9 @@ def _selective(node: fx.Node) -> bool:
 
 def _body(node: fx.Node) -> fx.GraphModule:
     """Return the graph that a checkpoint runs."""
-    named, *_ = node.args
-    assert isinstance(named, fx.Node)  # Dynamo names it by a get_attr
-    return node.graph.owning_module.get_submodule(str(named.target))  # type: ignore
+    body = graph_of(node.args[0])
+    assert body is not None  # Dynamo names it by a get_attr
+    return body
 
 
 def _inline(gm: fx.GraphModule, node: fx.Node, tagged: dict[str, Any]) -> None:

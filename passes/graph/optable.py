@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import graph_of, value
 
 POINTWISE = frozenset(
     "abs add ceil clamp cos div elu erf exp expm1 floor gelu hardsigmoid hardswish hardtanh leaky_relu log log1p "
@@ -120,8 +120,8 @@ def inplace_flag(node: fx.Node) -> Any:
 def works(node: fx.Node) -> bool:
     """Tell whether the node does real work: a contraction, or an op that the table does not know."""
     if node.target is torch.ops.higher_order.autograd_function_apply:  # without gradients Dynamo looks into it
-        body: Any = node.graph.owning_module.get_submodule(str(node.args[0].target))  # type: ignore
-        return any(works(inner) and inner.users for inner in body.graph.nodes)
+        body = graph_of(node.args[0])
+        return body is None or any(works(inner) and inner.users for inner in body.graph.nodes)
     return node.op in ("call_function", "call_method", "call_module") and name(node) not in LIGHT
 
 

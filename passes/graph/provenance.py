@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import checkpoints
+from mhc_compile.passes.graph.walk import VALUES, traced
 
 _ORIGIN = ("nn_module_stack", "stack_trace", "mhc_site")
-VALUES = ("example_value", "val")  # the keys under which a node has its example value
 
 
 def inherited(node: fx.Node) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def give_value(node: fx.Node) -> None:
     for arg in node.all_input_nodes:
         if arg.target is operator.getitem or arg.target is torch.ops.mhc.coefficients.default:
             give_value(arg)
-    held = {arg: next((arg.meta[key] for key in VALUES if key in arg.meta), None) for arg in node.all_input_nodes}
+    held = {arg: traced(arg) for arg in node.all_input_nodes}
     if all(value is not None for value in held.values()):
         with torch.no_grad():
             node.meta["example_value"] = node.target(*fx.map_arg(node.args, held.__getitem__))  # type: ignore[operator]  # an op

@@ -7,17 +7,15 @@ import functools
 import hashlib
 import linecache
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import fx
 
 from mhc_compile import errors
+from mhc_compile.passes.graph.walk import Frame, frames
 
-_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+), in (?P<function>.*)')
 _TORCH = os.path.dirname(torch.__file__)
 # frames that stand between a module and the forward that is called: they differ from call to call
 _BETWEEN = (
@@ -26,14 +24,6 @@ _BETWEEN = (
     os.path.join(os.path.dirname(errors.__file__), "model", ""),
 )
 _BODIES = frozenset({"body", "orelse", "finalbody", "handlers", "cases", "decorator_list"})
-
-
-class Frame(NamedTuple):
-    """One frame of a node's stack: "file.py", the line, and the name of the function."""
-
-    file: str
-    line: int
-    function: str
 
 
 class Forward(NamedTuple):
@@ -58,24 +48,23 @@ def place(node: fx.Node, forward: Forward | None) -> str:
         node: a node that Dynamo made.
         forward: the code of the module's forward; None where the outermost frame runs it.
     """
-    frames = list(_frames(node))
-    starts = [i for i, frame in enumerate(frames) if forward is not None and forward.holds(frame)]
-    return ">".join(map(_statement, frames[starts[-1] if starts else 0 :]))
+    way = [frame for frame in frames(node) if not frame.file.startswith(_BETWEEN)]
+    starts = [i for i, frame in enumerate(way) if forward is not None and forward.holds(frame)]
+    return ">".join(_read(frame.file).at(frame) for frame in way[starts[-1] if starts else 0 :])
 
 
-def _frames(node: fx.Node) -> Iterator[Frame]:
-    for found in _FRAME.finditer(node.meta.get("stack_trace") or ""):
-        if not found["file"].startswith(_BETWEEN):
-            yield Frame(found["file"], int(found["line"]), found["function"])
+def parsed(file: str) -> ast.AST:
+    """Return a file's source as Python reads it; an empty module where it cannot be read."""
+    return _read(file).tree
 
 
-def _statement(frame: Frame) -> str:
-    linecache.checkcache(frame.file)
-    return _read(frame.file, tuple(linecache.getlines(frame.file))).at(frame)
+def _read(file: str) -> _Source:
+    linecache.checkcache(file)
+    return _source(tuple(linecache.getlines(file)))
 
 
 @functools.lru_cache(maxsize=256)
-def _read(file: str, lines: tuple[str, ...]) -> _Source:
+def _source(lines: tuple[str, ...]) -> _Source:
     return _Source("".join(lines))
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+VALUES = ("example_value", "val")  # the keys under which a node has what it computed when it was traced
+_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+), in (?P<function>.*)')
+
+
+class Frame(NamedTuple):
+    """One frame of a node's stack: "file.py", the line, and the name of the function."""
+
+    file: str
+    line: int
+    function: str
+
+
+def traced(node: fx.Node) -> Any:
+    """Return what a node computed when it was traced, None where nobody has noted it."""
+    meta = node.meta
+    return meta["example_value"] if "example_value" in meta else meta.get("val")
+
 
 def value(node: fx.Node) -> torch.Tensor | None:
     """Return the fake tensor that a node computes, or None where it computes something else."""
-    meta = node.meta
-    held = meta["example_value"] if "example_value" in meta else meta.get("val")
+    held = traced(node)
     return held if isinstance(held, torch.Tensor) else None
 
 
@@ -28,12 +46,31 @@ def devices(gm: fx.GraphModule) -> set[torch.device]:
 
 def source_of(node: fx.Node) -> str:
     """Return "file.py:line" of the user's code that made the node, or ""."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
-    if not frames:
-        return ""
-    file, line = frames[-1].split('"', 2)[1], frames[-1].split(", line ", 1)[1].split(",", 1)[0]
-    return f"{file}:{line}"
+    *_, last = (None, *frames(node))
+    return f"{last.file}:{last.line}" if last is not None else ""
+
+
+def frames(node: fx.Node) -> Iterator[Frame]:
+    """Iterate over the user's stack when the node was traced, outermost first."""
+    for found in _FRAME.finditer(node.meta.get("stack_trace") or ""):
+        yield Frame(found["file"], int(found["line"]), found["function"])
+
+
+def calls(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    """Return the calls of modules in which a node was made, outermost first: Dynamo's key and the code's name of each.
+
+    The key is the module's id, with a number behind it where the code calls it by that name again.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple((str(key), str(entry[0])) for key, entry in stack.items())
+
+
+def graph_of(node: Any) -> fx.GraphModule | None:
+    """Return the graph that a node names, for an op to run, if it names one."""
+    held: Any = node.graph.owning_module if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    for step in str(node.target).split(".") if held is not None else ():
+        held = getattr(held, step, None)
+    return held if isinstance(held, fx.GraphModule) else None
 
 
 def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> set[fx.Node]:

@@ -86,19 +86,22 @@ def _select(findings: Findings, request: Request) -> tuple[list[Residual], tuple
     for index, residual in enumerate(findings.residuals):
         left_out = excluded(residual.name, index, request.config)
         if left_out or residual.owner in request.barred:
-            reason, add = "excluded" if left_out else "broken-forward", residual.total.name
-            told = reject(reason, owner=residual.owner, source=residual.source, node=add, site=residual.name)
-            rejections.append(dataclasses.replace(told, spot=residual.spot))
+            rejections.append(_reject(residual, "excluded" if left_out else "broken-forward", site=residual.name))
         else:
             chosen.append(residual)
     return chosen, tuple(rejections)
 
 
+def _reject(residual: Residual, reason: str, **words: str) -> Rejection:
+    add, spot = residual.total.name, residual.spot
+    return reject(reason, owner=residual.owner, source=residual.source, node=add, spot=spot, **words)
+
+
 def _no_place(residual: Residual, binding: Binding | None) -> Rejection:
     """Return why a connection is left alone whose ops can stand nowhere; a bound one cannot be left alone."""
-    told = reject("order", owner=residual.owner, source=residual.source, node=residual.total.name)
+    told = _reject(residual, "order")
     if binding is None:
-        return dataclasses.replace(told, spot=residual.spot)
+        return told
     raise PlanMismatchError(
         f"site {binding.title!r} cannot be computed in this graph: {told.message} ({residual.source}). When the model"
         " was upgraded, it could: remove(model) and upgrade it as it runs now."

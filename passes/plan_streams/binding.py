@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,11 +9,11 @@ from typing import Any, TypeVar
 from torch import fx
 
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
-from mhc_compile.passes.base import Binding, Findings, Request, Residual
+from mhc_compile.passes.base import Binding, Findings, Request, Residual, first_step, is_by_line
 from mhc_compile.passes.bind_sites import Bindings
+from mhc_compile.passes.graph.walk import calls
 
 T = TypeVar("T")
-_BY_LINE = re.compile(r"line\d+(_\d+)?")  # how older releases called a site whose branch is the owner's own work
 _AGAIN = "remove(model) and upgrade it with arguments for this"
 
 
@@ -28,12 +27,12 @@ def bind(gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Re
         SiteNotFoundError: a site's add is not in this graph, although its branch is.
         PlanMismatchError: a connection of the model has no site, and the plan has not left it out.
     """
-    calls: dict[tuple[Any, ...], list[Residual]] = {}
+    found_in: dict[tuple[Any, ...], list[Residual]] = {}
     for residual in findings.residuals:
-        calls.setdefault(residual.call.key, []).append(residual)
+        found_in.setdefault(residual.call.key, []).append(residual)
     bound: dict[fx.Node, Binding] = {}
-    for key in dict.fromkeys([*calls, *bindings.by_call]):
-        found, sites = calls.get(key, []), bindings.by_call.get(key, ())
+    for key in dict.fromkeys([*found_in, *bindings.by_call]):
+        found, sites = found_in.get(key, []), bindings.by_call.get(key, ())
         pairs = dict(_pairs(found, _of_this_call(found, sites, request)))
         bound |= pairs
         for residual in found:
@@ -67,15 +66,17 @@ def _pairs(found: Sequence[Residual], sites: Sequence[Binding]) -> Iterator[tupl
         (lambda r: r.spot, lambda s: s.spot),
         (lambda r: (r.spot.call, r.spot.child), lambda s: s.spot and (s.spot.call, s.spot.child)),
         (lambda r: r.label, lambda s: s.label if s.spot is None else None),
-        (lambda r: not r.spot.child, lambda s: (s.spot is None and bool(_BY_LINE.fullmatch(s.label))) or None),
+        (lambda r: not r.spot.child, lambda s: (s.spot is None and is_by_line(s.label)) or None),
     ]
     for of_residual, of_site in ways:
+        fitting, paired = _grouped(open_sites, of_site), set[int]()
         for key, some in _grouped(left, of_residual).items():
-            fitting = _grouped(open_sites, of_site).get(key, [])
-            if len(fitting) == len(some):
-                yield from zip((residual.total for residual in some), fitting, strict=True)
-                left = [residual for residual in left if residual not in some]
-                open_sites = [site for site in open_sites if site not in fitting]
+            sites_of_key = fitting.get(key, [])
+            if len(sites_of_key) == len(some):
+                yield from zip((residual.total for residual in some), sites_of_key, strict=True)
+                paired.update(map(id, (*some, *sites_of_key)))
+        left = [residual for residual in left if id(residual) not in paired]
+        open_sites = [site for site in open_sites if id(site) not in paired]
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
@@ -97,7 +98,7 @@ def _takes_part(
         return True
     if site.spot.call not in {residual.spot.call for residual in found} and found:
         return False  # of a call that the graph does not make, as an early exit from a loop
-    namer, child, calls = request.namer, site.spot.child, set[tuple[str, str]]()
+    namer, child, inside = request.namer, site.spot.child, set[tuple[str, str]]()
     if not child:
         return True
     for node in gm.graph.nodes:
@@ -105,25 +106,18 @@ def _takes_part(
         if below is None:
             continue
         if namer.child(node, site.owner) == child:
-            calls.update(below[:1])
-        elif any(_first_step(namer.parameter(arg, site.owner) or "") == child for arg in node.all_input_nodes):
+            inside.update(below[:1])
+        elif any(first_step(namer.parameter(arg, site.owner) or "") == child for arg in node.all_input_nodes):
             return True
-    return len(calls) > ran[child]
+    return len(inside) > ran[child]
 
 
-def _below(node: fx.Node, site: Binding) -> list[tuple[str, str]] | None:
+def _below(node: fx.Node, site: Binding) -> tuple[tuple[str, str], ...] | None:
     """Return the calls inside of that of the owner which has marked the site; None for nodes of other calls."""
-    stack = [(str(key), str(entry[0])) for key, entry in (node.meta.get("nn_module_stack") or {}).items()]
+    stack = calls(node)
     if not site.call.key:
         return stack
     return stack[stack.index(site.call.key) + 1 :] if site.call.key in stack else None
-
-
-def _first_step(path: str) -> str:
-    """Return the first step of a path as `Namer.child` calls it."""
-    head, _, rest = path.partition(".")
-    index = rest.partition(".")[0]
-    return f"{head}_{index}" if index.isdigit() else head
 
 
 def _unplanned(residual: Residual, sites: Sequence[Binding]) -> str:

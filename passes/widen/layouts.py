@@ -8,7 +8,7 @@ from torch import fx
 
 from mhc_compile.passes.graph import layouts, provenance
 from mhc_compile.passes.graph.effects.aliases import shares_with
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import VALUES, value
 
 
 def settle(graph: fx.Graph, read: Iterable[fx.Node], overwritten: Collection[fx.Node]) -> None:
@@ -36,7 +36,7 @@ def settle(graph: fx.Graph, read: Iterable[fx.Node], overwritten: Collection[fx.
             continue
         if layouts.is_seen_by(node, overwritten):
             seen |= dict.fromkeys(_base(arg, other) for arg in given)
-        elif not layouts.is_own(node) and not node.meta.keys().isdisjoint(provenance.VALUES):
+        elif not layouts.is_own(node) and not node.meta.keys().isdisjoint(VALUES):
             other.add(node)
     for node in seen:
         _restore(node, overwritten)

@@ -117,7 +117,7 @@ def test_every_option_has_a_row() -> None:
 
 def test_every_reason_has_a_row() -> None:
     words = dict.fromkeys(("other", "site", "function", "why"), "")
-    shown = {reasons.reject(key, owner="", source="", **words).reason for key in reasons.ADDS}
+    shown = {reasons.reject(key, owner="", source="", spot=None, **words).reason for key in reasons.ADDS}
     assert set(column(text_of("docs/finding.md"), "## Reasons")) == shown
     assert set(column(text_of("docs/finding.md"), "## What a kernel leaves out")) == reasons.LEFT_OUT.keys()
 

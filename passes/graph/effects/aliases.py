@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.effects import schemas
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import traced, value
 
 
 def shares_with(node: fx.Node) -> set[fx.Node]:
@@ -77,6 +77,6 @@ def _storages(node: fx.Node) -> set[StorageWeakRef]:
 
 
 def _tensors_storages(node: fx.Node) -> Iterator[StorageWeakRef]:
-    for leaf in tree_leaves(node.meta.get("example_value", node.meta.get("val"))):
+    for leaf in tree_leaves(traced(node)):
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
             yield StorageWeakRef(leaf.untyped_storage())

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import VALUES
 
 _SET_NOTHING = ("_log_api_usage", "_assert", "_check", "sym_constrain")  # how statements begin that set no mode
 
@@ -53,6 +54,11 @@ class Modes:
         """Tell whether the program itself has gradients on at a node; where it switches nothing, it does not say."""
         return bool(self._gradients[node] == (True, ()))
 
+    def records(self, node: fx.Node, at_start: bool) -> bool:
+        """Tell whether autograd records a node, if it does so where the program starts."""
+        grad, inference = self._gradients[node]
+        return bool(at_start if grad is None else grad) and not any(enter.args and enter.args[0] for enter in inference)
+
     def same(self, a: fx.Node, b: fx.Node) -> bool:
         """Tell whether two nodes run under the same of everything that the program switches."""
         return bool(self._all[a] == self._all[b])
@@ -60,7 +66,7 @@ class Modes:
 
 def _is_statement(node: fx.Node) -> bool:
     """Tell whether a node is there for its effect alone, such as the choice of attention's kernels."""
-    holds = "example_value" in node.meta or "val" in node.meta
+    holds = not node.meta.keys().isdisjoint(VALUES)
     if node.op != "call_function" or node.users or holds or optable.is_inplace(node):
         return False
     return not optable.name(node).startswith(_SET_NOTHING)

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import graph_of
 
 _SEEDED = torch.Tag.nondeterministic_seeded
 _SELF = ("self", "input")  # the first tensor, in schemas and in Python
@@ -125,7 +126,7 @@ def _nodes(argument: Any) -> list[fx.Node]:
 def _changed_inside(node: fx.Node) -> list[fx.Node]:
     """Return the tensors given to an op whose own graphs write to one of theirs; all of them, as for a kernel."""
     writes = "mutation" in str(node.target) or any(_writes_to_an_input(body.graph) for body in _graphs(node))
-    return [arg for arg in node.all_input_nodes if _graph_of(arg) is None] if writes else []
+    return [arg for arg in node.all_input_nodes if graph_of(arg) is None] if writes else []
 
 
 def _writes_to_an_input(graph: fx.Graph) -> bool:
@@ -152,13 +153,5 @@ def _may_be_view(node: fx.Node) -> bool:
 
 def _graphs(node: fx.Node) -> list[fx.GraphModule]:
     """Return the graphs that an op runs."""
-    held = [_graph_of(arg) for arg in node.all_input_nodes]
+    held = [graph_of(arg) for arg in node.all_input_nodes]
     return [body for body in held if body is not None]
-
-
-def _graph_of(node: fx.Node) -> fx.GraphModule | None:
-    """Return the graph that a node names, if it names one."""
-    held: Any = node.graph.owning_module if node.op == "get_attr" else None
-    for step in str(node.target).split(".") if held is not None else ():
-        held = getattr(held, step, None)
-    return held if isinstance(held, fx.GraphModule) else None

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.walk import VALUES
 
 _OPENS = frozenset(f"_{kind}_increment_nesting" for kind in ("vmap", "grad", "jvp", "func"))
-_VALUES = ("example_value", "val")
 
 
 def are_in(gm: fx.GraphModule) -> bool:
@@ -41,7 +41,7 @@ def settle(gm: fx.GraphModule) -> None:
     modes = (getattr(node.meta.get("example_value"), "fake_mode", None) for node in gm.graph.nodes)
     mode = next((mode for mode in modes if mode is not None), None)
     for node in gm.graph.nodes:
-        for key in _VALUES:
+        for key in VALUES:
             if mode is not None and key in node.meta:
                 node.meta[key] = torch.utils._pytree.tree_map(lambda leaf: _settled(leaf, mode), node.meta[key])
 

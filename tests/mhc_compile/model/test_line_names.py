@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mhc_compile.model.line_names import is_by_line, renamed, same_sites
-
-
-@pytest.mark.parametrize(
-    ("label", "by_line"), [("line12", True), ("line12_3", True), ("line", False), ("line1_x", False)]
-)
-def test_a_label_by_line(label: str, by_line: bool) -> None:
-    assert is_by_line(label) == by_line
+from mhc_compile.model.line_names import renamed, same_sites
 
 
 def test_labels_are_renamed_in_program_order() -> None:
