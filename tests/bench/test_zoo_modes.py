@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.zoo import check, modes
 from bench.zoo.family import Family, each
 from bench.zoo.runs import make
-from tests.nets.small import Block, Net, inputs
+from tests.nets.small import Net, inputs
 
 
 class Library(Net):
@@ -25,8 +25,9 @@ class Library(Net):
     def __init__(self) -> None:
         super().__init__(layers=3)
         self.config, self.checkpointed, self.layerdrop = SimpleNamespace(encoder_layerdrop=0.1), False, 0.0
+        block: Any
         for block in self.blocks:
-            block.drop_path, block.attention_dropout = nn.Identity(), 0.0  # type: ignore[assignment]
+            block.drop_path, block.attention_dropout = nn.Identity(), 0.0
 
     def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
         self.checkpointed, self.options = True, options
@@ -41,9 +42,8 @@ class Library(Net):
         return out
 
     @staticmethod
-    def run(block: nn.Module, x: Tensor) -> Tensor:
-        assert isinstance(block, Block)
-        x = x + block.drop_path(block.attn(block.norm1(x)))  # type: ignore[operator]
+    def run(block: Any, x: Tensor) -> Tensor:
+        x = x + block.drop_path(block.attn(block.norm1(x)))
         out: Tensor = x + block.dropout(block.mlp(block.norm2(x)))
         return out
 

@@ -75,6 +75,18 @@ class Shared(nn.Module):
         return out
 
 
+class Wrapper(nn.Module):
+    """A module around a net, as libraries for training have one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
 class Plain(nn.Module):
     """No residual connection at all."""
 
@@ -122,7 +134,7 @@ def perturb(model: nn.Module, scale: float = 0.5, seed: int = 5) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device) * size)
 
 
-def compiled(model: nn.Module, **options: Any) -> Any:
+def compiled(model: Callable[..., Any], **options: Any) -> Any:
     """The model under the backend, by its entry point; the rewritten graph runs eagerly, which is fastest here."""
     return torch.compile(model, backend="mhc", options={"compiler": "eager", **options})
 

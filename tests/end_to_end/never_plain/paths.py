@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ import mhc_compile as mhc
 from tests.nets.small import perturb
 
 C = 8
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -59,7 +60,7 @@ def x(*shape: int) -> Tensor:
     return torch.randn(*(shape or (2, 5)), C, generator=torch.Generator().manual_seed(3))
 
 
-def moved(model: nn.Module, *args: Any) -> nn.Module:
+def moved(model: Model, *args: Any) -> Model:
     mhc.upgrade(model, args or (x(),))
     perturb(model)
     return model

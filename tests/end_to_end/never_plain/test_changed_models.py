@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import MHCError, SiteNotFoundError
 from tests.end_to_end.never_plain.paths import Block, Deep, moved, x
-from tests.nets.small import agree, compiled, relative, results
+from tests.nets.small import Wrapper, agree, compiled, relative, results
 
 
 def faster(self: Any, x: Tensor) -> Tensor:
@@ -56,15 +56,6 @@ def test_layers_that_are_added_or_taken_away(change: str) -> None:
 
 
 def test_wrappers_between_a_model_and_its_layers_are_no_change() -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.inner(x)
-            return out
-
     model = moved(Deep())
     want = results(compiled(model), model, x())
     layers = model.get_submodule("layers")

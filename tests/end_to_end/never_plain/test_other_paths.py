@@ -35,7 +35,6 @@ def pruned(model: Deep, keep: list[int]) -> Deep:
 @pytest.mark.parametrize("skip", [{0}, {3}, {0, 1}, {1, 2}], ids=["first", "last", "first two", "middle"])
 def test_streams_pass_skipped_layers_by(skip: set[int], stem: bool) -> None:
     model = moved(Deep(stem=stem))
-    assert isinstance(model, Deep)
     kept = [i for i in range(4) if i not in skip]
     model.skip = frozenset(skip)
     small = pruned(model, kept)
@@ -54,7 +53,6 @@ def test_streams_pass_skipped_layers_by(skip: set[int], stem: bool) -> None:
 @pytest.mark.parametrize("exit_at", [1, 3])
 def test_an_early_exit(exit_at: int) -> None:
     model = moved(Deep())
-    assert isinstance(model, Deep)
     model.exit = exit_at
     small = pruned(model, list(range(exit_at)))
     assert relative(compiled(model)(x()), compiled(small)(x())) < 1e-5
@@ -63,7 +61,7 @@ def test_an_early_exit(exit_at: int) -> None:
 def test_layers_of_the_models_own_forward_may_be_skipped() -> None:
     model = moved(Deep(loose=True))
     whole = compiled(model)(x())
-    model.skip = frozenset({1})  # type: ignore[assignment]
+    model.skip = frozenset({1})
     out = compiled(model)(x())
     assert relative(out, whole) > 1e-2
     out.mul(x()).sum().backward()
@@ -81,7 +79,7 @@ def test_a_branch_without_its_add_is_no_skipped_layer() -> None:
             return x
 
     model = moved(Fused(loose=True))
-    model.skip = frozenset({1})  # type: ignore[assignment]
+    model.skip = frozenset({1})
     with pytest.raises(SiteNotFoundError, match="'layers_1' is in the plan"):
         compiled(model)(x())
 
@@ -94,7 +92,7 @@ def test_two_calls_in_one_function_are_two_calls() -> None:
     def both(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return model(a), model(b)
 
-    step = compiled(both)  # type: ignore[arg-type]
+    step = compiled(both)
     assert agree(results(lambda a: step(a, x(3, 7))[0], model, x()), one)
     assert agree(results(lambda b: step(x(), b)[1], model, x(3, 7)), two)
 
@@ -217,12 +215,12 @@ def test_a_connection_that_only_training_makes() -> None:
 def test_a_connection_that_upgrade_did_not_see() -> None:
     model = moved(Training())
     expected = compiled(model)(x())
-    model.more = True  # type: ignore[assignment]
+    model.more = True
     run = compiled(model)
     with pytest.raises(PlanMismatchError, match=r"test_other_paths\.py:\d+ \(of 'the model'\) has no site"):
         run(x())
     left_plain = torch.compile(model, backend="mhc", options={"compiler": "eager", "exclude": "f"})
     left_plain(x()).mul(x()).sum().backward()
     assert all(parameter.grad is not None for _, parameter in mhc.named_parameters(model))
-    model.more = False  # type: ignore[assignment]
+    model.more = False
     assert torch.equal(run(x()), expected)

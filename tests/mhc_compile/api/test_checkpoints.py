@@ -16,21 +16,9 @@ import mhc_compile as mhc
 from mhc_compile.api.checkpoints import EXTRA_STATE, Checkpoint
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError
 from mhc_compile.model.sites import decode, encode
-from tests.nets.small import Net, compiled, inputs, made, perturb, relative, upgraded
+from tests.nets.small import Net, Wrapper, compiled, inputs, made, perturb, relative, upgraded
 
 State = dict[str, Any]
-
-
-class Wrapper(nn.Module):
-    """As a LightningModule around a net."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
 
 
 def renamed(state: State, change: Callable[[str], str]) -> State:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mhc_compile as mhc
 from mhc_compile.errors import FirstCallError, NotCompiledError
@@ -15,6 +15,7 @@ from tests.nets.small import (
     Net,
     PostBlock,
     Shared,
+    Wrapper,
     compile_blocks,
     compiled,
     gradients,
@@ -162,16 +163,8 @@ def test_a_function_around_an_upgraded_model(moved: bool) -> None:
     assert torch.equal(out, expected * 2)
 
 
-class DistributedDataParallel(nn.Module):
+class DistributedDataParallel(Wrapper):
     """Has the name of torch's wrapper, and needs no process group."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
-        return out
 
 
 def test_a_wrapped_model_is_refused() -> None:
