@@ -56,8 +56,11 @@ print("python", sys.version.split()[0], "torch", torch.__version__, "triton", tr
 }
 
 run_tests() {
-    grep -rlqE 'mark\.gpu' tests || { echo "no tests are marked gpu"; return 0; }
-    timeout "$((limit / 3))" "$PYTHON" -m pytest -q -m gpu tests || echo "tests: exit status $?"
+    local marked side_by_side=()
+    mapfile -t marked < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
+    ((${#marked[@]})) || { echo "no tests are marked gpu"; return 0; }
+    "$PYTHON" -c 'import xdist' 2>/dev/null && side_by_side=(-n 6)
+    timeout "$((limit / 3))" "$PYTHON" -m pytest -q -m gpu "${side_by_side[@]}" "${marked[@]}" || echo "tests: exit status $?"
 }
 
 steps=tests,correctness,time,peers,tune

@@ -28,11 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--connections", nargs="*", default=["mhc"], help="mhc, hc")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the model; mHC parameters stay in float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
 
-    model = llama(args.hidden, args.layers, args.length).to(args.device)
+    model = llama(args.hidden, args.layers, args.length).to(args.device, getattr(torch, args.dtype))
     inputs = tokens(args.batch, args.length, args.device)
     torch._dynamo.reset()
     contenders = [
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     shape = f"Llama {args.hidden} x {args.layers}, {args.batch} x {args.length} tokens"
-    show(f"{shape}, n={args.streams}", heads, lines)
+    show(f"{shape}, n={args.streams}, {args.dtype}", heads, lines)
     results = [asdict(row) | {"training": asdict(trained[row.name])} for row in rows]
     save("step", args.device, vars(args), results)
 

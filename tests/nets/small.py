@@ -155,7 +155,7 @@ def gradients(output: Any, parameters: Iterable[Tensor]) -> list[Tensor | None]:
     """Pull random gradients, the same every time and not constant, back to the parameters."""
     live = [tensor for tensor in floats(output) if tensor.requires_grad]
     generator = torch.Generator().manual_seed(11)
-    upstream = [torch.randn(tensor.shape, generator=generator).to(tensor.dtype) for tensor in live]
+    upstream = [torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in live]
     asked = list(parameters)
     found = iter(torch.autograd.grad(live, [p for p in asked if p.requires_grad], upstream, allow_unused=True))
     return [next(found) if p.requires_grad else None for p in asked]
