@@ -59,7 +59,7 @@ run_tests() {
     local marked side_by_side=()
     mapfile -t marked < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
     ((${#marked[@]})) || { echo "no tests are marked gpu"; return 0; }
-    "$PYTHON" -c 'import xdist' 2>/dev/null && side_by_side=(-n 6)
+    "$PYTHON" -c 'import xdist' 2>/dev/null && side_by_side=(-n "$((($(nproc) + 1) / 2))")
     timeout "$((limit / 3))" "$PYTHON" -m pytest -q -m gpu "${side_by_side[@]}" "${marked[@]}" || echo "tests: exit status $?"
 }
 
