@@ -9,7 +9,7 @@
 #   bash bench/gpu.sh --fetch                           where there is a registry: other libraries' wheels into .peers/
 #
 # A machine that is lent for ten minutes at a time and has no registry needs .peers/ carried along (52 MiB).
-# Steps: tests (pytest -m gpu), correctness, time, peers, tune. What is in .peers/ is installed aside, into $SITE.
+# Steps: tests (pytest -m "gpu and not slow"), correctness, time, peers, tune. What is in .peers/ is installed aside, into $SITE.
 # Results go to bench/results/ and, after every step, to $OUT if that is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -60,7 +60,9 @@ run_tests() {
     mapfile -t marked < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
     ((${#marked[@]})) || { echo "no tests are marked gpu"; return 0; }
     "$PYTHON" -c 'import xdist' 2>/dev/null && side_by_side=(-n "$((($(nproc) + 1) / 2))")
-    timeout "$((limit / 3))" "$PYTHON" -m pytest -q -m gpu "${side_by_side[@]}" "${marked[@]}" || echo "tests: exit status $?"
+    "$PYTHON" -c 'import importlib.metadata as found; found.version("mhc_compile")' 2>/dev/null ||
+        "$PYTHON" -m pip install -q --no-index --no-deps --no-build-isolation -e .  # for the backend's name
+    timeout "$((limit / 3))" "$PYTHON" -m pytest -q -m "gpu and not slow" "${side_by_side[@]}" "${marked[@]}" || echo "tests: exit status $?"
 }
 
 steps=tests,correctness,time,peers,tune

@@ -58,7 +58,7 @@ def _compared(case: Case, device: str, text: str | None) -> dict[str, Any]:
     del again
     errors = {name: Errors(t.dtype) for name, t in (made | found).items()}
     totals = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in found.items() if _summed(name)}
-    for part, results, gradients in truth.chunks(case.spec, given, upstream):
+    for part, results, gradients in truth.chunks(case.spec, given, upstream, made):
         for name, expected in {**results, **gradients}.items():
             if name in totals:
                 totals[name] += expected

@@ -1,6 +1,7 @@
 """The equations of the generated ops once more: plain torch in fp64, gradients by autograd, some tokens at a time.
 
-Values are rounded where the ops round them (the new streams, what a norm sees); their gradients pass unchanged.
+Values are rounded where the ops round them (the new streams, what a norm sees); their gradients pass unchanged. Which
+way a value between two steps is rounded hangs on the last bit of fp32, so it is taken from what the kernels stored.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ RESULTS = {"g_new": "new", "g_u": "u_out", "g_post": "post_out", "g_res": "res_o
 CHUNK_BYTES = 2**27  # of streams in fp64
 
 
-def chunks(spec: Spec, given: Named, upstream: Named) -> Iterator[tuple[slice, Named, Named]]:
-    """Yield some tokens, and their results and gradients; those of parameters are these tokens' share."""
+def chunks(spec: Spec, given: Named, upstream: Named, stored: Named) -> Iterator[tuple[slice, Named, Named]]:
+    """Yield some tokens, and their results and gradients; those of parameters are these tokens' share.
+
+    Args:
+        spec: of the file.
+        given: what its forward took.
+        upstream: gradients of the forward's results.
+        stored: what the forward returned.
+    """
     tokens = given["x"].shape[0]
     size = max(1, CHUNK_BYTES // (8 * spec.n * spec.channels))
     for start in range(0, tokens, size):
         part = slice(start, min(tokens, start + size))
         leaves = {name: (t if name in PARAMETERS else t[part]).double().requires_grad_() for name, t in given.items()}
-        made = equations(spec, leaves)
+        made = equations(spec, leaves, {name: t[part] for name, t in stored.items()})
         wanted = {RESULTS[name]: g[part].double() for name, g in upstream.items()}
         live = [name for name in wanted if made[name].requires_grad]
         roots, grads = [made[name] for name in live], [wanted[name] for name in live]
@@ -40,8 +48,8 @@ def chunks(spec: Spec, given: Named, upstream: Named) -> Iterator[tuple[slice, N
         yield part, {name: t.detach() for name, t in made.items()}, gradients
 
 
-def equations(spec: Spec, t: Mapping[str, Tensor]) -> Named:
-    """Return an op's results by the names that generated files give them."""
+def equations(spec: Spec, t: Mapping[str, Tensor], stored: Named) -> Named:
+    """Return an op's results by the names that generated files give them; `stored` has those of the kernels."""
     x, n = t["x"], spec.n
     if spec.equal_streams:
         x = x.unsqueeze(-2).expand(*x.shape[:-1], n, x.shape[-1])
@@ -52,10 +60,14 @@ def equations(spec: Spec, t: Mapping[str, Tensor]) -> Named:
         if spec.op == "leave":
             return {"out": x.mean(-2)}
         made["new"] = x
-        x = rounded(x, spec)
+        x = passed(x, stored["new"])
     made |= coefficients(spec, x, t)
     if spec.reads:
-        made |= normed(spec, torch.einsum("tn,tnc->tc", made["pre"], x), t)
+        u = torch.einsum("tn,tnc->tc", made["pre"], x)
+        if spec.norm != "none":
+            read = torch.einsum("tn,tnc->tc", stored["pre"].double(), x.detach())
+            u = passed(u, read.float().to(TORCH[spec.dtype]))
+        made |= normed(spec, u, t)
     return made
 
 
@@ -81,17 +93,16 @@ def normed(spec: Spec, u: Tensor, t: Mapping[str, Tensor]) -> Named:
     """Return the branch's input and the statistics of its norm."""
     if spec.norm == "none":
         return {"u_out": u}
-    u = rounded(u, spec)
     mean = u.mean(-1, keepdim=True)
     centred = u - mean if spec.norm == "layer" else u
     rstd = 1 / torch.sqrt((centred * centred).mean(-1, keepdim=True) + spec.norm_eps)
     hat = centred * rstd
     if spec.norm == "rms_cast":  # rounded in front of its weight
-        hat = rounded(hat, spec)
+        hat = passed(hat, hat.detach().to(TORCH[spec.dtype]))
     made = {"u_out": hat * t.get("weight", 1.0) + t.get("shift", 0.0), "rstd": rstd}
     return made | ({"mean": mean} if spec.norm == "layer" else {})
 
 
-def rounded(t: Tensor, spec: Spec) -> Tensor:
-    """Round values to the streams' dtype, not gradients."""
-    return t + (t.detach().to(TORCH[spec.dtype]).double() - t.detach())
+def passed(t: Tensor, value: Tensor) -> Tensor:
+    """Return a value with the gradient of t, which it is up to rounding."""
+    return t + (value.double() - t.detach())

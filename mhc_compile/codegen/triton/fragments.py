@@ -180,6 +180,12 @@ def logit_columns(start: int, width: int) -> str:
     return f"({start} + tl.arange(0, {width}))[None, :]" if start else f"tl.arange(0, {width})[None, :]"
 
 
+def roomy(spec: Spec) -> bool:
+    """Return whether tiles leave registers for more: few narrow streams in aligned rows, no tail, no replay."""
+    few = spec.n <= 4 and spec.dtype == "bf16" and spec.channels % 8 == 0
+    return few and spec.norm != "layer" and not (spec.offset or spec.scale or spec.history)
+
+
 _WIDE = '''
 @triton.jit
 def exact_times(a, b, acc):

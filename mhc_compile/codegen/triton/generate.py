@@ -156,8 +156,9 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
     rows = power(c) if spec.norm != "none" else min(power(c), 1024)
     piece = max(16, min(power(c), 64 if n <= 4 else 32))
     many, stages = (4 if n <= 4 else 8), (2 if n <= 4 else 1)
+    deep = {"num_warps": 4, "num_stages": 3} if fragments.roomy(spec) else {"num_warps": 8, "num_stages": stages}
     forward = {
-        "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), "num_warps": 8, "num_stages": stages},
+        "project": {"BT": 64, "BC": chunk, "SPLITS": min(8, -(-c // chunk)), **deep},
         "read": {
             "BT": max(1, min(4, 8192 // rows)),
             "BC": rows,
@@ -171,7 +172,7 @@ def default_tiles(spec: Spec) -> dict[str, dict[str, int]]:
             "BT": 16,
             "BC": piece,
             "BP": grad_streams.phi_tokens(spec),
-            "SPLITS": 8,
+            "SPLITS": 16 if n <= 4 else 8,
             "num_warps": many,
             "num_stages": 1,
         },

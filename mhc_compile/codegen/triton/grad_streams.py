@@ -207,6 +207,7 @@ def _body(spec: Spec) -> str:
         ]
         text += _written(spec, i, j) if spec.mixes else [_put(spec, "d", i, j)]
     if spec.mixes:
+        text += _late(spec)
         text += [_put(spec, f"x{s}_grad", s, j) for s in range(j)]
         text += _tail(spec)
     return lines(text)
@@ -231,14 +232,29 @@ def _written(spec: Spec, i: int, j: int) -> list[str]:
     """Pass dX_i on to f, the old streams and the coefficients that wrote it."""
     n = spec.n
     sign = "+=" if i else "="
-    at = f"by_token + (piece * tl.cast(T, tl.int64) + token) * {n + n * n}"
-    text = [f"g_grad {sign} p{i}[:, None] * d", f"tl.store({at} + {i}, tl.sum(d * g, 1), live)"]
+    text = [f"g_grad {sign} p{i}[:, None] * d", _total(spec, i, "tl.sum(d * g, 1)")]
     text += [f"x{s}_grad {sign} r{i}_{s}[:, None] * d" for s in range(j)]
     text += ["same = tl.sum(d * x0, 1)"] * spec.equal_streams
     for s in range(n):
         product = "same" if spec.equal_streams else f"tl.sum(d * x{s}, 1)"
-        text.append(f"tl.store({at} + {n + i * n + s}, {product}, live)")
+        text.append(_total(spec, n + i * n + s, product))
     return text
+
+
+def _total(spec: Spec, column: int, value: str) -> str:
+    """Keep a coefficient's gradient, or store it where there are too many for the registers."""
+    return f"total{column} = {value}" if fragments.roomy(spec) else _store_total(spec, column, value)
+
+
+def _late(spec: Spec) -> list[str]:
+    """Store what was kept: no load of a stream may pass a store, so those in between would wait for each other."""
+    columns = range(spec.n + spec.n**2) if fragments.roomy(spec) else ()
+    return [_store_total(spec, column, f"total{column}") for column in columns]
+
+
+def _store_total(spec: Spec, column: int, value: str) -> str:
+    row = f"by_token + (piece * tl.cast(T, tl.int64) + token) * {spec.n + spec.n**2}"
+    return f"tl.store({row} + {column}, {value}, live)"
 
 
 def _mine(spec: Spec) -> str:

@@ -16,9 +16,13 @@ STREAMS = {"x", "f", "new", "g_new", "g_u", "g_out", "u_out", "dx", "df", "out"}
 NORM = {"norm": "rms_cast", "weight": True}
 pytestmark = pytest.mark.xdist_group("cubin")  # what is compiled is kept in its process
 
-# where ptxas keeps a few values on the stack: 2 to 4 that do not fit on consumer Blackwell, and one address of which it
-# makes room for a fifth block
-ALLOWED_STACK = {("streams", "sm_120"): 16, ("coefs", "sm_90"): 8, ("back", "sm_80"): 8, ("back", "sm_100"): 64}
+# where ptxas keeps a few values on the stack: 2 to 4 that do not fit on consumer Blackwell, 2 on Hopper where stores
+# that come late save a fifth of the time, more in the one launch that has them too, and one address of which it makes
+# room for a fifth block
+ALLOWED_STACK = {
+    ("project", "sm_120"): 8, ("streams", "sm_120"): 16, ("streams", "sm_90"): 8, ("coefs", "sm_90"): 8,
+    ("back", "sm_80"): 8, ("back", "sm_90"): 32, ("back", "sm_100"): 104,
+}  # fmt: skip
 
 
 def spec(op: str, n: int, channels: int = 4096, **options: Any) -> Spec:
