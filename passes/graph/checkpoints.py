@@ -106,7 +106,8 @@ def _selective(node: fx.Node) -> bool:
 
 def _body(node: fx.Node) -> fx.GraphModule:
     """Return the graph that a checkpoint runs."""
-    body = graph_of(node.args[0])
+    named, *_ = node.args
+    body = graph_of(named)
     assert body is not None  # Dynamo names it by a get_attr
     return body
 

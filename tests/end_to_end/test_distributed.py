@@ -129,6 +129,7 @@ def sites_apart(rank: int) -> tuple[Tensors, Tensors]:
     return grads(wide), grads(narrow)
 
 
+@pytest.mark.slow
 def test_sites_in_a_group_of_their_own(tmp_path: Path) -> None:
     """They train as in one process, and stay wide where the layers around them are cast (or it would be refused)."""
     trained, once = alone(train), alone()

@@ -256,6 +256,7 @@ def test_blocks_compiled_one_by_one() -> None:
     assert same(results(model, model, inputs())[1], expected[1])
 
 
+@pytest.mark.slow
 def test_other_readers_of_a_sum() -> None:
     """Hidden states of all layers, which are read out of streams that are not kept."""
     given = {**MODELS[0][1], "output_hidden_states": True}
@@ -273,6 +274,7 @@ def test_without_gradients_nothing_is_recomputed() -> None:
         assert torch.equal(steps(model, inputs(), 3)[0], expected)
 
 
+@pytest.mark.slow
 def test_two_plans_and_one_warm_cache() -> None:
     """The decision is in the text that caches go by, so a plan never hits what another left behind."""
     model, x = upgraded(Net, 2, moved=True), inputs().requires_grad_()

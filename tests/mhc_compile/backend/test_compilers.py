@@ -24,7 +24,7 @@ ROOT = Path(mhc_compile.__file__).resolve().parents[1]
 ASK = "from mhc_compile.backend.compilers import source_hash; print(source_hash())"
 
 
-@pytest.fixture(params=["link", "folder"])
+@pytest.fixture(params=["link", pytest.param("folder", marks=pytest.mark.slow)])
 def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of the package: passes/ beside it with a link, as in a checkout, or inside of it, as in a wheel."""
     ignored = shutil.ignore_patterns("__pycache__", "passes")

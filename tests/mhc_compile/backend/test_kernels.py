@@ -124,7 +124,7 @@ def trained(compiler: str, **options: Any) -> small.Results:
     return small.results(small.compiled(model, compiler=compiler, **options), model, small.inputs())
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_model_by_kernels_is_the_model_by_the_reference(compiler: str) -> None:
     found = subprocess_call.call(True, by_kernels, compiler)
     assert small.agree(found, trained(compiler, kernels="reference"), tolerance=3e-5)  # fp32 sums in another order
