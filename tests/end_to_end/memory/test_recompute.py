@@ -63,7 +63,7 @@ def vit(layers: int = 2) -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     "make",
     [
@@ -83,7 +83,7 @@ def test_gradients_are_the_same_to_the_bit(make: Callable[[int], nn.Module]) -> 
         assert same(found[1], grads)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_blocks_keep_the_streams_of_their_first_site(size: int) -> None:
     """The first site of all keeps one stream, for it has nothing else."""
@@ -103,7 +103,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("make", "given", "config"),
     [(*MODELS[i % 2], config) for i, config in enumerate(CONFIGS)],
@@ -200,6 +200,7 @@ def test_saved_tensors_on_the_cpu() -> None:
     assert same(found[1], expected[1])
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     model = upgraded(Net, 3, moved=True)
