@@ -27,7 +27,7 @@ def moved(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark what `make quick` leaves out, and what `make test` does (see `tests.cases`).
+    """Mark what `make quick` leaves out, what `make test` does (see `tests.cases`), and what lacks a GPU.
 
     Of tests with `@pytest.mark.core(...)` some cases run in `make test`; the others are slow.
     """
@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
         if compiles(item.nodeid):
             item.add_marker(pytest.mark.compiles)
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("core") is not None:
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():

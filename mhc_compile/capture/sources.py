@@ -29,11 +29,13 @@ def below_root(source: str) -> str:
 def look_up(source: str, local: Mapping[str, Any], global_: Mapping[str, Any]) -> Any:
     """Return what a source names in a frame, None where that cannot be told."""
     told = _ROOT.match(plainly(source))
-    found = (local if told["scope"] == "L" else global_).get(told["name"]) if told is not None else None
-    for step in _STEP.finditer(told["rest"]) if told is not None else ():
+    if told is None:
+        return None
+    found: Any = (local if told["scope"] == "L" else global_).get(told["name"])
+    for step in _STEP.finditer(told["rest"]):
         name, index = step["name"] or step["key"], step["index"]
         try:
-            found = getattr(found, name) if step["name"] else found[int(index) if index else name]  # type: ignore[index]  # or TypeError
+            found = getattr(found, name) if step["name"] else found[int(index) if index else name]
         except (AttributeError, KeyError, IndexError, TypeError):
             return None
     return found

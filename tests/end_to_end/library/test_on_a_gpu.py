@@ -15,10 +15,7 @@ from mhc_compile.codegen.runtime import dispatch
 from tests.nets.library import CASES
 from tests.nets.small import compiled, floats, gradients, perturb
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 NAMES = ["llama", "gpt2", "vit"]
 
 

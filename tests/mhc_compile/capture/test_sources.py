@@ -10,8 +10,8 @@ from torch import nn
 
 from mhc_compile.capture.sources import below_root, look_up, plainly
 
-MODEL = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
-SECOND = MODEL["layers"][1]  # type: ignore[index]  # a list
+SECOND = nn.Linear(2, 2)
+MODEL = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), SECOND])})
 
 SPELLINGS = [
     "L['self'].layers.1",

@@ -11,10 +11,7 @@ from tests.equations.fused import Fused, only_given
 from tests.equations.helpers import near, values_and_gradients
 from tests.pairwise import pairwise
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2}
 
 
