@@ -38,6 +38,7 @@ class Canonicalize:
         for node in facts.nodes:
             overwrites = overwriting.does(node)
             if overwrites and not overwriting.take_apart(node):
+                spellings.spell_in_place(node)
                 continue
             spellings.spell_out(node, facts)
             fused_sums.take_apart(node, facts)

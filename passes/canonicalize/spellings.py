@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.graph.effects import schemas
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import value
 
@@ -41,6 +42,14 @@ def spell_out(node: fx.Node, facts: GraphFacts) -> None:
         _keep_the_norm(node, facts)
     elif op == "getattr" and node.args[1] in ("mT", "mH"):
         _transpose(node)
+
+
+def spell_in_place(node: fx.Node) -> None:
+    """Respell a sum that stays in place, so that it is known for one: `a.add_(other=b, alpha=c)` as `a.add_(b * c)`."""
+    if optable.name(node) in ("add", "sub") and "out" not in node.kwargs:
+        _place_arguments(node)
+        if "alpha" in node.kwargs and optable.terms_alike(node) is not None:
+            _take_out_factor(node)
 
 
 def _place_arguments(node: fx.Node) -> None:
@@ -109,8 +118,8 @@ def _unstack(node: fx.Node, facts: GraphFacts) -> None:
     if len(set(nodes)) < 2 or len(set(nodes)) != len(terms):  # type: ignore[arg-type]  # a list, since it held nodes
         return
     order = facts.order
-    if not facts.overwritten.isdisjoint({stack, *nodes}):
-        return
+    if any(schemas.changed(between) for between in facts.nodes[order[stack] : order[node]]):
+        return  # the sum may read something else than the stack did
     first = min(nodes, key=order.__getitem__)
     others = [term for term in nodes if term is not first]
     if not readers(first, others, order).issuperset(others):

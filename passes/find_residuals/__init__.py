@@ -42,7 +42,7 @@ class _Finder:
     def __init__(self, facts: GraphFacts, namer: Namer) -> None:
         self.facts, self.namer = facts, namer
         self.order = facts.order
-        self.told: dict[fx.Node, str] = {}  # sums that only look like connections
+        self.told: dict[fx.Node, tuple[str, Match]] = {}  # sums that only look like connections
         self.spots: dict[fx.Node, Spot] = {}  # of whatever is a connection in this run, or could be one in another
         self.matches: list[Match] = []
         self.rejections: list[Rejection] = []
@@ -53,7 +53,9 @@ class _Finder:
         while told is None or told:
             self._sweep()
             told = Recurrences(self.facts, self.sums.ancestry).judge(self.matches)
-            self.told |= told
+            self.told |= {
+                match.sum.total: (told[match.sum.total], match) for match in self.matches if match.sum.total in told
+            }
         for half in self.sums.halves:
             if self.sums.is_reversible(half, self.matches):
                 self.rejections = [r for r in self.rejections if r.node != half.name]
@@ -84,7 +86,7 @@ class _Finder:
             add = waiting.pop()
             found = self.sums.match(add) if add not in self.told else None
             if add in self.told:
-                self._reject(add, self.told[add])
+                self._tell(add)
             elif found is None and (inner := self.sums.wrapped(add, self.matches)) is not None:
                 self._reject(add, "nested", source_of(inner.sum.total))
             elif found is None:
@@ -96,7 +98,7 @@ class _Finder:
     def _look_at_difference(self, node: fx.Node) -> None:
         found = self.sums.difference(node)
         if node in self.told:
-            self._reject(node, self.told[node])
+            self._tell(node)
         elif found is None or any(found.branches[0] is match.sum.total for match in self.matches):
             return  # the trunk itself minus where it started, as in a loss
         elif any(optable.is_add(reader) for reader in found.branches[0].users):
@@ -107,7 +109,7 @@ class _Finder:
     def _look_at_interpolation(self, node: fx.Node) -> None:
         found = self.sums.interpolation(node)
         if node in self.told:
-            self._reject(node, self.told[node])
+            self._tell(node)
         elif found is not None:
             self._keep(found)
 
@@ -125,6 +127,12 @@ class _Finder:
             full, part = (x, y) if total is not None and a.shape == total.shape else (y, x)
             self.spots[node] = self.places.spot(node, part if reason == "broadcast" else full)
             self._reject(node, reason)
+
+    def _tell(self, node: fx.Node) -> None:
+        """Reject a sum that only looks like a connection; where there are fewer of it, it may not even be told."""
+        reason, match = self.told[node]
+        self.spots[node] = self.places.spot(node, match.branches[0])
+        self._reject(node, reason)
 
     def _keep(self, match: Match) -> None:
         self.matches.append(match)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import traced, value
 
 Axes = tuple[frozenset[int], ...]  # for each axis, the axes of the first tensor that it is made of
 
@@ -30,10 +30,12 @@ def follow(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | None:
         source: the input.
         axes: the input's axes.
     """
-    before, after = value(source), value(node)
-    if before is None or after is None:
-        return None
-    op = optable.name(node)
+    op, before, after = optable.name(node), value(source), value(node)
+    if after is None:  # several tensors
+        keeps = op in optable.VIEW or node.target is torch.ops.higher_order.autograd_function_apply
+        return axes if keeps and isinstance(traced(node), (tuple, list)) else None
+    if before is None:  # one of several
+        return axes if after.dim() == len(axes) else None
     if op in _MOVES:
         return _moved(node, before, axes)
     if op in _MERGES:

@@ -17,6 +17,8 @@ _ASKS = frozenset(
     "view view_as as_strided view_as_complex stride storage_offset data_ptr untyped_storage is_contiguous set resize "
     "resize_as pin_memory".split()
 )
+# ops that draw a number for each element, in the order in which these lie; the others draw one for each channel
+_DRAWS = optable.RANDOM - frozenset("dropout1d dropout2d dropout3d feature_alpha_dropout".split())
 _OWN = frozenset("mm bmm addmm baddbmm linear contiguous".split())  # their results lie in order, whatever they read
 
 
@@ -43,8 +45,8 @@ def lies_last(tensor: torch.Tensor, axis: int) -> bool:
 def is_seen_by(node: fx.Node, overwritten: Collection[fx.Node]) -> bool:
     """Tell whether a node can tell how the tensors lie that it is given.
 
-    A call from outside of torch and an op with graphs of its own may; so does what may be a view or a copy, where that
-    is written to.
+    A call from outside of torch and an op with graphs of its own may; so does what draws random numbers, and what may
+    be a view or a copy, where that is written to.
     """
     if node.op == "output":
         return True
@@ -52,6 +54,8 @@ def is_seen_by(node: fx.Node, overwritten: Collection[fx.Node]) -> bool:
         return False
     op = optable.name(node)
     if op in _ASKS or (op.startswith("_") and not op.startswith("__")):
+        return True
+    if op in _DRAWS and not optable.drops_nothing(node):
         return True
     return not schemas.is_of_torch(node) or (node in overwritten and bool(shares_with(node)))
 

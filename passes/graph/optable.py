@@ -190,6 +190,13 @@ def argument(node: fx.Node, position: int, keyword: str, default: Any = None) ->
     return node.args[position] if len(node.args) > position else node.kwargs.get(keyword, default)
 
 
+def drops_nothing(node: fx.Node) -> bool:
+    """Tell whether the node is a dropout that hands its input on, since it does not train or its rate is zero."""
+    if "dropout" not in name(node):
+        return False
+    return argument(node, 2, "training", True) is not True or argument(node, 1, "p", 0.5) == 0
+
+
 def is_liftable(node: fx.Node, rank: int) -> bool:
     """Tell whether the op acts on each token alone, features last, so that it can be applied to every stream.
 

@@ -59,6 +59,10 @@ class Hand:
         """The streams that a site meets; another hand may have them start anew."""
         return streams
 
+    def lying(self, read: Tensor) -> Tensor:
+        """What the site that was named last reads; another hand may lay it out otherwise in memory."""
+        return read
+
     def coefficients(self, site: str, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """H_pre and H_post `[..., n]`, H_res `[..., n, n]` at every token."""
         phi, alpha, bias = (self.parameters[f"{site}.{name}"] for name in ("phi", "alpha", "bias"))
@@ -135,7 +139,7 @@ class Part(nn.Module):
         x = self.hand.arriving(site, x)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
         if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
-            return x.seen, lambda made: carried.map(lambda stream: stream + made)
+            return self.hand.lying(x.seen), lambda made: carried.map(lambda stream: stream + made)
         pre, post, res = self.hand.coefficients(site, carried)
         last = carried.x.movedim(x.axis, -1)
         u = torch.einsum("...n,n...c->...c", pre, x.x.movedim(x.axis, -1)).movedim(-1, x.axis)
@@ -146,7 +150,7 @@ class Part(nn.Module):
             new = new.movedim(-1, x.axis)
             return Streams(new, x.axis, new.mean(0))
 
-        return u, write
+        return self.hand.lying(u), write
 
 
 def by_hand(net: T, hand: Hand) -> T:

@@ -66,7 +66,7 @@ def overwritten(gm: fx.GraphModule) -> set[fx.Node]:
 def _hands_its_input_on(node: fx.Node) -> bool:
     """Tell whether a cast or dropout may return its input: a cast to what it is, a dropout that drops nothing."""
     if optable.name(node) not in optable.CAST:
-        return optable.argument(node, 2, "training", True) is not True or optable.argument(node, 1, "p", 0.5) == 0
+        return optable.drops_nothing(node)
     made, given = value(node), value(node.all_input_nodes[0]) if node.all_input_nodes else None
     return made is None or given is None or (made.dtype, made.device) == (given.dtype, given.device)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
+from torch import Tensor
+
 import mhc_compile as mhc
 from tests.nets.streams import Hand, Streams
 
@@ -25,6 +27,7 @@ class Placed(Hand):
     names: dict[Place, str] | None = None
     regions: dict[str, int] = dataclasses.field(default_factory=dict)
     met: list[Place] = dataclasses.field(default_factory=list)
+    lies: dict[Place, list[int]] = dataclasses.field(default_factory=dict)
     current: list[int | None] = dataclasses.field(default_factory=lambda: [None])
 
     def start(self) -> None:
@@ -51,6 +54,11 @@ class Placed(Hand):
             return streams
         self.current[0] = region
         return Streams(streams.seen[None].expand(self.n, *streams.seen.shape), streams.axis, streams.seen)
+
+    def lying(self, read: Tensor) -> Tensor:
+        """What is drawn for each element follows the order of memory: that of the run in which places were met."""
+        axes = self.lies.setdefault(self.met[-1], sorted(range(read.dim()), key=read.stride, reverse=True))
+        return read.permute(axes).contiguous().permute([axes.index(i) for i in range(len(axes))])
 
 
 def piece(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.nets.generator.structure import Structure
@@ -66,7 +67,15 @@ class Twice(Convolutions):
         return f
 
 
+class Dropped(Convolutions):
+    """Numbers are drawn for each element, in the order in which these lie."""
+
+    def forward(self, x: Any) -> Any:
+        return self.connect("conv", x, lambda u: F.dropout(self.conv(self.norm(u)) * torch.rand_like(u), 0.25))
+
+
 STRUCTURES = {
+    "dropout": Structure(Dropped, channels_first=True),
     "pre-norm": Structure(Pre, channels_first=True),
     "batch norm behind": Structure(Post, channels_first=True),
     "features last inside": Structure(NextBlock, channels_first=True),
