@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import mhc_compile as mhc
-from mhc_compile.cli import bench, demo, explain
+from mhc_compile.cli import bench, demo, explain, factory
 from mhc_compile.errors import MHCError
 
 OK, USER_ERROR = 0, 2
@@ -20,7 +20,7 @@ OK, USER_ERROR = 0, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if it worked, or 2 after one line on stderr about a mistake that the user can mend."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(factory.one_by_one(sys.argv[1:] if argv is None else argv))
     try:
         args.command(args)
     except MHCError as error:

@@ -24,11 +24,21 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--options",
-        nargs="+",
+        action="append",
         default=[],
         metavar="KEY=VALUE",
         help="fields of mhc_compile.Config, such as streams=2 exclude=layers.0.*",
     )
+
+
+def one_by_one(words: Sequence[str]) -> list[str]:
+    """Name `--options` in front of each KEY=VALUE that follows it; what is none, such as the model, ends them."""
+    made: list[str] = []
+    for i, word in enumerate(words):
+        if i and words[i - 1] != "--options" and made[-2:-1] == ["--options"] and "=" in word and word[0] != "-":
+            made.append("--options")
+        made.append(word)
+    return made
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

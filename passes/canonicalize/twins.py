@@ -122,4 +122,4 @@ def _erase(node: fx.Node) -> None:
         if not node.users and _is_pure(node):
             inputs = node.all_input_nodes
             node.graph.erase_node(node)
-            stack += inputs
+            stack += [arg for arg in inputs if arg not in stack]

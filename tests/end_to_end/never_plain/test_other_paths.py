@@ -157,6 +157,34 @@ def test_one_token_is_as_two_equal_ones() -> None:
     assert relative(run(one), run(one.expand(3, 2, C).contiguous())[:, :1]) < 1e-5
 
 
+class Recurrent(nn.Module):
+    """A state, to which every token adds what a layer makes of both, and two connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g, self.cell = (nn.Linear(C, C) for _ in range(3))
+        self.state = nn.Parameter(torch.randn(C))
+
+    def forward(self, x: Tensor, made: Tensor | None = None) -> Tensor:
+        last = self.steps(x) if made is None else made
+        x = x + self.f(x).tanh()
+        return x + self.g(x + last).tanh()
+
+    def steps(self, x: Tensor) -> Tensor:
+        h = self.state.expand(x.shape[0], -1)
+        for t in range(x.shape[1]):
+            h = h + self.cell(h + x[:, t]).tanh()
+        return h[:, None]
+
+
+def test_one_step_of_a_recurrence_is_as_plain_as_several() -> None:
+    """It looks like a connection, but the plan knows its place."""
+    model = moved(Recurrent())
+    for length in (1, 2):
+        made, tokens = compiled(model), x(3, length)
+        torch.testing.assert_close(made(tokens), made(tokens, model.steps(tokens).detach()))
+
+
 class Training(nn.Module):
     """Training has one connection more, and spells another one otherwise."""
 

@@ -68,9 +68,19 @@ def test_explain_prints_the_sites(file: str, capsys: pytest.CaptureFixture[str])
     assert "streams=4" in printed
 
 
-def test_explain_as_json_with_options_and_keywords(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["explain", f"{file}:with_keywords", "--json", "--options", "streams=2", "connection=hc"]
-    assert cli.main(call) == 0
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["{file}:with_keywords", "--json", "--options", "streams=2", "connection=hc"],
+        ["--options", "streams=2", "connection=hc", "{file}:with_keywords", "--json"],
+        ["--options=streams=2", "--json", "--options", "connection=hc", "{file}:with_keywords"],
+    ],
+    ids=["behind", "in front", "one by one"],
+)
+def test_explain_as_json_with_options_and_keywords(
+    call: list[str], file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["explain", *(word.format(file=file) for word in call)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [site["name"] for site in found["sites"]] == ["first.mlp", "second.mlp"]
     assert [region["sites"] for region in found["regions"]] == [2]

@@ -19,10 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--use", default="*", metavar="PATTERN", help="what is done with them, such as 'no_grad'")
     parser.add_argument("--kernels", action="store_true", help="by generated kernels, in Triton's interpreter")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--mended", action="store_true", help="leave out what is known to be wrong")
     args = parser.parse_args(argv)
 
-    choice = runner.Choice(args.only, args.use, args.kernels, args.mended)
+    choice = runner.Choice(args.only, args.use, args.kernels)
     counts: collections.Counter[str] = collections.Counter()
     failed: list[str] = []
     for share in runner.verdicts(choice, range(args.first, args.first + args.networks), args.jobs):

@@ -98,9 +98,7 @@ class Net(Part):
         return y.transpose(0, 1).view(y.shape[1], -1) if self.tail == "turned" else y
 
 
-def draw(
-    number: int, names: Sequence[str], uses: Sequence[str], tails: Sequence[str] = TAILS, leads: Sequence[str] = ()
-) -> Drawing:
+def draw(number: int, names: Sequence[str], uses: Sequence[str], leads: Sequence[str] = ()) -> Drawing:
     """Draw a network: every structure (or every one of `leads`) leads in turn, and sure connections stand around it."""
     rng = random.Random(number)
     leads = leads or names
@@ -122,7 +120,7 @@ def draw(
         length=rng.choice((2, 3, 4)),
         streams=rng.choice((2, 3, 4)),
         kind=rng.choice(KINDS),
-        tail=rng.choice([tail for tail in tails if tail != "turned" or not pictures]),
+        tail=rng.choice([tail for tail in TAILS if tail != "turned" or not pictures]),
         use=rng.choice(fitting),
         training=rng.random() < 0.4,
         compiler="aot_eager" if lead.startswith("checkpoints/") else rng.choice(("eager", "eager", "aot_eager")),

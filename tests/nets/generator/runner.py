@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Iterator
 
 from mhc_compile.codegen.runtime import interpreter
-from tests.nets.generator import faults
 from tests.nets.generator.families import STRUCTURES
 from tests.nets.generator.judge import FaultError, judge
-from tests.nets.generator.network import TAILS, Drawing, draw
+from tests.nets.generator.network import Drawing, draw
 from tests.nets.generator.uses import USES
 
 SHARE = 25  # networks that a process takes at a time
@@ -30,23 +29,16 @@ class Choice:
         only: pattern of the structures that lead.
         use: pattern of what is done with them.
         kernels: whether they run by generated kernels, in Triton's interpreter; structures that are not exact stay out.
-        mended: whether what is known to be wrong stays out.
     """
 
     only: str = "*"
     use: str = "*"
     kernels: bool = False
-    mended: bool = False
 
     def draw(self, number: int) -> Drawing:
         """Return the network of a number."""
-        names, uses, tails = list(STRUCTURES), list(USES), list(TAILS)
-        if self.mended:
-            names, uses = faults.without(names, faults.STRUCTURES), faults.without(uses, faults.USES)
-            tails = faults.without(tails, faults.TAILS)
-        if self.kernels:
-            names = [name for name in names if STRUCTURES[name].exact]
-        drawing = draw(number, names, fnmatch.filter(uses, self.use), tails, fnmatch.filter(names, self.only))
+        names = [name for name, structure in STRUCTURES.items() if structure.exact or not self.kernels]
+        drawing = draw(number, names, fnmatch.filter(USES, self.use), fnmatch.filter(names, self.only))
         if not self.kernels:
             return drawing
         kind = drawing.kind if drawing.kind[0] == "mhc" else ("mhc", "sinkhorn")  # there are kernels for mhc only

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.nets.structures import C, tokens
 from tests.passes.canonicalize.respelling import Function, respelt
@@ -74,6 +77,31 @@ def test_respelt(step: Function, before: list[str], after: list[str]) -> None:
     was, now, error = respelt(step, tokens())
     assert (was, now) == (before, after)
     assert error < 1e-6
+
+
+def seen(self: Any, x: Tensor) -> Tensor:
+    h = x.exp()
+    alias = h.view(-1)
+    h.add_(other=x, alpha=2)
+    return torch.stack([h, h.exp()]).sum(0) * alias.sum()
+
+
+def changed_between(self: Any, x: Tensor) -> Tensor:
+    h = x.exp()
+    stack = torch.stack([h, h.exp()])
+    h.view(-1).mul_(2.0)
+    return stack.sum(0) * h
+
+
+def test_sums_of_what_is_overwritten() -> None:
+    """A sum that stays in place is spelt plainly as well, and what was overwritten before may be a term."""
+    was, now, error = respelt(seen, tokens())
+    assert was == ["exp", "view", "add", "exp", "stack", "sum", "sum", "mul"]
+    assert now == ["exp", "view", "mul", "add", "exp", "add", "sum", "mul"]
+    assert error < 1e-6
+    was, now, error = respelt(changed_between, tokens())
+    assert was == now
+    assert error == 0
 
 
 KEPT = [

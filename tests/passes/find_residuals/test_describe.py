@@ -30,6 +30,21 @@ class Of(nn.Module):
         return self.step(self, x)
 
 
+class Halving(torch.autograd.Function):
+    """A function with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2
+
+
+halved: Callable[[Tensor], Tensor] = Halving.apply
+
+
 def only(model: nn.Module, x: Tensor) -> Residual:
     (residual,) = run(ANALYSIS, graph(model, x), request())[Findings].residuals
     return residual
@@ -52,6 +67,8 @@ AXES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (Of(plus(lambda s, x: s.f(s.n(x))), f=nn.Linear(C, C), n=nn.BatchNorm1d(C)), (3, C), -1),
     (Of(plus(lambda s, x: s.f(F.relu(x) * 2)), f=nn.Conv2d(C, C, 1)), (2, C, 5, 4), -3),
     (Of(plus(lambda s, x: torch.einsum("bsd,de->bse", x, s.f.weight)), f=nn.Linear(C, C)), (2, 3, C), -1),
+    (Of(plus(lambda s, x: s.f(halved(x))), f=nn.Conv2d(C, C, 1)), (2, C, 5, 4), -3),
+    (Of(plus(lambda s, x: s.f(torch.cat(x.chunk(2, 1)[::-1], 1)).tanh()), f=nn.Conv2d(C, C, 1)), (2, C, 5, 4), -3),
     (Of(plus(lambda s, x: s.f(x * torch.rsqrt(x.pow(2).mean(-1, True)))), f=nn.Linear(C, C)), (2, 3, C), -1),
 ]
 

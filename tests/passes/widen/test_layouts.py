@@ -80,6 +80,18 @@ def overwritten_through_a_view(self: Any, x: Tensor) -> Tensor:
     return f
 
 
+def dropped(self: Any, x: Tensor) -> Tensor:
+    return F.dropout(self.conv(x) * torch.rand_like(x), 0.5)
+
+
+def noisy(self: Any, x: Tensor) -> Tensor:
+    return conv(self, x + torch.empty_like(x).normal_())
+
+
+def drop_nothing(self: Any, x: Tensor) -> Tensor:
+    return F.dropout(F.dropout2d(self.conv(x), 0.5), 0.5, False)
+
+
 ENDS: dict[str, Step] = {
     "itself": lambda _, x: x,
     "view": lambda _, x: x.view(x.shape[0], -1),
@@ -102,14 +114,22 @@ ENDS: dict[str, Step] = {
         (strided, "pool", True, False),
         (kernel, "pool", False, False),
         (overwritten_through_a_view, "relu", False, False),
+        (dropped, "itself", False, False),
+        (dropped, "relu", True, True),
+        (noisy, "itself", False, True),
     ],
 )
 def test_plain_strides(step: Step, end: str, channels_last: bool, dynamic: bool) -> None:
-    """At the start, where values are the plain ones as well; outputs that share memory go on sharing it."""
+    """At the start, where values are the plain ones as well; outputs that share memory go on sharing it.
+
+    What is drawn for each element is drawn in the order in which these lie.
+    """
     model = Image(step, ENDS[end], channels_last)
     x = torch.randn(SHAPE)
+    torch.manual_seed(0)
     plain = model(x)
     assert len(mhc.upgrade(model, (x,)).sites) == 2
+    torch.manual_seed(0)
     made = torch.compile(model, backend="mhc", dynamic=dynamic, options={"compiler": "eager"})(x)
     pairs = list(zip(*(t if isinstance(t, tuple) else (t,) for t in (made, plain)), strict=True))
     assert [a.stride() for a, _ in pairs] == [b.stride() for _, b in pairs]
