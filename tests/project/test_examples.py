@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 QUICK = {"export"}  # the others compile more than 20 seconds
+each_example = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow], id=name) for name in NAMES]
+)
 
 # name: (a piece of its text, the mistake in its place, what the example then says)
 MISTAKES = {
@@ -65,9 +68,7 @@ def _without_numbers(line: str) -> str:
     return re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", line)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow], id=name) for name in NAMES]
-)
+@each_example
 def test_example_prints_what_the_readme_shows(name: str) -> None:
     done = run(FOLDER / f"{name}.py")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,7 +76,7 @@ def test_example_prints_what_the_readme_shows(name: str) -> None:
 
 
 @pytest.mark.core(1)
-@pytest.mark.parametrize("name", NAMES)
+@each_example
 def test_example_fails_with_a_mistake_in_it(name: str, tmp_path: Path) -> None:
     text = (FOLDER / f"{name}.py").read_text("utf-8")
     right, wrong, complaint = MISTAKES[name]

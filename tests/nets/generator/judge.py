@@ -42,7 +42,10 @@ def code(drawing: Drawing) -> str:
 
 
 def judge(drawing: Drawing) -> str:
-    """Run a network; return how it went: "right", "refused" where an error of ours is right too, or "told" (of).
+    """Run a network; return how it went.
+
+    "right"; "refused", where an error of ours is right too; "told", where rows say that some connections are left
+    alone, but not which; "torch", where its compiler cannot run the plain network either.
 
     Raises:
         FaultError: it is silently plain, silently wrong, or an error stops who did nothing wrong.
@@ -107,6 +110,8 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
             return "refused"
         raise FaultError(drawing, f"{drawing.use}: {_first_line(error)}") from error
     except Exception as error:
+        if _torch_fails(use, plain, drawing, x):
+            return "torch"
         raise FaultError(drawing, f"{drawing.use}: {_first_line(error)}") from error
     if expected is None:
         raise FaultError(drawing, f"{drawing.use}: a connection that was not planned ran without a word")
@@ -116,6 +121,16 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
         step = torch.compile(use.step(hand), backend=drawing.compiler)
         _compare(drawing, drawing.use, found, _run(use, step, hand, x), seen, tolerance)
     return "right"
+
+
+def _torch_fails(use: Use, plain: Net, drawing: Drawing, x: Tensor) -> bool:
+    """Tell whether torch's own compiler cannot run the plain network either."""
+    torch._dynamo.reset()
+    try:
+        _run(use, torch.compile(use.step(plain), backend=drawing.compiler), plain, x)
+    except Exception:
+        return True
+    return False
 
 
 def _by_hand(drawing: Drawing, plain: Net, report: mhc.Report, config: mhc.Config, x: Tensor) -> Net | None:
