@@ -13,7 +13,7 @@ from mhc_compile.errors import ConfigError, PlanMismatchError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "connection": ("mhc", "hc", "residual"),
-    "kernels": ("auto", "triton", "reference"),
+    "kernels": ("auto", "triton", "cpp", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
 # fields of earlier versions, which had one value each; plans in checkpoints still name them
@@ -44,8 +44,8 @@ class Config:
             of L_r sites, each of which keeps the streams of its first site only. "off": the compiler decides. A budget,
             "memory:2GiB" (or MiB, KiB, GB, MB, kB, B) or a fraction up to 1.0 of what blocks of one site keep: the
             cheapest plan that fits.
-        kernels: "auto" (generated Triton kernels on CUDA devices), "triton" (the same, an error where they cannot run)
-            or "reference" (plain torch).
+        kernels: "auto" (in Triton on CUDA devices, in C++ on CPUs, plain torch where neither can run), "triton" or
+            "cpp" (these, an error where they cannot run) or "reference" (plain torch).
         compiler: who compiles the rewritten graph: "inductor", "aot_eager" or "eager" (for debugging).
         inductor: Inductor options, as a mapping.
 

@@ -28,6 +28,9 @@ ADDS = {
     "inside-branch": Reason(
         False, "lies inside the branch of the connection at {other}, which starts from the same tensor"
     ),
+    "gated-inside-branch": Reason(
+        False, "adds what gates scale, a weighted sum inside the branch of the connection at {other}"
+    ),
     "added-again": Reason(False, "adds to a tensor that is itself carried on at {other}, such as positions to queries"),
     "shared-branch": Reason(
         False, "what is subtracted is used elsewhere too: the rest that a quantiser or a trend leaves"
@@ -79,7 +82,11 @@ ADDS = {
         True, "in one graph only without gradients; with them Dynamo breaks it, as it does at a torch.autograd.Function"
     ),
 }
-_SHOWN_AS = {"skip-scaled-alone": "skip-scaled", "broadcast-skip": "broadcast"}  # one word, said of two cases
+_SHOWN_AS = {
+    "skip-scaled-alone": "skip-scaled",
+    "broadcast-skip": "broadcast",
+    "gated-inside-branch": "inside-branch",
+}  # one word, said of two cases
 
 # why streams do not cross from one graph to the next, beside what Dynamo says of the break
 CUTS = {

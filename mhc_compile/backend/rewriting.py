@@ -118,7 +118,8 @@ def rewrite_graph(
         raise type(error)(f"{error}{_why_broken(made)}") from None
     widened = results[Widened]
     plain = "transforms of torch.func know plain torch only" if transformed and devices else ""
-    kernels.report(config, {site.name: site.unfit or plain for site in widened.sites if site.unfit or plain})
+    unfused = {site.name: site.unfit or plain for site in widened.sites if site.unfit or plain}
+    kernels.report(config, unfused, devices)
     if request.devices:
         kernels.tell(results[Fused].left_out)
         kernels.name_sites(made)

@@ -3,11 +3,11 @@
     spec       Spec: all that a generated file depends on
     text       templates of source
     triton/    Spec -> the text of a file with Triton kernels (GPUs)
+    cpp/       number of streams and dtype -> the text of kernels in C++ (CPUs)
     runtime/   from a call of an op to a kernel that runs: dispatch, files, tiles
     inspect/   what kernels do, seen without a GPU: traffic, launches, machine code
 
-A second target language, such as C++ for the CPU, is a folder beside `triton/` with a `generate` of its own: what it
-makes of a Spec is its own matter, while ops, Specs, files and tuning stay as they are.
+Each target language is a folder with a `generate` of its own: what it makes of an op is its own matter.
 """
 
 from __future__ import annotations

@@ -33,14 +33,14 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
     """
     if base not in _MADE:
         body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
-        body |= {"_mhc_base": base, "forward": _forward(base), "__reduce_ex__": _reduce(base)}
+        body |= {"_mhc_base": base, "forward": _forward(base, lambda: made), "__reduce_ex__": _reduce(base)}
         if _asks_for_children(base):
             body |= _hidden(base)
         if not _reaches_forward(base.__call__):
-            body["__call__"] = _call(base)
+            body["__call__"] = _call(base, lambda: made)
         if issubclass(base, _CONTAINERS):
             body |= _as_container(base)
-        _MADE[base] = _derive(base, body)
+        made = _MADE[base] = _derive(base, body)
     return _MADE[base]
 
 
@@ -95,20 +95,25 @@ class _Unrelated:
     """The base of a class until it gets its own."""
 
 
-def _forward(base: type[nn.Module]) -> Callable[..., Any]:
+def _forward(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Callable[..., Any]:
+    """Return the forward of the class that is made; by `super`, for Dynamo does not look into each class by its name.
+
+    It runs the forward that the base has at that moment, since libraries patch classes.
+    """
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.mhc.mark()
-        return base.forward(self, *args, **kwargs)  # the one that the class has now: libraries patch classes
+        return super(made(), self).forward(*args, **kwargs)
 
     functools.update_wrapper(forward, base.forward)
     forward.__code__ = forward.__code__.replace(co_name=f"forward_{base.__name__}")
     return forward
 
 
-def _call(base: type[nn.Module]) -> Callable[..., Any]:
+def _call(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.mhc.mark()
-        return base.__call__(self, *args, **kwargs)
+        return super(made(), self).__call__(*args, **kwargs)
 
     return functools.update_wrapper(call, base.__call__)
 

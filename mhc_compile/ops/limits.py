@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 
 MOST_STREAMS = 16  # whose n^2 mixing weights a kernel holds in registers
+DTYPES = {  # of streams, by the type of the device; what is not named has those of CUDA
+    "cpu": (torch.bfloat16, torch.float32),
+    "cuda": (torch.bfloat16, torch.float16, torch.float32),
+}
 MOST_WRITES = 8  # that a kernel replays
 
 # an H200
@@ -17,7 +21,7 @@ _FMA_PER_SECOND = 67e12 / 2 / 2  # of its fp32 units, half of whose slots a kern
 _BYTES_PER_SECOND = 4.3e12  # what copying reaches
 
 
-def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str | None:
+def why_not(n: int, connection: str, projection: str, dtype: torch.dtype, device: str = "cuda") -> str | None:
     """Return why no kernel is generated for such a site, in a few words, or None where one is."""
     if connection != "mhc":
         return f"there are kernels for the connection 'mhc', not for {connection!r}"
@@ -25,8 +29,9 @@ def why_not(n: int, connection: str, projection: str, dtype: torch.dtype) -> str
         return f"there are kernels for the projections 'sinkhorn' and 'identity', not for {projection!r}"
     if n > MOST_STREAMS:
         return f"there are kernels for up to {MOST_STREAMS} streams, not for {n}"
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"there are kernels for bf16, fp16 and fp32, not for {dtype}"
+    known = DTYPES.get(device, DTYPES["cuda"])
+    if dtype not in known:
+        return f"there are kernels for {', '.join(map(str, known))}, not for {dtype}"
     return None
 
 

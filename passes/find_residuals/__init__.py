@@ -152,9 +152,10 @@ class _Finder:
                 self._reject(match.sum.total, "added-again", source_of(again.sum.total))
             elif match.reason:
                 outer = self._around(match)
+                inside = "gated-inside-branch" if match.reason == "gated-skip" else "inside-branch"
                 self._reject(
                     match.sum.total,
-                    "inside-branch" if outer else match.reason,
+                    inside if outer else match.reason,
                     source_of(outer.sum.total) if outer else "",
                 )
             elif not self.facts.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
@@ -164,10 +165,15 @@ class _Finder:
         return self._disjoint(kept)
 
     def _around(self, match: Match) -> Match | None:
-        """Return the connection in whose branch a sum stands that nothing carries on, such as content plus position."""
+        """Return the connection in whose branch a sum stands that nothing carries on, such as content plus position.
+
+        What a gate scales need not start from the same tensor as the connection does: it is a weighted sum.
+        """
         if match.reason == "multi-stream" or self._continues(match, self.matches):
             return None
-        return next((m for m in self.matches if m.carrier is match.reads and self._holds(m, match)), None)
+        gated = match.reason == "gated-skip"
+        around = (m for m in self.matches if m.carrier is match.reads or (gated and not m.reason))
+        return next((m for m in around if self._holds(m, match)), None)
 
     def _disjoint(self, matches: list[Match]) -> list[Match]:
         """Of connections that lie in each other and start from the same tensor, keep a chain, else the outer one."""

@@ -68,7 +68,11 @@ class Skips:
         return any(arg in self.static for step in steps for arg in step.all_input_nodes)
 
     def reshaped(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Iterate over what the node is a slice, view or pool of."""
+        """Iterate over what the node is a slice, view or pool of; a moving average, a trend, is none."""
+        steps = list(self._reshaped(node))
+        return iter([] if any(map(_is_moving_average, (node, *steps))) else steps)
+
+    def _reshaped(self, node: fx.Node) -> Iterator[fx.Node]:
         *_, end = self.peel(node)
         if self.is_learned(node, end):
             return
@@ -85,8 +89,8 @@ class Skips:
         while optable.name(end) in optable.SHUFFLE and (below := self._data(end)) is not None:
             end = below
         for part in end.all_input_nodes if optable.name(end) in ("cat", "pad") else ():
-            yield part
-            yield from self.reshaped(part)
+            steps = list(self.reshaped(part))
+            yield from [part, *steps] if steps or not self.is_pooled(part) else []
 
     def gated(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Iterate over the tensors that the node may be a multiple of by a gate made from data, each with its gate."""
@@ -115,7 +119,7 @@ class Skips:
 
     def is_pooled(self, node: fx.Node) -> bool:
         """Tell whether the node is a pool of something, as the trends are whose sum a decomposition keeps."""
-        return any(optable.name(step) in optable.POOL for step in (node, *self.reshaped(node)))
+        return any(optable.name(step) in optable.POOL for step in (node, *self._reshaped(node)))
 
     def projected(self, node: fx.Node) -> Iterator[fx.Node]:
         """Iterate over what the node is learned linear maps or convolutions of, perhaps pooled or normed."""
@@ -156,6 +160,12 @@ class Skips:
             return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         inputs = [a for a in node.all_input_nodes if a not in self.static and a not in but and _holds_tensors(a)]
         return inputs[0] if len(inputs) == 1 else None
+
+
+def _is_moving_average(node: fx.Node) -> bool:
+    """Tell whether the node pools without making fewer of what it reads."""
+    stride = optable.argument(node, 2, "stride") if optable.name(node) in optable.POOL else None
+    return stride == 1 or (isinstance(stride, (tuple, list)) and set(stride) == {1})
 
 
 def _is_per_feature(node: fx.Node) -> bool:

@@ -198,6 +198,8 @@ class Sums:
     def wrapped(self, total: fx.Node, matches: Iterable[Match]) -> Match | None:
         """Return a connection that starts from one operand and that the other is a multiple, norm or the like of."""
         above, bits = self.ancestry.above, self.ancestry.bits
+        if all(self.skips.is_pooled(term) for term in self.trees.sum(total).terms):  # the trends of a decomposition
+            return None
         for carrier, other in (operands(total), operands(total)[::-1]):
             start = bits(self.skips.peel(carrier))
             inside = self.ancestry.within((other,))
@@ -219,7 +221,8 @@ class Sums:
                 continue
             if a.shape == total.shape:
                 return "broadcast"
-            if b.shape == total.shape and carrier in self.skips.static:
+            alike = list(a.shape)[1 - total.dim() :] == list(total.shape)[1:]  # but for the batch
+            if b.shape == total.shape and alike and carrier in self.skips.static:
                 return "broadcast-skip"
         return ""
 

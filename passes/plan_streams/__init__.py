@@ -208,7 +208,8 @@ def _facts(residual: Residual, region: int, predecessor: int | None, carried: bo
     config, channels = request.config, int(tensor.shape[residual.axis])
     unfit = None
     if tensor.device.type in request.devices:
-        unfit = limits.why_not(config.streams, config.connection, config.projection, tensor.dtype)
+        kind = tensor.device.type
+        unfit = limits.why_not(config.streams, config.connection, config.projection, tensor.dtype, kind)
     return SiteFacts(
         name=residual.name,
         region=region,

@@ -68,7 +68,7 @@ class Case:
 
     @property
     def options_of_maps(self) -> MapOptions:
-        return MapOptions(self.n, self.connection, self.projection, self.iters, EPS)
+        return MapOptions(self.n, self.connection, self.projection, self.iters, EPS, kernels=True)
 
     def streams(self, seed: int = 1) -> Tensor:
         return normal(*self.tokens, self.n, self.c, seed=seed, dtype=self.dtype)

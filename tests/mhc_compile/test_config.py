@@ -35,7 +35,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("recompute", "memory:0.5", r"not 'memory:0\.5'"),
     ("recompute", "memory:2TB", r"not 'memory:2TB'"),
     ("recompute", "memory:-2GB", r"not 'memory:-2GB'"),
-    ("kernels", "cuda", r"one of 'auto', 'triton', 'reference', not 'cuda'"),
+    ("kernels", "cuda", r"one of 'auto', 'triton', 'cpp', 'reference', not 'cuda'"),
     ("compiler", "tvm", r"one of 'inductor', 'aot_eager', 'eager', not 'tvm'"),
     ("projection", 3, r"projection must be .*, not 3"),
     ("eps", 0, r"eps must be a number between 0 and 1, not 0; for example 1e-6"),

@@ -28,7 +28,7 @@ from mhc_compile.passes.runner import run
 TOKENS, WIDTH = 3, 16
 COLUMN, WIDEST = 80, 104
 PATH = re.compile(r"[a-z_]\w*(\.\w+)+")
-SHARED = frozenset("n connection projection iters eps spec".split())  # options: the same at all sites
+SHARED = frozenset("n connection projection iters eps kernels spec".split())  # options: the same at all sites
 NAMES = {  # of what ops make; where there are several results, fx calls them getitem, getitem_1, ...
     "coefficients": ("h_pre", "h_post", "h_res"),
     "enter": ("u", "h_post", "h_res"),

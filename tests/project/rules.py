@@ -54,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     f"{PACKAGE}.codegen": (
         "spec text",
-        "triton",
+        "cpp triton",
         "__init__",
         "runtime",
         "inspect",

@@ -131,7 +131,7 @@ def one_launch(shape: Shape, device: str) -> Contender:
 def unfused(shape: Shape, device: str) -> Contender:
     """Return the ops of the mhc IR one by one, eager."""
     phi, alpha, delta, base, *norm = own = parameters(shape, device)
-    maps = MapOptions(shape.n, "mhc", "sinkhorn", ITERS, EPS)
+    maps = MapOptions(shape.n, "mhc", "sinkhorn", ITERS, EPS, kernels=True)
     weight = norm[0] if norm else None
 
     def run(x: Tensor, f: Tensor, post: Tensor, res: Tensor) -> tuple[Tensor, ...]:

@@ -92,8 +92,8 @@ FAMILIES = (
         "AutoformerModel",
         {**SERIES, "label_length": 4, "moving_average": 5, "autocorrelation_factor": 1},
         history,
-        TRANSLATION,
-        note="the seasonal part carries on; sums of trends are none",
+        {**TRANSLATION, "first trend": 1},
+        note="the seasonal part carries on; sums of trends are none, but for the first: its trend holds the features",
     ),
     hf("patchtst", "PatchTSTForPrediction", PATCHTST, channels, BLOCK),
     hf(

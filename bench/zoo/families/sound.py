@@ -169,10 +169,10 @@ FAMILIES = (
         "SEWModel",
         EARS,
         wave,
-        BLOCK,
-        note="positions by convolution are added to a pooled copy, which is no residual",
+        POSITIONED,
+        note="positions by convolution are added to a pooled copy",
     ),
-    hf("sew_d", "SEWDModel", {**EARS, "max_position_embeddings": 64, "position_buckets": 8}, wave, BLOCK),
+    hf("sew_d", "SEWDModel", {**EARS, "max_position_embeddings": 64, "position_buckets": 8}, wave, POSITIONED),
     hf(
         "wav2vec2_conformer",
         "Wav2Vec2ConformerModel",

@@ -69,6 +69,11 @@ def register(key: str = "CUDA") -> None:
     _REGISTERED[key] = lib
 
 
+def is_registered(key: str) -> bool:
+    """Tell whether kernels in Triton run the ops on tensors of a dispatch key."""
+    return key in _REGISTERED
+
+
 def _or_reference(name: str, kernel: Callable[[Any], Any]) -> Callable[..., Any]:
     """Return an op as torch calls it: the kernel where there is one for its arguments, else what it means."""
     arguments, meaning = OPS[name].arguments, MEANINGS[name]

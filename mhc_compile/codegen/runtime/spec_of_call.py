@@ -70,7 +70,7 @@ def _site(op: str, x: Tensor, o: Options, weight: Tensor | None, shift: Tensor |
 
 def coefficient_fields(op: str, x: Tensor, maps: MapOptions) -> Fields | None:
     """Return the fields that coefficients need."""
-    if limits.why_not(maps.n, maps.connection, maps.projection, x.dtype) is not None:
+    if not maps.kernels or limits.why_not(maps.n, maps.connection, maps.projection, x.dtype) is not None:
         return None
     how = {"n": maps.n, "projection": maps.projection, "iters": maps.iters, "eps": maps.eps}
     return {"op": op, "channels": x.shape[-1], "dtype": NAMES[x.dtype], **how}

@@ -21,18 +21,20 @@ class Parameters(NamedTuple):
 
 
 class MapOptions(NamedTuple):
-    """How coefficients are made of streams."""
+    """How coefficients are made of streams; without `kernels` always as the reference."""
 
     n: int
     connection: str
     projection: str
     iters: int
     eps: float
+    kernels: bool
 
     @classmethod
     def of(cls, config: Config) -> MapOptions:
         """Return what a Config says."""
-        return cls(config.streams, config.connection, config.projection, config.sinkhorn_iters, config.eps)
+        kernels = config.kernels != "reference"
+        return cls(config.streams, config.connection, config.projection, config.sinkhorn_iters, config.eps, kernels)
 
 
 class Tail(NamedTuple):

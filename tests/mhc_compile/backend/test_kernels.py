@@ -19,15 +19,15 @@ from mhc_compile.codegen.runtime import build, dispatch
 from mhc_compile.errors import CacheError, KernelError, MHCWarning, MissingDependencyError
 from tests.nets import small
 
-CUDA = torch.device("cuda:0")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 UNFUSED = {"a": "there are kernels for up to 16 streams, not for 17", "b": "..."}
 
 
-def graph(*where: torch.device) -> fx.GraphModule:
+def graph(*where: torch.device, shape: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float32) -> fx.GraphModule:
     made = fx.Graph()
     for device in where:
         with torch._subclasses.FakeTensorMode():
-            made.placeholder(f"x{device.type}").meta["example_value"] = torch.empty(2, device=device)
+            made.placeholder(f"x{device.type}").meta["example_value"] = torch.empty(shape, device=device, dtype=dtype)
     made.output(())
     return fx.GraphModule({}, made)
 
@@ -50,16 +50,43 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_a_gpu_gets_kernels(capability: list[tuple[int, int]]) -> None:
-    cpu = torch.device("cpu")
-    assert kernels.enable(mhc.Config(), graph(CUDA, cpu)) == {"cuda"}
-    assert kernels.enable(mhc.Config(kernels="triton"), graph(CUDA, cpu)) == {"cuda"}
+    assert kernels.enable(mhc.Config(), graph(CUDA, CPU)) == {"cuda"}
+    assert kernels.enable(mhc.Config(kernels="triton"), graph(CUDA, CPU)) == {"cuda"}
     assert kernels.enable(mhc.Config(kernels="reference"), graph(CUDA)) == frozenset()
 
 
-def test_a_cpu_gets_none_and_no_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert kernels.enable(mhc.Config(), graph(torch.device("cpu"))) == frozenset()
+@pytest.mark.filterwarnings("error")
+def test_a_cpu_gets_kernels_in_cpp() -> None:
+    """For what it computes; numbers beside what a GPU computes need none."""
+    assert kernels.enable(mhc.Config(), graph(CPU)) == frozenset()
+    assert kernels.enable(mhc.Config(), graph(CPU, shape=(2, 3))) == {"cpu"}
+    assert kernels.enable(mhc.Config(kernels="cpp"), graph(CPU, shape=(2, 3))) == {"cpu"}
+    assert kernels.enable(mhc.Config(kernels="reference"), graph(CPU, shape=(2, 3))) == frozenset()
+    with pytest.raises(KernelError, match=r"run on a CPU, not on 'cuda'; kernels='auto'"):
+        kernels.enable(mhc.Config(kernels="cpp"), graph(CUDA))
+
+
+def test_a_cpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One warning with the remedy, and the reference; an error where kernels were asked for."""
+    monkeypatch.setenv("CXX", str(tmp_path / "nowhere"))
+    with pytest.warns(MHCWarning, match=r"need a C\+\+ compiler .* name it in \$CXX") as said:
+        model = small.upgraded(small.Net)
+    run = torch.compile(model, backend="mhc", options={"compiler": "eager"})
+    torch.testing.assert_close(run(small.inputs()), small.made(small.Net)(small.inputs()))
+    assert len(said) == 1
+    with pytest.raises(KernelError, match=r"kernels='cpp', but kernels for the CPU need a C\+\+ compiler"):
+        kernels.enable(mhc.Config(kernels="cpp"), graph(CPU, shape=(2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=["fp16", "fp64"])
+def test_sites_without_a_kernel_on_a_cpu_are_logged(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    model = small.made(small.Net).to(dtype)
+    mhc.upgrade(model, (small.inputs().to(dtype),), verify=False)
+    with caplog.at_level("INFO", logger="mhc_compile"):
+        torch.compile(model, backend="mhc", options={"compiler": "eager"})(small.inputs().to(dtype))
+    assert f"not for {dtype}" in caplog.text
+    with pytest.raises(KernelError, match=r"kernels='cpp', but there are kernels for torch\.bfloat16"):
+        torch.compile(model, backend="mhc", options={"compiler": "eager", "kernels": "cpp"})(small.inputs().to(dtype))
 
 
 def test_kernels_that_were_asked_for_are_an_error_on_a_cpu() -> None:
@@ -109,12 +136,12 @@ def test_meta_tensors_need_no_kernels() -> None:
 
 def test_sites_without_a_kernel_are_told_once() -> None:
     with pytest.warns(MHCWarning, match=r"not for 17 \(2 sites, the first 'a'\)") as said:
-        kernels.report(mhc.Config(), UNFUSED)
-    kernels.report(mhc.Config(), UNFUSED)
+        kernels.report(mhc.Config(), UNFUSED, frozenset({"cuda"}))
+    kernels.report(mhc.Config(), UNFUSED, frozenset({"cuda"}))
     assert len(said) == 1
     with pytest.raises(KernelError, match="kernels='auto' runs such sites as the reference"):
-        kernels.report(mhc.Config(kernels="triton"), UNFUSED)
-    kernels.report(mhc.Config(kernels="triton"), {})
+        kernels.report(mhc.Config(kernels="triton"), UNFUSED, frozenset({"cuda"}))
+    kernels.report(mhc.Config(kernels="triton"), {}, frozenset({"cuda"}))
 
 
 def trained(compiler: str, **options: Any) -> small.Results:

@@ -15,7 +15,7 @@ from mhc_compile.errors import ConfigMismatchError, PlanMismatchError
 from tests.nets.chains import Chain
 from tests.nets.structures import C, graph, marked, ops, tokens
 
-CONFIG = mhc.Config(streams=3)
+CONFIG = mhc.Config(streams=3, kernels="reference")
 
 
 def with_markers(*functions: dict[str, object], entry: bool | None = None) -> fx.GraphModule:
@@ -35,7 +35,7 @@ def test_a_graph_without_markers_has_no_config() -> None:
 def test_the_config_is_that_of_the_sites_with_the_options_on_top() -> None:
     found = config_of_markers(with_markers(), {"compiler": "eager", "recompute": 2})
     assert found == mhc.Config(streams=3, compiler="eager", recompute=2)
-    assert config_of_markers(with_markers(), {"streams": 3}) == CONFIG
+    assert config_of_markers(with_markers(), {"streams": 3, "kernels": "reference"}) == CONFIG
 
 
 def test_options_that_contradict_the_sites() -> None:

@@ -29,7 +29,7 @@ def start(k: int, length: int, config: Config, x: Tensor) -> tuple[Tensor, Tenso
     base = start_values.bias(Place(k, length), config).to(wide)
     shape = connections.get(config.connection).phi_shape(Maps(n, config.projection), c)
     phi, alpha = torch.zeros(shape, dtype=wide), torch.full((3,), start_values.alpha(config, c), dtype=wide)
-    options = n, config.connection, config.projection, config.sinkhorn_iters, config.eps
+    options = n, config.connection, config.projection, config.sinkhorn_iters, config.eps, True
     pre, post, res, *_ = torch.ops.mhc.coefficients(x, phi, alpha, torch.zeros_like(base), base, *options)
     return pre, post, res
 

@@ -120,9 +120,9 @@ def test_every_signature_is_of_an_op() -> None:
 
 def test_example() -> None:
     """Names reach through the parts."""
-    given: Any = named(Seam, range(21))
+    given: Any = named(Seam, range(22))
     assert (given.x, given.written.f, given.written.tail.multiplier, given.site.parameters.phi) == (0, 1, 6, 7)
-    assert (given.site.shift, given.options.n, given.options.equal_streams) == (12, 13, 20)
+    assert (given.site.shift, given.options.n, given.options.equal_streams) == (12, 13, 21)
     assert names(Options)[-1] == "equal_streams"
     assert position(SeamResult, "u") == 1
 

@@ -16,7 +16,7 @@ EACH = PLAIN + 4 * 49  # a branch's output and coefficients
 
 
 def memory(how: str | float, **options: object) -> Memory:
-    config = mhc.Config.from_options({"recompute": how, **options})
+    config = mhc.Config.from_options({"recompute": how, "kernels": "reference", **options})
     return mhc.explain(made(Net, 4), (inputs(),), config=config, training=True).memory
 
 
@@ -31,7 +31,7 @@ def test_of_all_tokens() -> None:
 
 
 def test_table() -> None:
-    report = mhc.explain(made(Net, 4), (inputs(),), config=mhc.Config(recompute=4), training=True)
+    report = mhc.explain(made(Net, 4), (inputs(),), config=mhc.Config(recompute=4, kernels="reference"), training=True)
     head, _, row, line = str(report).splitlines()[-4:]
     assert head.split("  ")[0] == "region"
     assert row.split()[:3] == ["0", "8", "4"]

@@ -59,7 +59,7 @@ def test_operands_of_the_ops() -> None:
     inputs: dict[str, Any] = {node.name: node for node in made.after.graph.find_nodes(op="placeholder")}
     first, second = (Parameters(*(inputs[f"site_{i}_{j}"] for j in range(4))) for i in range(2))
     weight, bias = (inputs[f"l_self_modules_norm_parameters_{name}_"] for name in ("weight", "bias"))
-    maps, gamma = MapOptions(2, "mhc", "identity", 3, 1e-5), inputs["l_self_parameters_gamma_"]
+    maps, gamma = MapOptions(2, "mhc", "identity", 3, 1e-5, kernels=True), inputs["l_self_parameters_gamma_"]
     up: Any
     down: Any
     up, _, down = nodes(made.after, "linear")

@@ -66,7 +66,7 @@ def test_operands_of_the_ops() -> None:
     expand, coefficients, pre, post, res, read, linear, write = _calls(gm)[:8]
     inputs = {node.name: node for node in gm.graph.find_nodes(op="placeholder")}
     parameters = Parameters(*(inputs[f"site_0_{i}"] for i in range(4)))
-    maps = MapOptions(2, "mhc", "sinkhorn", 20, 1e-6)
+    maps = MapOptions(2, "mhc", "sinkhorn", 20, 1e-6, kernels=True)
     assert named(Coefficients, coefficients.args) == Coefficients(expand, parameters, maps)  # type: ignore[arg-type]  # a node
     picked = ir.results(coefficients, CoefficientsResult)
     assert picked == [("h_pre", pre), ("h_post", post), ("h_res", res)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mhc_compile as mhc
-from mhc_compile.codegen.runtime import build, cache, dispatch
+from mhc_compile.codegen.runtime import build, cache, cpu, dispatch, interpreter
 from mhc_compile.codegen.runtime.support import Support, support, why_not
 from mhc_compile.errors import CacheError, MissingDependencyError
 from tests.nets import small
@@ -25,21 +25,41 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_which_devices_get_kernels() -> None:
-    assert support("auto", [CUDA, CPU]).types == support("triton", [CUDA, CPU]).types == {"cuda"}
-    assert support("reference", [CUDA, CPU]) == Support(frozenset(), None, None)
+    assert support("auto", [CUDA, CPU]) == Support(frozenset({"cuda", "cpu"}), None)
+    assert support("triton", [CUDA, CPU]) == Support(frozenset({"cuda"}), None)
+    assert support("cpp", [CPU]) == Support(frozenset({"cpu"}), None)
+    assert support("reference", [CUDA, CPU]) == Support(frozenset(), None)
 
 
 def test_why_others_do_not() -> None:
-    found = support("auto", [CPU, XPU, META])
-    assert found == Support(
-        frozenset(),
-        "generated kernels run on CUDA devices, not on 'xpu'",
-        "generated kernels run on GPUs, not on a CPU",
+    assert support("auto", [CPU, XPU, META]) == Support(
+        frozenset({"cpu"}), "kernels in Triton run on CUDA devices, not on 'xpu'"
     )
+    assert support("triton", [CPU]) == Support(frozenset(), "kernels in Triton run on GPUs, not on a CPU")
+    assert support("cpp", [CUDA, CPU]) == Support(frozenset({"cpu"}), "kernels in C++ run on a CPU, not on 'cuda'")
 
 
 def test_nothing_is_lacking_where_nothing_runs() -> None:
-    assert support("auto", [META]) == Support(frozenset(), None, None)
+    assert support("auto", [META]) == Support(frozenset(), None)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_one_language_runs_the_ops_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch._REGISTERED, "CPU", None)
+    assert support("cpp", [CPU]).lacking == "in this process Triton's interpreter runs the ops on the CPU"
+    monkeypatch.setenv(interpreter.VARIABLE, "1")
+    monkeypatch.setattr(interpreter, "is_on", lambda: True)
+    assert support("auto", [CPU, CUDA]).types == frozenset({"cuda"})
+    monkeypatch.setattr(cpu, "is_registered", lambda: True)
+    assert support("triton", [CPU]).lacking == "in this process kernels in C++ run the ops on the CPU"
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    found = support("auto", [CPU])
+    assert found.types == frozenset()
+    assert "need a C++ compiler" in str(found.lacking)
 
 
 @pytest.mark.usefixtures("gpu")

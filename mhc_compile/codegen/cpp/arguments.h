@@ -1,0 +1,194 @@
+// An op's arguments, in the order of mhc_compile/ops/signatures, as the plain pointers that kernels take.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty.h>
+
+#include <deque>
+#include <string>
+
+#include "call.h"
+
+namespace mhc {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+// Reads the arguments of a call one after the other.
+class Reader {
+ public:
+  Reader(const c10::OperatorHandle& op, const torch::jit::Stack& stack)
+      : next_(stack.end() - op.schema().arguments().size()) {}
+
+  Tensor tensor() { return (next_++)->toTensor(); }
+  Maybe maybe() { return (next_++)->toOptional<Tensor>(); }
+  int64_t integer() { return (next_++)->toInt(); }
+  double number() { return (next_++)->toDouble(); }
+  bool truth() { return (next_++)->toBool(); }
+  const std::string& text() { return (next_++)->toStringRef(); }
+  std::vector<Tensor> tensors() { return (next_++)->toTensorVector(); }
+  std::vector<double> numbers() { return (next_++)->toDoubleVector(); }
+  std::vector<Maybe> maybes() {
+    std::vector<Maybe> found;
+    for (const c10::IValue& each : (next_++)->toListRef()) found.push_back(each.toOptional<Tensor>());
+    return found;
+  }
+
+ private:
+  torch::jit::Stack::const_iterator next_;
+};
+
+// A call for a kernel, and the tensors that its pointers are of. What no kernel is there for makes it unfit.
+struct Given {
+  Call call{};
+  bool fit = true;
+  Tensor x, f;
+  Maybe offset, scale, weight, shift;
+  int64_t n = 0;
+  Written written{};
+  std::vector<Written> history;
+  std::deque<Tensor> held;
+
+  Given() = default;
+  Given(const Given&) = delete;  // `call` points into it
+
+  const void* data(const Tensor& t) {
+    fit = fit && t.device().is_cpu() && t.layout() == at::kStrided && !t.is_conj() && !t.is_neg();
+    if (!fit) return nullptr;
+    held.push_back(t.contiguous());
+    return held.back().const_data_ptr();
+  }
+
+  const float* floats(const Tensor& t) {
+    fit = fit && t.scalar_type() == at::kFloat;
+    return static_cast<const float*>(data(t));
+  }
+
+  const float* vector(const Maybe& t) {  // of any floating dtype
+    if (!t) return nullptr;
+    fit = fit && t->is_floating_point() && t->scalar_type() != at::kDouble;
+    return fit ? floats(t->to(at::kFloat)) : nullptr;
+  }
+
+  Type type(const Tensor& t) {
+    fit = fit && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16);
+    return t.scalar_type() == at::kBFloat16 ? BFLOAT16 : FLOAT;
+  }
+
+  void streams(const Tensor& t) {
+    x = t;
+    type(t);
+    call.channels = t.dim() ? t.size(-1) : 0;
+    fit = fit && call.channels > 0;
+    call.streams.x = data(t);
+  }
+
+  Written write(const Tensor& f, const Tensor& post, const Tensor& res, const Maybe& offset, const Maybe& scale,
+                double multiplier) {
+    const Type kind = type(f);
+    return {data(f), kind, floats(post), floats(res), vector(offset), vector(scale), float(multiplier)};
+  }
+
+  void read_written(Reader& in) {
+    f = in.tensor();
+    const Tensor post = in.tensor(), res = in.tensor();
+    offset = in.maybe();
+    scale = in.maybe();
+    written = write(f, post, res, offset, scale, in.number());
+    call.written = &written;
+  }
+
+  void read_site(Reader& in, bool norm) {
+    call.site.phi = floats(in.tensor());
+    call.site.alpha = floats(in.tensor());
+    const Tensor delta = in.tensor();
+    call.site.bias = floats(at::add(delta, in.tensor()));
+    if (norm) read_weights(in);
+  }
+
+  void read_saved_site(Reader& in, bool norm) {
+    call.site.phi = floats(in.tensor());
+    call.site.alpha = floats(in.tensor());
+    call.site.bias = floats(in.tensor());
+    if (norm) read_weights(in);
+    if (norm) call.arrival.pre = const_cast<float*>(floats(in.tensor()));
+    call.arrival.y = const_cast<float*>(floats(in.tensor()));
+    call.arrival.r = const_cast<float*>(floats(in.tensor()));
+    if (norm) call.arrival.mean = const_cast<float*>(floats(in.tensor()));
+    if (norm) call.arrival.rstd = const_cast<float*>(floats(in.tensor()));
+  }
+
+  void read_weights(Reader& in) {
+    weight = in.maybe();
+    shift = in.maybe();
+    call.site.weight = vector(weight);
+    call.site.shift = vector(shift);
+  }
+
+  void read_maps(Reader& in) {
+    n = in.integer();
+    fit = in.text() == "mhc" && fit;
+    const std::string& projection = in.text();
+    fit = fit && (projection == "sinkhorn" || projection == "identity");
+    call.site.mixes = projection == "sinkhorn";
+    call.site.iters = int(in.integer());
+    call.site.eps = float(in.number());
+    fit = in.truth() && fit;
+  }
+
+  void read_options(Reader& in) {
+    read_maps(in);
+    const std::string& norm = in.text();
+    call.site.norm = norm == "rms" ? RMS : norm == "rms_cast" ? RMS_CAST : norm == "layer" ? LAYER : NONE;
+    call.site.norm_eps = float(in.number());
+    call.streams.equal = in.truth();
+  }
+
+  void read_history(Reader& in) {
+    const auto fs = in.tensors(), posts = in.tensors(), ress = in.tensors();
+    const auto offsets = in.maybes(), scales = in.maybes();
+    const auto multipliers = in.numbers();
+    const bool equal = in.truth();
+    if (!f.defined() && !fs.empty()) f = fs[0];
+    for (size_t i = 0; i < fs.size(); ++i)
+      history.push_back(write(fs[i], posts[i], ress[i], offsets[i], scales[i], multipliers[i]));
+    call.streams.writes = int(history.size());
+    call.streams.history = history.data();
+    if (!history.empty()) call.streams.equal = equal;
+  }
+
+  // Sizes of the token axes, also of a head that all streams equal.
+  Sizes tokens() const {
+    const Tensor& like = f.defined() ? f : x;
+    const int features = f.defined() || call.streams.equal ? 1 : 2;
+    return {like.sizes().begin(), like.sizes().end() - features};
+  }
+
+  void upstream_maps(const Tensor& post, const Tensor& res) {
+    call.upstream.post = floats(post);
+    call.upstream.res = floats(res);
+  }
+
+  // -- new tensors, and where kernels write them; a size of -1 stands for what is not there -----------------------------
+
+  static Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+
+  static Tensor make(Sizes sizes, std::initializer_list<int64_t> more, const at::TensorOptions& options) {
+    sizes.insert(sizes.end(), more);
+    return at::empty(sizes, options);
+  }
+
+  Tensor sums(const Maybe& like, float*& to) {
+    Tensor made = like ? at::empty(like->sizes(), at::kFloat) : at::empty({0}, at::kFloat);
+    to = like ? made.mutable_data_ptr<float>() : nullptr;
+    return made;
+  }
+};
+
+inline Tensor typed(const Tensor& sums, const Maybe& like) { return like ? sums.to(like->scalar_type()) : sums; }
+
+}  // namespace mhc
