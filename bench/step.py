@@ -1,4 +1,4 @@
-"""A training step: the same Llama under plain torch.compile and under mhc (and hc).
+"""A training step: the same Llama under plain torch.compile and under mhc, with kernels and without (and hc).
 
 Forward and backward is the ratio to quote: an optimizer costs the same on both sides and only
 dilutes it. The step with AdamW stands beside it.
@@ -7,8 +7,10 @@ dilutes it. The step with AdamW stands beside it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--connections", nargs="*", default=["mhc"], help="mhc, hc")
+    parser.add_argument("--connections", nargs="*", default=["mhc", "mhc/reference"], help="mhc, mhc/reference, hc")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the model; mHC parameters stay in float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -36,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = llama(args.hidden, args.layers, args.length).to(args.device, getattr(torch, args.dtype))
     inputs = tokens(args.batch, args.length, args.device)
     torch._dynamo.reset()
-    contenders = [
-        bench.contender(name, model, (), inputs, {"streams": args.streams}) for name in (bench.PLAIN, *args.connections)
-    ]
+    contenders = [contender(name, model, inputs, args.streams) for name in (bench.PLAIN, *args.connections)]
     rows = bench.measured(contenders, args.rounds)
     steps = {one.name: training_step(one) for one in contenders}
     trained = measure.interleave(steps, rounds=args.rounds)
@@ -62,7 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = f"Llama {args.hidden} x {args.layers}, {args.batch} x {args.length} tokens"
     show(f"{shape}, n={args.streams}, {args.dtype}", heads, lines)
     results = [asdict(row) | {"training": asdict(trained[row.name])} for row in rows]
-    save("step", args.device, vars(args), results)
+    save(f"step-{args.hidden}-{args.dtype}", args.device, vars(args), results)
+
+
+def contender(name: str, model: torch.nn.Module, inputs: dict[str, Any], streams: int) -> bench.Contender:
+    """Prepare "plain", or a connection, perhaps with what `Config.kernels` says behind a slash."""
+    connection, _, kernels = name.partition("/")
+    options = {"streams": streams, "kernels": kernels or "auto"}
+    return dataclasses.replace(bench.contender(connection, model, (), inputs, options), name=name)
 
 
 def training_step(one: bench.Contender) -> Callable[[], None]:

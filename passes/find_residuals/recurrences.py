@@ -42,11 +42,12 @@ class Recurrences:
         """Return the reason of each sum that is no residual connection."""
         found: dict[fx.Node, str] = {}
         for chain in self._chains(matches):
+            plain = [match for match in chain if not match.reason] or chain  # what a gate scales may read them
             fixed = self.facts.static | self.facts.constant if chain[0].sum.total in self.facts.static else set()
             if fixed and all(match.sum.total in fixed for match in chain):
                 found |= {match.sum.total: "parameters" for match in chain}
-            elif self._is_first_step(chain) or all(self._is_polynomial(match) for match in chain):
-                found |= {match.sum.total: "recurrence" for match in chain}
+            elif self._is_first_step(chain) or all(self._is_polynomial(match) for match in plain):
+                found |= {match.sum.total: "recurrence" for match in plain}
             elif len(chain) > 1 and self.mask:
                 found |= {match.sum.total: "recurrence" for match in self._in_time(chain)}
         return found

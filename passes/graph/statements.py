@@ -85,7 +85,9 @@ class _Source:
             return f"{frame.function}:{frame.line}"
         if function not in self.names:
             self.names[function] = _named(function)
-        return f"{getattr(function, 'name', frame.function)}:{self.names[function][found]}"
+        # the head of a function runs nothing: the file was edited since it was imported
+        named = self.names[function].get(found, str(frame.line))
+        return f"{getattr(function, 'name', frame.function)}:{named}"
 
     def _innermost(self, line: int) -> tuple[ast.AST, ast.stmt | None]:
         """Return the function and the statement on a line."""

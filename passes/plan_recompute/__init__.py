@@ -22,7 +22,7 @@ from mhc_compile.ops.signatures import (
     named,
 )
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.graph import checkpoints, ir, provenance
+from mhc_compile.passes.graph import checkpoints, ir, optable, provenance
 from mhc_compile.passes.plan_recompute.blocks import plan_blocks
 from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.passes.widen import Widened
@@ -105,7 +105,18 @@ def _tag(gm: fx.GraphModule, takes: int, blocks: dict[str, int]) -> dict[fx.Node
                 again[node] = block
                 if node.target is _WRITE:
                     node.args = ir.args(named(Write, node.args)._replace(block=block))
+    if _switches_gradients(gm):  # a norm is an op with several results
+        again = {node: block for node, block in again.items() if optable.name(node) not in optable.NORM}
     return again
+
+
+def _switches_gradients(gm: fx.GraphModule) -> bool:
+    """Tell whether parts of the graph run without gradients.
+
+    Torch takes what it computes twice, there and with gradients, for one, and leaves out the tags of the former. A tag
+    on a part of its result alone is then a contradiction to the partitioner.
+    """
+    return any(optable.name(node) == "_set_grad_enabled" for node in gm.graph.nodes)
 
 
 def _number(graph: fx.Graph, ours: dict[fx.Node, int]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import mhc_compile as mhc
+from mhc_compile.ops.signatures import SeamResult, named
 from tests.nets.small import (
     Net,
     PostBlock,
@@ -78,6 +79,9 @@ def coefficient_dtypes(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
             made = super().run_node(node)
             if node.target is torch.ops.mhc.coefficients.default:
                 found.update(tensor.dtype for tensor in made)
+            elif node.target is torch.ops.mhc.seam.default:
+                arrival = named(SeamResult, made).arrival
+                found.update(tensor.dtype for tensor in (arrival.h_post, arrival.h_res, *arrival.kept))
             return made
 
     def compile_with(gm: Any, *_: Any) -> Any:

@@ -124,7 +124,7 @@ BLOCKS: dict[type[nets.Block], tuple[tuple[str, ...], tuple[str, ...]]] = {
     StateSpace: (("proj",), ("skip-scaled",)),
     Quantiser: (("mlp",), ("shared-branch", "shared-branch", "no-skip", "no-skip", "no-skip")),
     Context: (("attn",), ("broadcast", "projection-shortcut")),
-    Inverse: (("mlp",), ("recurrence", "recurrence", "gated-skip")),
+    Inverse: (("mlp",), ("recurrence", "recurrence", "inside-branch")),
     nets.Subtracted: (("mlp",), ()),
     Spelt: (("mlp", "attn", "cross", "proj"), ()),
     nets.LearnedCarrier: (("mlp",), ()),

@@ -139,10 +139,10 @@ def compiled(model: Callable[..., Any], **options: Any) -> Any:
     return torch.compile(model, backend="mhc", options={"compiler": "eager", **options})
 
 
-def compile_blocks(model: nn.Module, backend: Any = "mhc", compiler: str = "eager") -> None:
+def compile_blocks(model: nn.Module, backend: Any = "mhc", compiler: str = "eager", **options: Any) -> None:
     """Compile the blocks of a net one by one."""
     for block in model.get_submodule("blocks").children():
-        block.compile(backend=backend, options={"compiler": compiler})
+        block.compile(backend=backend, options={"compiler": compiler, **options})
 
 
 def floats(output: Any) -> list[Tensor]:

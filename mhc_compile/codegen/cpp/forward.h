@@ -39,8 +39,8 @@ inline void block_of_streams(const Call& call, long first, int tokens, long at, 
     };
     with_old(streams, call.streams, token, channels, at, count, [&](const auto& old) {
       if (!call.written) {
-        for (int i = 0; i < N; ++i)
-          for (long c = 0; c < count; c += LANES) keep(i, c, old(i, c));
+        for (long c = 0; c < count; c += LANES)
+          for (int i = 0; i < N; ++i) keep(i, c, old(i, c));
       } else {
         S* made[N];
         for (int i = 0; i < N; ++i) made[i] = row(call.made, token * N + i, channels) + at;

@@ -251,9 +251,9 @@ def test_a_block_that_is_called_again() -> None:
 def test_blocks_compiled_one_by_one() -> None:
     """No block of ours crosses a graph: streams that are handed over are kept as the input they are."""
     model = upgraded(Net, 4, moved=True)
-    expected = steps(model, inputs(), 1)
+    expected = steps(model, inputs(), 1, kernels="reference")
     torch._dynamo.reset()
-    compile_blocks(model, compiler="aot_eager")
+    compile_blocks(model, compiler="aot_eager", kernels="reference")
     assert same(results(model, model, inputs())[1], expected[1])
 
 
@@ -266,6 +266,21 @@ def test_other_readers_of_a_sum() -> None:
     perturb(model)
     runs = [parts(model, run=lambda step: step(**given), recompute=how).results for how in ("off", 3)]
     torch.testing.assert_close(runs[1], runs[0])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_a_target_without_gradients_in_the_same_graph(kernels: str) -> None:
+    """What is computed twice is one to AOTAutograd, a norm that is made again in the second run as well."""
+    model = upgraded(Net, 3, PostBlock, moved=True)
+
+    def step(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = model(x).tanh()
+        out: Tensor = model(x) - target
+        return out
+
+    found = results(compiled(step, compiler="aot_eager", recompute=3, kernels=kernels), model, inputs())
+    assert small.agree(found, results(compiled(step), model, inputs()))
 
 
 def test_without_gradients_nothing_is_recomputed() -> None:

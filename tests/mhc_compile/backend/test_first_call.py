@@ -214,7 +214,7 @@ def test_graph_break_after_upgrade(moved: bool) -> None:
     assert [region.sites for region in mhc.upgrade(model).regions] == [4]
     for each in (model, whole):
         perturb(each, 0.5 if moved else 0.0)
-    out, expected = compiled(model)(inputs()), compiled(whole)(inputs())
+    out, expected = (compiled(each, kernels="reference")(inputs()) for each in (model, whole))
     assert torch.equal(out, expected)
     found, wanted = (gradients(o, m.parameters()) for o, m in ((out, model), (expected, whole)))
     assert same(found, wanted)

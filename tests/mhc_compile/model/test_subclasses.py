@@ -121,6 +121,28 @@ def test_a_container_changes_its_items_beside_the_sites() -> None:
     assert list(model._modules) == [*plain._modules, "mhc"]
 
 
+@torch.compiler.allow_in_graph
+class Kept(nn.Module):
+    """A class that Dynamo is told to keep whole, as diffusers tells it of its blocks; its layers are looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.f(x).tanh()
+        return x + self.g(x).tanh()
+
+
+def test_a_class_that_is_allowed_in_graphs_has_its_sites() -> None:
+    model = nn.Sequential(Kept(), Kept())
+    before = model(x())
+    assert len(mhc.upgrade(model, (x(),)).sites) == 4
+    assert relative(compiled(model)(x()), before) < 1e-6
+    perturb(model)
+    assert relative(compiled(model)(x()), before) > 1e-3
+
+
 class Registered(nn.Module):
     """Registers its subclasses, each once."""
 

@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first: a network follows from its number")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="structures that lead, such as 'gates/*'")
     parser.add_argument("--use", default="*", metavar="PATTERN", help="what is done with them, such as 'no_grad'")
-    parser.add_argument("--kernels", action="store_true", help="by generated kernels, in Triton's interpreter")
+    parser.add_argument(
+        "--kernels", choices=("triton", "cpp"), default="", help="by kernels, in fp32; Triton's in its interpreter"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     args = parser.parse_args(argv)
 

@@ -194,8 +194,8 @@ def _run(use: Use, step: Step, net: Net, x: Tensor) -> Run:
 
 
 def _compiled(step: Step, drawing: Drawing) -> Step:
-    kernels = "triton" if drawing.kernels else "auto"
-    made: Step = torch.compile(step, backend=backend, options={"compiler": drawing.compiler, "kernels": kernels})
+    options: dict[str, Any] = {"compiler": drawing.compiler, "kernels": drawing.kernels or "auto"}
+    made: Step = torch.compile(step, backend=backend, options=options)
     return made
 
 

@@ -30,7 +30,7 @@ class Drawing:
         use: what is done with the upgraded network (see `uses`).
         training: whether it is planned in training.
         compiler: what runs the rewritten graph; checkpoints are one under "aot_eager" only.
-        kernels: whether it runs in float32 by generated kernels, in Triton's interpreter.
+        kernels: "cpp" or "triton" (in its interpreter), where it runs in float32 by kernels; else "".
     """
 
     number: int
@@ -44,7 +44,7 @@ class Drawing:
     use: str
     training: bool
     compiler: str = "eager"
-    kernels: bool = False
+    kernels: str = ""
 
     @property
     def pictures(self) -> bool:

@@ -28,12 +28,12 @@ class Choice:
     Attributes:
         only: pattern of the structures that lead.
         use: pattern of what is done with them.
-        kernels: whether they run by generated kernels, in Triton's interpreter; structures that are not exact stay out.
+        kernels: "cpp" or "triton" (in its interpreter), where they run by kernels, those that are not exact aside.
     """
 
     only: str = "*"
     use: str = "*"
-    kernels: bool = False
+    kernels: str = ""
 
     def draw(self, number: int) -> Drawing:
         """Return the network of a number."""
@@ -42,13 +42,13 @@ class Choice:
         if not self.kernels:
             return drawing
         kind = drawing.kind if drawing.kind[0] == "mhc" else ("mhc", "sinkhorn")  # there are kernels for mhc only
-        return dataclasses.replace(drawing, kernels=True, kind=kind)
+        return dataclasses.replace(drawing, kernels=self.kernels, kind=kind)
 
 
 def verdicts(choice: Choice, numbers: range, jobs: int) -> Iterator[list[Verdict]]:
     """Judge networks, `jobs` processes at a time; yield what became of each share of them, in order."""
     shares = [numbers[i : i + SHARE] for i in range(0, len(numbers), SHARE)]
-    if choice.kernels:
+    if choice.kernels == "triton":
         os.environ[interpreter.VARIABLE] = "1"  # Triton decides at its import, which is in the processes
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(judged, [choice] * len(shares), shares)
@@ -57,7 +57,7 @@ def verdicts(choice: Choice, numbers: range, jobs: int) -> Iterator[list[Verdict
 def judged(choice: Choice, numbers: range) -> list[Verdict]:
     """Judge networks here."""
     warnings.simplefilter("ignore")
-    if choice.kernels:
+    if choice.kernels == "triton":
         interpreter.mend()
     return [_judged(choice.draw(number)) for number in numbers]
 
