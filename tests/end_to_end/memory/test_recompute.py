@@ -268,21 +268,6 @@ def test_other_readers_of_a_sum() -> None:
     torch.testing.assert_close(runs[1], runs[0])
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_a_target_without_gradients_in_the_same_graph(kernels: str) -> None:
-    """What is computed twice is one to AOTAutograd, a norm that is made again in the second run as well."""
-    model = upgraded(Net, 3, PostBlock, moved=True)
-
-    def step(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = model(x).tanh()
-        out: Tensor = model(x) - target
-        return out
-
-    found = results(compiled(step, compiler="aot_eager", recompute=3, kernels=kernels), model, inputs())
-    assert small.agree(found, results(compiled(step), model, inputs()))
-
-
 def test_without_gradients_nothing_is_recomputed() -> None:
     model = upgraded(Net, 3, moved=True)
     expected, _ = steps(model, inputs(), "off")
