@@ -42,7 +42,15 @@ class Reader {
   torch::jit::Stack::const_iterator next_;
 };
 
-// A call for a kernel, and the tensors that its pointers are of. What no kernel is there for makes it unfit.
+// How many numbers a tensor holds, and how many a kernel reads there: tokens n^power, times C for features.
+struct Count {
+  int64_t found;
+  int power;
+  bool features;
+};
+
+// A call for a kernel, and the tensors that its pointers are of. What no kernel is there for makes it unfit: then the
+// op's meaning runs, and says what is wrong where something is.
 struct Given {
   Call call{};
   bool fit = true;
@@ -52,6 +60,9 @@ struct Given {
   Written written{};
   std::vector<Written> history;
   std::deque<Tensor> held;
+  std::vector<Count> counts;
+  int64_t rows = 0, logits = 0;  // of phi
+  std::vector<at::ScalarType> alike;  // dtypes that are those of the streams
 
   Given() = default;
   Given(const Given&) = delete;  // `call` points into it
@@ -68,8 +79,20 @@ struct Given {
     return static_cast<const float*>(data(t));
   }
 
-  const float* vector(const Maybe& t) {  // of any floating dtype
+  const float* floats(const Tensor& t, int power) {  // n^power for each token
+    counts.push_back({t.numel(), power, false});
+    return floats(t);
+  }
+
+  const void* upstream(const Tensor& t, int power) {  // n^power C for each token, of the dtype of the streams
+    counts.push_back({t.numel(), power, true});
+    alike.push_back(t.scalar_type());
+    return data(t);
+  }
+
+  const float* vector(const Maybe& t) {  // [C], of any floating dtype
     if (!t) return nullptr;
+    fit = fit && t->numel() == call.channels;
     fit = fit && t->is_floating_point() && t->scalar_type() != at::kDouble;
     return fit ? floats(t->to(at::kFloat)) : nullptr;
   }
@@ -90,7 +113,8 @@ struct Given {
   Written write(const Tensor& f, const Tensor& post, const Tensor& res, const Maybe& offset, const Maybe& scale,
                 double multiplier) {
     const Type kind = type(f);
-    return {data(f), kind, floats(post), floats(res), vector(offset), vector(scale), float(multiplier)};
+    counts.push_back({f.numel(), 0, true});
+    return {data(f), kind, floats(post, 1), floats(res, 2), vector(offset), vector(scale), float(multiplier)};
   }
 
   void read_written(Reader& in) {
@@ -102,8 +126,14 @@ struct Given {
     call.written = &written;
   }
 
+  void read_phi(const Tensor& phi) {
+    fit = fit && phi.dim() == 2;
+    if (fit) rows = phi.size(0), logits = phi.size(1);
+    call.site.phi = floats(phi);
+  }
+
   void read_site(Reader& in, bool norm) {
-    call.site.phi = floats(in.tensor());
+    read_phi(in.tensor());
     call.site.alpha = floats(in.tensor());
     const Tensor delta = in.tensor();
     call.site.bias = floats(at::add(delta, in.tensor()));
@@ -111,13 +141,13 @@ struct Given {
   }
 
   void read_saved_site(Reader& in, bool norm) {
-    call.site.phi = floats(in.tensor());
+    read_phi(in.tensor());
     call.site.alpha = floats(in.tensor());
     call.site.bias = floats(in.tensor());
     if (norm) read_weights(in);
-    if (norm) call.arrival.pre = const_cast<float*>(floats(in.tensor()));
+    if (norm) call.arrival.pre = const_cast<float*>(floats(in.tensor(), 1));
     call.arrival.y = const_cast<float*>(floats(in.tensor()));
-    call.arrival.r = const_cast<float*>(floats(in.tensor()));
+    call.arrival.r = const_cast<float*>(floats(in.tensor(), 0));
     if (norm) call.arrival.mean = const_cast<float*>(floats(in.tensor()));
     if (norm) call.arrival.rstd = const_cast<float*>(floats(in.tensor()));
   }
@@ -169,8 +199,23 @@ struct Given {
   }
 
   void upstream_maps(const Tensor& post, const Tensor& res) {
-    call.upstream.post = floats(post);
-    call.upstream.res = floats(res);
+    call.upstream.post = floats(post, 1);
+    call.upstream.res = floats(res, 2);
+  }
+
+  // Whether every tensor holds what a kernel reads there.
+  bool holds() {
+    counts.push_back({x.numel(), call.streams.equal ? 0 : 1, true});
+    for (const Count& count : counts) {
+      int64_t wanted = call.tokens * (count.features ? call.channels : 1);
+      for (int i = 0; i < count.power; ++i) wanted *= n;
+      if (count.found != wanted) return false;
+    }
+    const int64_t m = 2 * n + (call.site.mixes ? n * n : 0);
+    if (call.site.phi && (logits != m || rows != n * call.channels)) return false;
+    for (const at::ScalarType each : alike)
+      if (each != x.scalar_type()) return false;
+    return true;
   }
 
   // -- new tensors, and where kernels write them; a size of -1 stands for what is not there -----------------------------

@@ -18,7 +18,7 @@ static const Kernels* kernels_for(Given& given) {
   if (!given.fit || given.n < 1 || given.n >= 64) return nullptr;
   const Kernels* found = known[given.x.scalar_type() == at::kBFloat16 ? BFLOAT16 : FLOAT][given.n];
   given.call.tokens = c10::multiply_integers(given.tokens());
-  return found;
+  return given.holds() ? found : nullptr;
 }
 
 static void meaning(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -167,7 +167,7 @@ static std::array<Tensor, 3> site_of(const torch::jit::Stack& stack, const c10::
 static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.pre = given.floats(in.tensor());
+  given.call.upstream.pre = given.floats(in.tensor(), 1);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -185,7 +185,7 @@ static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Sta
 static void enter_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.u = given.data(in.tensor());
+  given.call.upstream.u = given.upstream(in.tensor(), 0);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -206,8 +206,8 @@ static void enter_backward(const c10::OperatorHandle& op, torch::jit::Stack* sta
 static void seam_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.x = given.data(in.tensor());
-  given.call.upstream.u = given.data(in.tensor());
+  given.call.upstream.x = given.upstream(in.tensor(), 1);
+  given.call.upstream.u = given.upstream(in.tensor(), 0);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -232,7 +232,7 @@ static void seam_backward(const c10::OperatorHandle& op, torch::jit::Stack* stac
 static void leave_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.x = given.data(in.tensor());
+  given.call.upstream.x = given.upstream(in.tensor(), 0);
   given.streams(in.tensor());
   given.read_written(in);
   given.n = in.integer();
