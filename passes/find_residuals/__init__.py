@@ -49,13 +49,11 @@ class _Finder:
 
     def run(self) -> Findings:
         """Sweep the graph, then judge; once more where sums are none, since those hide what their branches read."""
-        told: dict[fx.Node, str] | None = None
+        told: dict[Match, str] | None = None
         while told is None or told:
             self._sweep()
             told = Recurrences(self.facts, self.sums.ancestry).judge(self.matches)
-            self.told |= {
-                match.sum.total: (told[match.sum.total], match) for match in self.matches if match.sum.total in told
-            }
+            self.told |= {match.sum.total: (reason, match) for match, reason in told.items()}
         for half in self.sums.halves:
             if self.sums.is_reversible(half, self.matches):
                 self.rejections = [r for r in self.rejections if r.node != half.name]

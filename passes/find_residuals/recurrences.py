@@ -38,18 +38,18 @@ class Recurrences:
         self.mask = ancestry.bits(facts.slices)
         self.by_bit = {ancestry.bit[node].bit_length(): part for node, part in facts.slices.items()}
 
-    def judge(self, matches: Sequence[Match]) -> dict[fx.Node, str]:
-        """Return the reason of each sum that is no residual connection."""
-        found: dict[fx.Node, str] = {}
+    def judge(self, matches: Sequence[Match]) -> dict[Match, str]:
+        """Return the reason of each match that is no residual connection."""
+        found: dict[Match, str] = {}
         for chain in self._chains(matches):
             plain = [match for match in chain if not match.reason] or chain  # what a gate scales may read them
             fixed = self.facts.static | self.facts.constant if chain[0].sum.total in self.facts.static else set()
             if fixed and all(match.sum.total in fixed for match in chain):
-                found |= {match.sum.total: "parameters" for match in chain}
+                found |= dict.fromkeys(chain, "parameters")
             elif self._is_first_step(chain) or all(self._is_polynomial(match) for match in plain):
-                found |= {match.sum.total: "recurrence" for match in plain}
+                found |= dict.fromkeys(plain, "recurrence")
             elif len(chain) > 1 and self.mask:
-                found |= {match.sum.total: "recurrence" for match in self._in_time(chain)}
+                found |= dict.fromkeys(self._in_time(chain), "recurrence")
         return found
 
     def _is_first_step(self, chain: list[Match]) -> bool:

@@ -55,13 +55,12 @@ struct Given {
   Call call{};
   bool fit = true;
   Tensor x, f;
-  Maybe offset, scale, weight, shift;
+  Maybe offset, scale, phi, alpha, bias, weight, shift;
   int64_t n = 0;
   Written written{};
   std::vector<Written> history;
   std::deque<Tensor> held;
   std::vector<Count> counts;
-  int64_t rows = 0, logits = 0;  // of phi
   std::vector<at::ScalarType> alike;  // dtypes that are those of the streams
 
   Given() = default;
@@ -126,24 +125,22 @@ struct Given {
     call.written = &written;
   }
 
-  void read_phi(const Tensor& phi) {
-    fit = fit && phi.dim() == 2;
-    if (fit) rows = phi.size(0), logits = phi.size(1);
-    call.site.phi = floats(phi);
+  void site(const Tensor& phi_, const Tensor& alpha_, const Tensor& bias_) {
+    phi = phi_, alpha = alpha_, bias = bias_;
+    call.site.phi = floats(phi_);
+    call.site.alpha = floats(alpha_);
+    call.site.bias = floats(bias_);
   }
 
   void read_site(Reader& in, bool norm) {
-    read_phi(in.tensor());
-    call.site.alpha = floats(in.tensor());
-    const Tensor delta = in.tensor();
-    call.site.bias = floats(at::add(delta, in.tensor()));
+    const Tensor phi = in.tensor(), alpha = in.tensor(), delta = in.tensor();
+    site(phi, alpha, at::add(delta, in.tensor()));
     if (norm) read_weights(in);
   }
 
   void read_saved_site(Reader& in, bool norm) {
-    read_phi(in.tensor());
-    call.site.alpha = floats(in.tensor());
-    call.site.bias = floats(in.tensor());
+    const Tensor phi = in.tensor(), alpha = in.tensor();
+    site(phi, alpha, in.tensor());
     if (norm) read_weights(in);
     if (norm) call.arrival.pre = const_cast<float*>(floats(in.tensor(), 1));
     call.arrival.y = const_cast<float*>(floats(in.tensor()));
@@ -203,6 +200,8 @@ struct Given {
     call.upstream.res = floats(res, 2);
   }
 
+  int64_t logits() const { return 2 * n + (call.site.mixes ? n * n : 0); }
+
   // Whether every tensor holds what a kernel reads there.
   bool holds() {
     counts.push_back({x.numel(), call.streams.equal ? 0 : 1, true});
@@ -211,16 +210,13 @@ struct Given {
       for (int i = 0; i < count.power; ++i) wanted *= n;
       if (count.found != wanted) return false;
     }
-    const int64_t m = 2 * n + (call.site.mixes ? n * n : 0);
-    if (call.site.phi && (logits != m || rows != n * call.channels)) return false;
+    if (phi && phi->sizes() != at::IntArrayRef{n * call.channels, logits()}) return false;
     for (const at::ScalarType each : alike)
       if (each != x.scalar_type()) return false;
     return true;
   }
 
-  // -- new tensors, and where kernels write them; a size of -1 stands for what is not there -----------------------------
-
-  static Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+  // -- new tensors, and where kernels write them --------------------------------------------------------------------------
 
   static Tensor make(Sizes sizes, std::initializer_list<int64_t> more, const at::TensorOptions& options) {
     sizes.insert(sizes.end(), more);
@@ -233,7 +229,5 @@ struct Given {
     return made;
   }
 };
-
-inline Tensor typed(const Tensor& sums, const Maybe& like) { return like ? sums.to(like->scalar_type()) : sums; }
 
 }  // namespace mhc

@@ -95,7 +95,7 @@ inline void streams_gradient(const Call& call, const float* turned, long first, 
     }
   }
   for (int i = 0; i < N; ++i)
-    times(s.g.data() + i * CHUNK, N * CHUNK, s.projected.data() + t0 * width, width, turned + i * s.stride + at,
+    times(s.g.data() + i * CHUNK, N * CHUNK, {s.projected.data() + t0 * width, width, 1}, turned + i * s.stride + at,
           N * s.stride, std::min(TILE, tokens - t0), m, padded(count));
 }
 
@@ -176,8 +176,8 @@ inline void arrive_backward_block(const Call& call, const float* turned, long wi
     maps_backward(call, first + t, std::min(LANES, tokens - t), s.dpre + t * N, s.projected.data() + t * width, width,
                   s.shrink + t, sums.alpha, sums.bias, s.history);
   for (int i = 0; i < N; ++i)
-    outer(sums.phi + i * call.channels * width, width, s.streams(call, 0) + i * s.stride, N * s.stride,
-          s.projected.data(), tokens, call.channels);
+    times(sums.phi + i * call.channels * width, width, {s.streams(call, 0) + i * s.stride, 1, N * s.stride},
+          s.projected.data(), width, call.channels, tokens, width);
   for (int t0 = 0; t0 < tokens; t0 += TILE) {
     Vec dpost[TILE][N] = {}, dres[TILE][SQUARE] = {};
     const int end = std::min(t0 + TILE, tokens);

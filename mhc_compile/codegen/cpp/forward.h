@@ -79,7 +79,7 @@ inline void arrive_block(const Call& call, const Table& phi, long first, int tok
     const long count = std::min(CHUNK, call.channels - at);
     block_of_streams(call, first, tokens, at, count, s.streams.data(), s.squares);
     for (int i = 0; i < N; ++i)
-      times(s.projected.data(), phi.width, s.streams.data() + i * CHUNK, N * CHUNK,
+      times(s.projected.data(), phi.width, {s.streams.data() + i * CHUNK, N * CHUNK, 1},
             phi.rows + (i * call.channels + at) * phi.width, phi.width, tokens, count, phi.width);
   }
   for (int t = 0; t < tokens; t += LANES)

@@ -105,9 +105,10 @@ inline void scatter(float* rows, long stride, int count, Vec v) {
   for (int t = 0; t < count; ++t) rows[t * stride] = v[t];
 }
 
-inline float gate(const Site& site, int k) { return site.alpha[k < N ? 0 : k < 2 * N ? 1 : 2]; }
+// Which alpha a logit has.
+inline int gate(int k) { return k < N ? 0 : k < 2 * N ? 1 : 2; }
 
-inline Vec logit(const Site& site, int k, Vec y) { return y * gate(site, k) + site.bias[k]; }
+inline Vec logit(const Site& site, int k, Vec y) { return y * site.alpha[gate(k)] + site.bias[k]; }
 
 // Turn the projections of up to eight tokens into their maps.
 //   projected: [8, width] sums x phi; squares: the sums of squares of each token's streams; first: of the tokens
@@ -162,9 +163,8 @@ inline void maps_backward(const Call& call, long first, int count, const float* 
   Vec along = {};
   for (int k = 0; k < m; ++k) {
     dbias[k] = dbias[k] + d[k];
-    const int which = k < N ? 0 : k < 2 * N ? 1 : 2;
-    dalpha[which] = dalpha[which] + d[k] * y[k];
-    const Vec dy = d[k] * site.alpha[which];
+    dalpha[gate(k)] = dalpha[gate(k)] + d[k] * y[k];
+    const Vec dy = d[k] * site.alpha[gate(k)];
     along = along + dy * y[k];
     scatter(dprojected + k, width, LANES, dy * r);
   }

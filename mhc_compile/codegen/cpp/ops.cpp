@@ -1,4 +1,4 @@
-// The ops of mhc_compile as torch's dispatcher calls them on a CPU: no Python runs in between.
+// The ops of mhc_compile as torch's dispatcher calls them on a CPU, without Python in between.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -31,11 +31,15 @@ static void give(const c10::OperatorHandle& op, torch::jit::Stack* stack, std::v
   else stack->emplace_back(std::move(made));
 }
 
+static void append(std::vector<Tensor>& to, const std::vector<Tensor>& more) {
+  to.insert(to.end(), more.begin(), more.end());
+}
+
 // u, H_post, H_res, H_pre, y, r, mean, rstd; or without u and statistics H_pre, H_post, H_res, y, r
 static std::vector<Tensor> arrive(Given& given, const Kernels* kernels, bool reads) {
   Call& call = given.call;
   const Sizes tokens = given.tokens();
-  const int64_t n = given.n, m = 2 * n + (call.site.mixes ? n * n : 0);
+  const int64_t n = given.n;
   const auto wide = at::TensorOptions(at::kFloat);
   const auto floats = [&](std::initializer_list<int64_t> sizes, float*& to) {
     Tensor made = Given::make(tokens, sizes, wide);
@@ -44,7 +48,7 @@ static std::vector<Tensor> arrive(Given& given, const Kernels* kernels, bool rea
   };
   Arrival& to = call.arrival;
   std::vector<Tensor> post{floats({n}, to.post), floats({n, n}, to.res)}, pre{floats({n}, to.pre)},
-      kept{floats({m}, to.y), floats({1}, to.r)};
+      kept{floats({given.logits()}, to.y), floats({1}, to.r)};
   std::vector<Tensor> made;
   if (reads) {
     const Norm norm = call.site.norm;
@@ -54,10 +58,9 @@ static std::vector<Tensor> arrive(Given& given, const Kernels* kernels, bool rea
     kept.push_back(norm != NONE ? floats({1}, to.rstd) : at::empty({0}, wide));
   }
   kernels->arrive(call, parallel);
-  const auto& first = reads ? post : pre;
-  const auto& second = reads ? pre : post;
-  for (const auto* part : {&first, &second, static_cast<const std::vector<Tensor>*>(&kept)})
-    made.insert(made.end(), part->begin(), part->end());
+  append(made, reads ? post : pre);
+  append(made, reads ? pre : post);
+  append(made, kept);
   return made;
 }
 
@@ -94,8 +97,8 @@ static void seam(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   if (!kernels) return meaning(op, stack);
   const Tensor streams = Given::make(given.tokens(), {given.n, given.call.channels}, given.x.options());
   given.call.made = streams.mutable_data_ptr();
-  auto made = arrive(given, kernels, true);
-  made.insert(made.begin(), streams);
+  std::vector<Tensor> made{streams};
+  append(made, arrive(given, kernels, true));
   give(op, stack, std::move(made));
 }
 
@@ -138,8 +141,8 @@ static Tensor streams_gradient(Given& given) {
   return made;
 }
 
-// x, f, H_post, H_res; offset and scale follow when they are summed
-static std::vector<Tensor> written_gradients(Given& given, Tensor& doffset, Tensor& dscale) {
+// x, f, H_post, H_res, and sums for offset and scale
+static std::vector<Tensor> written_gradients(Given& given) {
   Gradients& to = given.call.gradients;
   const auto wide = at::TensorOptions(at::kFloat);
   std::vector<Tensor> made{streams_gradient(given), Given::make(given.tokens(), {given.call.channels}, given.f.options()),
@@ -148,20 +151,22 @@ static std::vector<Tensor> written_gradients(Given& given, Tensor& doffset, Tens
   to.f = made[1].mutable_data_ptr();
   to.post = made[2].mutable_data_ptr<float>();
   to.res = made[3].mutable_data_ptr<float>();
-  doffset = given.sums(given.offset, to.offset);
-  dscale = given.sums(given.scale, to.scale);
+  append(made, {given.sums(given.offset, to.offset), given.sums(given.scale, to.scale)});
   return made;
 }
 
-// phi, alpha, bias
-static std::vector<Tensor> site_gradients(Given& given, const Tensor& phi, const Tensor& alpha, const Tensor& bias) {
+// phi, alpha, bias, and sums for weight and shift
+static std::vector<Tensor> site_gradients(Given& given) {
   Gradients& to = given.call.gradients;
-  return {given.sums(phi, to.phi), given.sums(alpha, to.alpha), given.sums(bias, to.bias)};
+  return {given.sums(given.phi, to.phi), given.sums(given.alpha, to.alpha), given.sums(given.bias, to.bias),
+          given.sums(given.weight, to.weight), given.sums(given.shift, to.shift)};
 }
 
-static std::array<Tensor, 3> site_of(const torch::jit::Stack& stack, const c10::OperatorHandle& op, int first) {
-  const auto start = stack.end() - op.schema().arguments().size() + first;
-  return {start[0].toTensor(), start[1].toTensor(), start[2].toTensor()};
+// Give the last two of some gradients, once they are summed, the dtypes of what they are of.
+static void narrow(std::vector<Tensor>& made, const Maybe& first, const Maybe& second) {
+  auto last = made.end() - 2;
+  if (first) last[0] = last[0].to(first->scalar_type());
+  if (second) last[1] = last[1].to(second->scalar_type());
 }
 
 static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -175,10 +180,9 @@ static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Sta
   given.read_maps(in);
   const Kernels* kernels = kernels_for(given);
   if (!kernels) return meaning(op, stack);
-  const auto [phi, alpha, bias] = site_of(*stack, op, 4);
-  std::vector<Tensor> made{streams_gradient(given)}, site = site_gradients(given, phi, alpha, bias);
+  std::vector<Tensor> made{streams_gradient(given)}, site = site_gradients(given);
   kernels->arrive_backward(given.call, parallel);
-  made.insert(made.end(), site.begin(), site.end());
+  append(made, {site[0], site[1], site[2]});
   give(op, stack, std::move(made));
 }
 
@@ -193,13 +197,10 @@ static void enter_backward(const c10::OperatorHandle& op, torch::jit::Stack* sta
   given.read_options(in);
   const Kernels* kernels = kernels_for(given);
   if (!kernels) return meaning(op, stack);
-  const auto [phi, alpha, bias] = site_of(*stack, op, 4);
-  std::vector<Tensor> made{streams_gradient(given)}, site = site_gradients(given, phi, alpha, bias);
-  const Tensor dweight = given.sums(given.weight, given.call.gradients.weight),
-               dshift = given.sums(given.shift, given.call.gradients.shift);
+  std::vector<Tensor> made{streams_gradient(given)}, site = site_gradients(given);
   kernels->arrive_backward(given.call, parallel);
-  made.insert(made.end(), site.begin(), site.end());
-  made.insert(made.end(), {typed(dweight, given.weight), typed(dshift, given.shift)});
+  narrow(site, given.weight, given.shift);
+  append(made, site);
   give(op, stack, std::move(made));
 }
 
@@ -217,15 +218,11 @@ static void seam_backward(const c10::OperatorHandle& op, torch::jit::Stack* stac
   given.read_history(in);
   const Kernels* kernels = kernels_for(given);
   if (!kernels) return meaning(op, stack);
-  const auto [phi, alpha, bias] = site_of(*stack, op, 11);
-  Tensor doffset, dscale;
-  auto made = written_gradients(given, doffset, dscale), site = site_gradients(given, phi, alpha, bias);
-  const Tensor dweight = given.sums(given.weight, given.call.gradients.weight),
-               dshift = given.sums(given.shift, given.call.gradients.shift);
+  auto made = written_gradients(given), site = site_gradients(given);
   kernels->arrive_backward(given.call, parallel);
-  made.insert(made.end(), {typed(doffset, given.offset), typed(dscale, given.scale)});
-  made.insert(made.end(), site.begin(), site.end());
-  made.insert(made.end(), {typed(dweight, given.weight), typed(dshift, given.shift)});
+  narrow(made, given.offset, given.scale);
+  narrow(site, given.weight, given.shift);
+  append(made, site);
   give(op, stack, std::move(made));
 }
 
@@ -240,10 +237,9 @@ static void leave_backward(const c10::OperatorHandle& op, torch::jit::Stack* sta
   given.read_history(in);
   const Kernels* kernels = kernels_for(given);
   if (!kernels) return meaning(op, stack);
-  Tensor doffset, dscale;
-  auto made = written_gradients(given, doffset, dscale);
+  auto made = written_gradients(given);
   kernels->leave_backward(given.call, parallel);
-  made.insert(made.end(), {typed(doffset, given.offset), typed(dscale, given.scale)});
+  narrow(made, given.offset, given.scale);
   give(op, stack, std::move(made));
 }
 

@@ -62,7 +62,7 @@ def build(name: str, text: str, beside: Path, flags: Sequence[str] = ()) -> Path
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = cache.directory() / f"{name}_{digest}.so"
     if not _is_intact(path):
-        _compile([*native, *_FLAGS, f"-I{beside}", *flags], text, path)
+        _compile([*native, *_FLAGS, f"-I{beside}"], text, path, flags)
     return path
 
 
@@ -85,23 +85,18 @@ def _note(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _compile(call: Sequence[str], text: str, path: Path) -> None:
+def _compile(call: Sequence[str], text: str, path: Path, flags: Sequence[str]) -> None:
     """Compile into a directory beside the file and move the result there, so that no process sees half of one."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
             source, made = Path(folder, f"{path.stem}.cpp"), Path(folder, path.name)
             source.write_text(text, "utf-8")
-            _run([*call, str(source), "-o", str(made), *_libraries(call)])
+            _run([*call, str(source), "-o", str(made), *flags])  # libraries stand behind the text that asks for them
             digest = hashlib.sha256(made.read_bytes()).hexdigest()
             os.replace(made, path)
         cache.keep(_note(path).name, digest + "\n")
     except OSError as error:
         raise CacheError(f"{path.parent}, where kernels are kept, cannot be written ({error.strerror})") from error
-
-
-def _libraries(call: Sequence[str]) -> list[str]:
-    """Return what is linked; behind the text, since linkers leave out what nobody has asked for yet."""
-    return ["-lc10", "-ltorch_cpu"] if any(flag.startswith("-L") for flag in call) else []
 
 
 def _run(call: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -72,5 +72,5 @@ def _build_ops() -> Path:
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     threads = [] if sys.platform == "darwin" else ["-fopenmp"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    flags = ["-std=c++20", "-O1", abi, *threads, *folders, *libraries]
+    flags = ["-std=c++20", "-O1", abi, *threads, *folders, *libraries, "-lc10", "-ltorch_cpu"]
     return compiler.build("cpu-ops", generate_ops(torch.__version__), SOURCE, flags)
