@@ -57,6 +57,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     iters: int = 20
     scale: float = 1.0
+    kernels: bool = True  # where some are registered
 
     @property
     def maps(self) -> Maps:
@@ -68,7 +69,7 @@ class Case:
 
     @property
     def options_of_maps(self) -> MapOptions:
-        return MapOptions(self.n, self.connection, self.projection, self.iters, EPS, kernels=True)
+        return MapOptions(self.n, self.connection, self.projection, self.iters, EPS, self.kernels)
 
     def streams(self, seed: int = 1) -> Tensor:
         return normal(*self.tokens, self.n, self.c, seed=seed, dtype=self.dtype)

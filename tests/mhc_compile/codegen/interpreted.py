@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,15 +93,23 @@ def far_logits(n: int, iters: int, span: float) -> None:
         far.check(made[0].detach(), found[2 * n :].view(n, n) / 3, z, grad, iters)
 
 
-def large_streams(case: Fused, op: str, size: float, kernels: bool) -> tuple[Tensor, ...]:
+def large_streams(case: Fused, op: str, size: float) -> tuple[Tensor, ...]:
     """Return values and gradients of an op at streams and branches that are so large."""
-    if kernels:
+    if case.kernels:
         dispatch.register("CPU")
     by_op, given = only_given(case.by_op(op), case.tensors(op))
     large = [t * size if t.shape[-2:] == (case.n, case.c) or t.shape == (*case.tokens, case.c) else t for t in given]
     with poisoned():
         values, gradients = values_and_gradients(by_op, large, wide=False)
     return *(value.detach() for value in values), *gradients
+
+
+def as_the_reference(found: tuple[Tensor, ...], case: Fused, op: str, size: float) -> None:
+    """Assert that what `large_streams` returned is finite, and what the op's meaning gives."""
+    wanted = large_streams(dataclasses.replace(case, kernels=False), op, size)
+    for actual, expected in zip(found, wanted, strict=True):
+        assert actual.isfinite().all()
+        helpers.near(actual, expected, helpers.TOLERANCE[case.dtype])
 
 
 def reference_runs(case: Fused, op: str) -> None:
