@@ -38,7 +38,7 @@ class UnsupportedModelError(MHCError):
 
 
 class NotCompiledError(MHCError):
-    """An upgraded model ran without the mhc backend, which would silently drop its mHC parameters."""
+    """An upgraded model ran where the mhc backend cannot compile it, which would silently drop its mHC parameters."""
 
     def __init__(self, site: str, transformed: bool = False) -> None:
         """Name the site whose marker ran, perhaps under a transform of torch.func."""
@@ -49,13 +49,10 @@ class NotCompiledError(MHCError):
             " transform mhc_compile.export(model, args), which is plain torch."
             if transformed
             else f"site {site!r} ran outside torch.compile(..., backend='mhc'). An upgraded model is only itself when"
-            " this backend compiles it: call model.compile(backend='mhc') (or torch.compile(model, backend='mhc')"
-            " and call the result). If Dynamo gave up on a frame, raise torch._dynamo.config.recompile_limit or"
-            " remove torch.compiler.disable / set_stance('force_eager') around it. To export, use"
-            " mhc_compile.export(model, args). To run the original function on purpose, use"
-            " `with mhc_compile.plain(model):`. A copy of a compiled model (copy.deepcopy, a moving average) is not"
-            " compiled, nor are its other methods (forward_features, generate's inner model, a training_step): compile"
-            " what you call."
+            " this backend compiles it, by model.compile(backend='mhc') or by itself, and here nothing could: another"
+            " backend or a tracer has it, or Dynamo runs nothing (torch.compiler.disable, set_stance('force_eager'), a"
+            " torch_dispatch mode). To export, use mhc_compile.export(model, args). To run the original function on"
+            " purpose, use `with mhc_compile.plain(model):`."
         )
         self.site, self.transformed = site, transformed
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
+import mhc_compile as mhc
+from mhc_compile import backend
+from mhc_compile.backend import compilers
 from tests.cases import compiles, core
 
 
@@ -24,6 +28,20 @@ def fresh_dynamo() -> Iterator[None]:
 def moved(request: pytest.FixtureRequest) -> bool:
     """Whether phi, alpha and biases have left their start: at the start a lost connection looks right."""
     return bool(request.param)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whatever the backend compiles, named by who compiles it."""
+    found: list[str] = []
+    compile_with = compilers.compile_with
+
+    def compile_and_tell(gm: Any, example_inputs: Any, config: mhc.Config, mode: str | None = None) -> Any:
+        found.append(config.compiler)
+        return compile_with(gm, example_inputs, config, mode)
+
+    monkeypatch.setattr(backend, "compile_with", compile_and_tell)
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

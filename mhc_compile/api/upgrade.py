@@ -78,7 +78,7 @@ def upgrade(
     report = dataclasses.replace(found, training=True)
     if captured is None or not report.sites or not config.rewrites:
         return report
-    attach_sites(model, report.plan)
+    attach_sites(model, report.plan).is_one_graph = report.graphs == 1
     error = None if verify is False else _verify(model, args, kwargs, captured, verify)
     del captured
     if torch.__future__.get_swap_module_params_on_conversion():

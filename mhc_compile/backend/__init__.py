@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from mhc_compile.backend import carry, first_call
+from mhc_compile.backend import carry, first_call, uncompiled
 from mhc_compile.backend.compilers import Compiled, compile_with
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
@@ -63,3 +63,6 @@ def mhc(
                 return first_call.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites
             first_call.warn_nothing_found(gm, root, draft)
         return compile_with(without_markers(gm), example_inputs, config, mode)
+
+
+uncompiled.use(mhc)

@@ -13,17 +13,19 @@ from mhc_compile.model import owners, stage
 from mhc_compile.model.optimizers import watch_optimizers
 from mhc_compile.model.sites import ATTRIBUTE, Flow, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
-from mhc_compile.model.subclasses import know
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 
-def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False) -> None:
+def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False) -> RootSites:
     """Create the sites of a plan on their owners, all or none.
 
     Args:
         model: holds the plan.
         plan: the sites.
         first_call: the plan is that of one graph of a first call; it joins those of graphs before, and more may come.
+
+    Returns:
+        What holds the plan.
 
     Raises:
         NameTakenError: an owner, or the model, has an attribute `mhc` of its own.
@@ -42,9 +44,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         owners.check(module, path)
     try:
         model.add_module(ATTRIBUTE, held)
-        know(model)
-        if owners.walks(type(model)):
-            owners.adopt(model)
+        owners.adopt(model)
         same, successors = object(), Counter(site.predecessor for site in new)
         for site in new:
             made = _create(found[site.owner], site, plan.config)
@@ -58,6 +58,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         if path in known:
             stage.leave_out(known[path], spots)
     watch_optimizers(model)
+    return held
 
 
 @torch.inference_mode(False)  # tensors that are made in inference mode can never be trained

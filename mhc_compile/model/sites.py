@@ -228,7 +228,13 @@ class OwnerSites(nn.Module):
 
 
 class RootSites(OwnerSites):
-    """The sites of the model itself, and the plan of all sites, which state_dict carries along."""
+    """The sites of the model itself, and the plan of all sites, which state_dict carries along.
+
+    Attributes:
+        is_one_graph: True where upgrade saw no graph break in the model's forward.
+    """
+
+    is_one_graph = False
 
     def __init__(self, plan: str) -> None:
         """Hold the plan as its JSON text."""

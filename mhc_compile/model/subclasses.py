@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mhc_compile.model.sites import ATTRIBUTE
+from mhc_compile.model.uncompiled import compiled, compiles_itself
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -27,9 +28,8 @@ _CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "
 def subclass(base: type[nn.Module]) -> type[nn.Module]:
     """Return the class that instances of `base` get: same name, and a forward that marks the sites first.
 
-    Its forward has a code object of its own, since Dynamo keeps compiled code there. Instances copy and pickle as
-    instances of the base, which become owners again when they are made. Where the base walks over its children, or is a
-    container, it does not meet the sites, which it would run as a layer.
+    Instances copy and pickle as instances of the base, which become owners again when they are made. Where the base
+    walks over its children, or is a container, it does not meet the sites, which it would run as a layer.
     """
     if base not in _MADE:
         body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
@@ -101,21 +101,36 @@ def _forward(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Call
     It runs the forward that the base has at that moment, since libraries patch classes.
     """
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.mhc.mark()
         return super(made(), self).forward(*args, **kwargs)
 
-    functools.update_wrapper(forward, base.forward)
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_{base.__name__}")
-    return forward
+    return _entered(run, base.forward, base.__name__)
 
 
 def _call(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Callable[..., Any]:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.mhc.mark()
         return super(made(), self).__call__(*args, **kwargs)
 
-    return functools.update_wrapper(call, base.__call__)
+    return _entered(run, base.__call__, base.__name__)
+
+
+def _entered(run: Callable[..., Any], original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return what a class has in place of the original: `run`, which compiles itself where nobody compiles it.
+
+    Each has a code object of its own, since Dynamo keeps compiled code there.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if compiles_itself(self.mhc, args):
+            return compiled(run, name)(self, *args, **kwargs)
+        return run(self, *args, **kwargs)
+
+    for made in (run, forward):
+        made.__code__ = made.__code__.replace(co_name=f"forward_{name}")
+    functools.update_wrapper(run, original)
+    return functools.update_wrapper(forward, original)
 
 
 def _reaches_forward(call: Any) -> bool:

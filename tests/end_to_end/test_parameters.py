@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mhc_compile as mhc
-from mhc_compile.errors import NotCompiledError
 from tests.nets.small import (
     Net,
     afresh,
@@ -134,8 +133,12 @@ def test_functional_call_uses_what_it_is_given(inside: bool, warm: bool) -> None
 
 def test_functional_call_uncompiled() -> None:
     model = upgraded(moved=True)
-    with pytest.raises(NotCompiledError):
-        functional_call(model, replacements(model), (inputs(),))
+    given = replacements(model)
+    expected = functional_call(
+        compiled(model), {f"_orig_mod.{name}": value for name, value in given.items()}, (inputs(),)
+    )
+    assert torch.equal(functional_call(model, given, (inputs(),)), expected)
+    assert not torch.equal(model(inputs()), expected)
 
 
 class FrozenStem(Net):

@@ -57,7 +57,12 @@ def test_warning_can_be_turned_into_an_error_alone() -> None:
 
 @pytest.mark.parametrize(
     "remedy",
-    ["model.compile(backend='mhc')", "recompile_limit", "mhc_compile.export(model, args)", "mhc_compile.plain(model)"],
+    [
+        "model.compile(backend='mhc')",
+        "set_stance('force_eager')",
+        "mhc_compile.export(model, args)",
+        "mhc_compile.plain(model)",
+    ],
 )
 def test_not_compiled_names_the_site_and_every_remedy(remedy: str) -> None:
     message = str(NotCompiledError("layers.3.mlp"))

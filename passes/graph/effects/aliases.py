@@ -54,12 +54,17 @@ def same_storage(node: fx.Node, but: Collection[fx.Node] = ()) -> set[fx.Node]:
 
 
 def overwritten(gm: fx.GraphModule) -> set[fx.Node]:
-    """Return the nodes whose value may change after they were computed."""
+    """Return the nodes whose value may change after they were computed; of the last change, its result does not."""
     found: set[fx.Node] = set()
+    sharing: dict[fx.Node, set[fx.Node]] = {}
     for node in gm.graph.nodes:
-        for target in schemas.changed(node):
-            if target not in found:
-                found |= same_storage(target)
+        changed = schemas.changed(node)
+        for target in changed:
+            if target not in sharing:
+                sharing |= dict.fromkeys(group := same_storage(target), group)
+            found |= sharing[target]
+        if changed:
+            found.discard(node)
     return found
 
 

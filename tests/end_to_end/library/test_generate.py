@@ -10,7 +10,6 @@ import transformers as hf
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.errors import NotCompiledError
 from tests.nets.library import GROUPED, VOCABULARY
 from tests.nets.small import compiled, perturb, relative
 
@@ -27,10 +26,15 @@ def prompt() -> Tensor:
     return torch.randint(0, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(1))
 
 
-def generated(model: Any, **kwargs: Any) -> Tensor:
-    tokens: Tensor = model.generate(
-        prompt(), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None, **kwargs
-    )
+def generated(model: Any, given: Tensor | None = None, **kwargs: Any) -> Tensor:
+    settings = {
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    tokens: Tensor = model.generate(prompt() if given is None else given, **{**settings, **kwargs})
     return tokens
 
 
@@ -97,12 +101,29 @@ def test_upgrade_and_explain_leave_a_cache_alone() -> None:
     assert cache.get_seq_length() == 6
 
 
-def test_generate_of_the_compiled_object_is_refused() -> None:
-    """torch.compile(model).generate runs the forward that was not compiled."""
+def test_generate_of_the_compiled_object(moved: bool) -> None:
+    """torch.compile(model).generate runs the forward that was not compiled, which compiles itself."""
     model = llama()
     mhc.upgrade(model, (prompt(),))
-    with pytest.raises(NotCompiledError, match=r"model\.compile\(backend='mhc'\)"):
-        generated(compiled(model))
+    perturb(model, 2.0 if moved else 0.0)
+    assert torch.equal(generated(compiled(model)), without_cache(model))
+
+
+def test_generate_compiles_no_more_than_it_must(graphs: list[object]) -> None:
+    """Text of any length, alone or several, reading or writing a cache: that is four graphs of each kind of cache."""
+    model = llama()
+    mhc.upgrade(model, (prompt(),))
+    perturb(model, 2.0)
+    graphs.clear()
+    for size in (1, 3, 2):
+        for length in (3, 5, 9):
+            tokens = torch.randint(1, VOCABULARY, (size, length))
+            for how in ({}, {"num_beams": 2}, {"do_sample": True}):
+                generated(model, tokens, **how)
+    assert len(graphs) == 4
+    generated(model, cache_implementation="static")
+    assert len(graphs) == 6
+    assert torch.equal(generated(model), without_cache(model))
 
 
 def test_compiled_forward(moved: bool) -> None:

@@ -94,8 +94,10 @@ def test_in_place_compile_and_options() -> None:
 def test_never_plain_afterwards() -> None:
     model = made()
     compiled(model)(inputs())
+    perturb(model)
+    assert torch.equal(model(inputs()), compiled(model)(inputs()))
     with pytest.raises(NotCompiledError):
-        model(inputs())
+        torch.jit.trace(model, (inputs(),))
 
 
 @ours

@@ -80,7 +80,7 @@ def test_code_objects_are_not_shared() -> None:
 
 def test_forward_marks_first() -> None:
     with pytest.raises(NotCompiledError, match=r"layers\.3\.mlp"):
-        owner(disabled=False)(torch.randn(2, 5))
+        torch.jit.trace(owner(disabled=False), torch.randn(2, 5))
 
 
 @pytest.mark.parametrize("kind", [Block, Child])
@@ -134,7 +134,7 @@ def test_copies_are_owners_too(again: Callable[[Any], Any], kind: type[nn.Module
         assert made.state_dict()[name].data_ptr() != tensor.data_ptr()
     assert kind is not Stateful or made.seen == "kept"
     with pytest.raises(NotCompiledError):
-        made(torch.randn(2, 5))
+        torch.jit.trace(made, torch.randn(2, 5))
 
 
 def test_shallow_copy_is_an_owner_of_the_same_parameters() -> None:
