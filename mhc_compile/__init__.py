@@ -13,6 +13,8 @@ if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links 
 
 from mhc_compile.api.explain import explain
 from mhc_compile.api.export import export, rewrite
+from mhc_compile.api.gains import gains
+from mhc_compile.api.gains.result import Gains
 from mhc_compile.api.lifecycle import plain, remove, restore
 from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
@@ -30,6 +32,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "Config",
+    "Gains",
     "MHCError",
     "MHCWarning",
     "Rejection",
@@ -38,6 +41,7 @@ __all__ = [
     "__version__",
     "explain",
     "export",
+    "gains",
     "named_parameters",
     "param_groups",
     "plain",
