@@ -16,6 +16,7 @@ from mhc_compile.api.export import export, rewrite
 from mhc_compile.api.gains import gains
 from mhc_compile.api.gains.result import Gains
 from mhc_compile.api.lifecycle import plain, remove, restore
+from mhc_compile.api.monitor import Monitor
 from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
@@ -35,6 +36,7 @@ __all__ = [
     "Gains",
     "MHCError",
     "MHCWarning",
+    "Monitor",
     "Rejection",
     "Report",
     "Site",
