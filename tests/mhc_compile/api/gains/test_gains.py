@@ -48,15 +48,20 @@ def close(found: mhc.Gains, expected: mhc.Gains) -> bool:
 
 
 @pytest.fixture(scope="module")
-def plain() -> mhc.Gains:
-    """Of the net of two blocks, with parameters that mix."""
-    return mhc.gains(upgraded(Net, 2, moved=True), (inputs(),))
+def model() -> nn.Module:
+    """Two blocks, with parameters that mix."""
+    return upgraded(Net, 2, moved=True)
 
 
-@pytest.mark.parametrize("connection", ["mhc", "hc"])
+@pytest.fixture(scope="module")
+def plain(model: nn.Module) -> mhc.Gains:
+    return mhc.gains(model, (inputs(),))
+
+
+@pytest.mark.parametrize("connection", ["mhc", pytest.param("hc", marks=pytest.mark.slow)])
 def test_gains_are_one_at_the_start(connection: str) -> None:
-    found = mhc.gains(upgraded(Net, 3, config=mhc.Config(connection=connection)), (inputs(),))
-    assert [site.name for site in found.sites] == [f"blocks.{i}.{label}" for i in range(3) for label in small.SITES]
+    found = mhc.gains(upgraded(Net, 2, config=mhc.Config(connection=connection)), (inputs(),))
+    assert [site.name for site in found.sites] == [f"blocks.{i}.{label}" for i in range(2) for label in small.SITES]
     for site in found.sites:
         for mixing in (site.h_res, site.composite):
             assert mixing.forward.mean == pytest.approx(1, abs=1e-6)
@@ -80,7 +85,7 @@ WAYS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param("compiled", marks=pytest.mark.slow), "blocks"])
 def test_it_does_not_matter_how_the_model_is_compiled(way: str, plain: mhc.Gains) -> None:
     model = upgraded(Net, 2, moved=True)
     WAYS[way](model)
@@ -115,6 +120,7 @@ def test_a_block_that_is_called_twice_has_sites_of_each_call() -> None:
     assert close(mhc.gains(shared, (inputs(),)), mhc.gains(net, (inputs(),)))
 
 
+@pytest.mark.slow
 def test_a_composite_ends_with_its_region(plain: mhc.Gains) -> None:
     split = mhc.gains(upgraded(Net, 2, moved=True, config=mhc.Config(split=("blocks.1.*",))), (inputs(),)).sites
     assert [site.region for site in split] == [0, 0, 1, 1]
@@ -166,7 +172,7 @@ def test_looking_leaves_no_trace() -> None:
     assert small.same([p.grad for p in model.parameters()], grads)
 
 
-@pytest.mark.parametrize("way", ["compiled", "blocks"])
+@pytest.mark.parametrize("way", ["compiled", pytest.param("blocks", marks=pytest.mark.slow)])
 def test_the_users_code_is_not_compiled_again(way: str) -> None:
     model = upgraded(Net, 2)
     WAYS[way](model)
@@ -201,16 +207,15 @@ def test_an_observer_traces_once_and_sees_what_changes() -> None:
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_models_without_sites_are_told_what_to_do() -> None:
+def test_models_without_sites_are_told_what_to_do(model: nn.Module) -> None:
     with pytest.raises(NotUpgradedError, match=r"holds no mHC parameters.*mhc_compile.upgrade"):
         mhc.gains(made(), (inputs(),))
-    part = upgraded().get_submodule("blocks.0")
+    part = model.get_submodule("blocks.0")
     with pytest.raises(NotUpgradedError, match="a part of an upgraded model"):
         mhc.gains(part, (torch.randn(2, 16),))
 
 
-def test_runs_that_show_nothing_are_told_why() -> None:
-    model = upgraded()
+def test_runs_that_show_nothing_are_told_why(model: nn.Module) -> None:
     with pytest.raises(CaptureError, match="did not run with the arguments"):
         mhc.gains(model, (inputs()[..., :3],))
     with pytest.raises(CaptureError, match="no site of the model ran"), mhc.plain(model):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import mhc_compile as mhc
+from mhc_compile.api.monitor import hugging_face
 from mhc_compile.api.monitor.hugging_face import first_batch
 from mhc_compile.api.monitor.run_log import FILE, read
 from mhc_compile.errors import MissingDependencyError
@@ -65,12 +66,7 @@ def test_a_trainer_is_monitored(tmp_path: Path) -> None:
     assert all(record["grad_norm"]["mhc"] > 0 for record in steps if "sites" in record)
 
 
-def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tests.nets.small import upgraded
-
-    monitor = mhc.Monitor(upgraded(Net, 2), to=tmp_path)
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="pip install transformers"):
-        monitor.hugging_face()
-    with pytest.raises(MissingDependencyError, match="pip install lightning"):
-        monitor.lightning()
+        hugging_face.callback(None)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import mhc_compile as mhc
+from mhc_compile.api.monitor import lightning
 from mhc_compile.api.monitor.run_log import FILE, read
+from mhc_compile.errors import MissingDependencyError
 from tests.nets.small import Net, inputs, upgraded
 
 
@@ -45,11 +47,15 @@ def test_batches_that_are_accumulated_count_once(monkeypatch: pytest.MonkeyPatch
     """Without Lightning: what the callback does with what it is given."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "lightning")
     monkeypatch.setattr("importlib.import_module", lambda name: SimpleNamespace(Callback=object))
-    from mhc_compile.api.monitor import lightning
-
     seen: list[Any] = []
     callback = lightning.callback(SimpleNamespace(step=lambda *given: seen.append(given)))
     for at, batch in enumerate("abcd"):
         trainer = SimpleNamespace(global_step=(at + 1) // 2, optimizers=["optimizer"])
         callback.on_train_batch_end(trainer, None, {"loss": at}, batch, at)
     assert seen == [(1, "optimizer", "b"), (3, "optimizer", "d")]
+
+
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install lightning"):
+        lightning.callback(None)

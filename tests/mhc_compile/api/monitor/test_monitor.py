@@ -87,6 +87,7 @@ def test_neither_the_training_graph_nor_the_monitors_is_compiled_again(run: tupl
     assert run[2] == 0
 
 
+@pytest.mark.slow
 def test_looking_does_not_change_the_training(run: tuple[Path, list[float], int]) -> None:
     model = upgraded(Net, 2)
     model.compile(backend="mhc", options={"compiler": "eager"})
@@ -101,8 +102,12 @@ def test_looking_does_not_change_the_training(run: tuple[Path, list[float], int]
     assert losses == run[1]
 
 
-def test_a_log_goes_on_and_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
-    model = upgraded(Net, 2)
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return upgraded(Net, 2)
+
+
+def test_a_log_goes_on_and_a_line_that_was_cut_off_is_left_out(model: nn.Module, tmp_path: Path) -> None:
     with mhc.Monitor(model, every=5, to=tmp_path) as monitor:
         for _ in range(6):
             monitor.step(1.0)
@@ -117,15 +122,16 @@ def test_a_log_goes_on_and_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -
     assert broken == 1
 
 
-def test_a_probe_is_looked_at_in_place_of_the_batch(tmp_path: Path) -> None:
-    with mhc.Monitor(upgraded(Net, 2), every=1, to=tmp_path, probe={"x": inputs(2, 3)}) as monitor:
+@pytest.mark.slow
+def test_a_probe_is_looked_at_in_place_of_the_batch(model: nn.Module, tmp_path: Path) -> None:
+    with mhc.Monitor(model, every=1, to=tmp_path, probe={"x": inputs(2, 3)}) as monitor:
         monitor.step(1.0, None, (inputs(),))
         assert monitor.gains is not None
         assert monitor.gains.sites[0].tokens == 6
 
 
-def test_losses_that_are_no_numbers_are_kept(tmp_path: Path) -> None:
-    with mhc.Monitor(upgraded(Net, 2), every=2, to=tmp_path) as monitor:
+def test_losses_that_are_no_numbers_are_kept(model: nn.Module, tmp_path: Path) -> None:
+    with mhc.Monitor(model, every=2, to=tmp_path) as monitor:
         for loss in (1.0, float("nan"), torch.tensor(float("inf"))):
             monitor.step(loss)
     last = of_kind(tmp_path, "step")[-1]
@@ -142,8 +148,7 @@ def test_batches_as_models_are_called() -> None:
 # -- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def test_bad_options_say_what_is_right(tmp_path: Path) -> None:
-    model = upgraded(Net, 2)
+def test_bad_options_say_what_is_right(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="every must be an integer >= 1"):
         mhc.Monitor(model, every=0, to=tmp_path)
     with pytest.raises(ConfigError, match="bound must be a number > 1"):
@@ -154,8 +159,7 @@ def test_bad_options_say_what_is_right(tmp_path: Path) -> None:
         mhc.Monitor(made(), to=tmp_path)
 
 
-def test_the_first_look_raises_and_a_later_one_warns(tmp_path: Path) -> None:
-    model = upgraded(Net, 2)
+def test_the_first_look_raises_and_a_later_one_warns(model: nn.Module, tmp_path: Path) -> None:
     with mhc.Monitor(model, every=1, to=tmp_path) as monitor:
         with pytest.raises(CaptureError, match="did not run with the arguments"):
             monitor.step(1.0, None, (inputs()[..., :3],))
@@ -165,9 +169,10 @@ def test_the_first_look_raises_and_a_later_one_warns(tmp_path: Path) -> None:
     assert "error" in of_kind(tmp_path, "step")[-1]
 
 
-def test_trouble_is_told_once_and_written(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_trouble_is_told_once_and_written(model: nn.Module, tmp_path: Path) -> None:
     """Alarms listen to every look: streams that never part ring once, whatever comes later."""
-    with mhc.Monitor(upgraded(Net, 2), every=30, to=tmp_path) as monitor, warnings.catch_warnings(record=True) as told:
+    with mhc.Monitor(model, every=30, to=tmp_path) as monitor, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(121):
             monitor.step(1.0, None, (inputs(),))

@@ -43,6 +43,7 @@ def test_a_page_is_made_of_what_the_monitor_wrote(tmp_path: Path, capsys: pytest
     assert "the loss is not a finite number at step 1: a gap in the plot" in html
 
 
+@pytest.mark.slow
 def test_a_run_of_48_sites_stays_below_5_mb_and_asks_for_nothing(tmp_path: Path) -> None:
     folders = [write(tmp_path / name, [look(count=48)] * 20) for name in "ab"]  # more looks than are shown
     html = page.made(runs.load(folders))
