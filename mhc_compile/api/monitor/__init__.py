@@ -105,9 +105,11 @@ class Monitor:
             MHCError: at the first look: the model does not run with this batch. Later looks only warn.
         """
         step, self.steps = self.steps, self.steps + 1
+        if not self._runs:
+            return
         if loss is not None:
             self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-        if step % self.every == 0 and self._runs:
+        if step % self.every == 0:
             self._look(step, optimizer, self.probe if self.probe is not None else batch)
 
     def note(self, step: int, **values: float) -> None:
