@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("mhc_demo"), help="folder for the results")
     parser.add_argument("--streams", type=int, default=4, help="number of residual streams")
     parser.add_argument("--hidden", type=int, default=64, help="width of the model")
-    parser.add_argument("--layers", type=int, default=16, help="layers of the model")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the model")
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=64, help="bytes per sequence")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
@@ -188,10 +188,7 @@ def train(
         while step < length.steps and (step < 2 or time.perf_counter() < deadline):
             turn = step % len(runners)
             for runner in runners[turn:] + runners[:turn]:
-                if step == 0:
-                    compile_cold(runner, training[step])
-                else:
-                    runner.step(training[step])
+                runner.step(training[step])
             step += 1
             if step % FIT_EVERY == 0:
                 length.steps = fit(runners, step, args.steps, deadline - time.perf_counter())
@@ -201,13 +198,6 @@ def train(
             bar.update(task, completed=step, total=length.steps, description=f"loss: {losses}")
     if all(at != step for at, _ in runners[0].validation):  # the time ran out
         validate(runners, step, validation)
-
-
-def compile_cold(runner: Runner, batch: torch.Tensor) -> None:
-    """Take the first step, which compiles, with caches of its own: no model profits from another's."""
-    with measure.cold_caches(reset=False):
-        measure.start_compiler()
-        runner.step(batch)
 
 
 def fit(runners: list[Runner], step: int, most: int, left: float) -> int:

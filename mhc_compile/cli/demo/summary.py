@@ -70,7 +70,7 @@ class Runner:
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds of the first step above a usual one."""
+        """Seconds of the first step above a usual one, with the caches that were there."""
         return self.seconds[0] - statistics.median(self.seconds[1:])
 
 

@@ -184,14 +184,6 @@ def matrices(run: Run) -> Spec:
         {"calculate": f"datum.site % columns * {n + 1}", "as": "left"},
         {"calculate": f"floor(datum.site / columns) * {n + 1.6}", "as": "top"},
     ]
-    flat = [
-        {"calculate": "sequence(length(datum.h))", "as": "i"},
-        {"flatten": ["h", "i", "row_sums"], "as": ["line", "i", "row_sum"]},
-        {"calculate": "sequence(length(datum.line))", "as": "j"},
-        {"flatten": ["line", "j", "column_sums"], "as": ["value", "j", "column_sum"]},
-        {"calculate": "datum.value < 0 ? 'negative' : 'positive'", "as": "sign"},
-        {"calculate": "max(0.05, min(1, abs(datum.value) / datum.most))", "as": "strength"},
-    ]
     return {
         "data": {"values": rows},
         "params": [
@@ -200,35 +192,50 @@ def matrices(run: Run) -> Spec:
             {"name": "kind", "value": kinds[0], "bind": {"input": "radio", "options": kinds, "name": "H_res "}},
         ],
         "transform": [{"filter": "datum.look == look && datum.kind == kind"}, *place],
-        "layer": [
-            {
-                "transform": [*flat, *_edges("x", "left", "j"), *_edges("y", "top", "i")],
-                "mark": {"type": "rect", "cornerRadius": 1},
-                "encoding": {
-                    "x": _position("x"), "x2": {"field": "x2"}, "y": _position("y"), "y2": {"field": "y2"},
-                    "color": {
-                        "field": "sign", "type": "nominal", "legend": None,
-                        "scale": {"domain": ["positive", "negative"], "range": [COLORS[0], COLORS[1]]},
-                    },
-                    "opacity": {
-                        "field": "strength", "type": "quantitative", "legend": None,
-                        "scale": {"domain": [0, 1], "range": [0, 1]},
-                    },
-                    "tooltip": _told(),
-                },
-            },
-            {
-                "transform": [
-                    {"calculate": f"datum.left + {n / 2}", "as": "x"},
-                    {"calculate": f"datum.top + {n + 0.65}", "as": "y"},
-                    {"calculate": "datum.site + 1", "as": "label"},
-                ],
-                "mark": {"type": "text", "fontSize": 9, "opacity": 0.6},
-                "encoding": {"x": _position("x"), "y": _position("y"), "text": {"field": "label"}},
-            },
-        ],
+        "layer": [_cells(), _numbers(n)],
         "usermeta": {"n": n, "size": _size(n, sites), "sites": sites, "steps": steps},
-    }  # fmt: skip
+    }
+
+
+def _cells() -> Spec:
+    """Return a rectangle for every entry: its sign is the color, its size the strength."""
+    strength = {"domain": [0, 1], "range": [0, 1]}
+    signs = {"domain": ["positive", "negative"], "range": [COLORS[0], COLORS[1]]}
+    return {
+        "transform": [
+            {"calculate": "sequence(length(datum.h))", "as": "i"},
+            {"flatten": ["h", "i", "row_sums"], "as": ["line", "i", "row_sum"]},
+            {"calculate": "sequence(length(datum.line))", "as": "j"},
+            {"flatten": ["line", "j", "column_sums"], "as": ["value", "j", "column_sum"]},
+            {"calculate": "datum.value < 0 ? 'negative' : 'positive'", "as": "sign"},
+            {"calculate": "max(0.05, min(1, abs(datum.value) / datum.most))", "as": "strength"},
+            *_edges("x", "left", "j"),
+            *_edges("y", "top", "i"),
+        ],
+        "mark": {"type": "rect", "cornerRadius": 1},
+        "encoding": {
+            "x": _position("x"),
+            "x2": {"field": "x2"},
+            "y": _position("y"),
+            "y2": {"field": "y2"},
+            "color": {"field": "sign", "type": "nominal", "legend": None, "scale": signs},
+            "opacity": {"field": "strength", "type": "quantitative", "legend": None, "scale": strength},
+            "tooltip": _told(),
+        },
+    }
+
+
+def _numbers(n: int) -> Spec:
+    """Return the number of every site, below its matrix."""
+    return {
+        "transform": [
+            {"calculate": f"datum.left + {n / 2}", "as": "x"},
+            {"calculate": f"datum.top + {n + 0.65}", "as": "y"},
+            {"calculate": "datum.site + 1", "as": "label"},
+        ],
+        "mark": {"type": "text", "fontSize": 9, "opacity": 0.6},
+        "encoding": {"x": _position("x"), "y": _position("y"), "text": {"field": "label"}},
+    }
 
 
 def _size(n: int, sites: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from pathlib import Path
@@ -19,8 +18,7 @@ NEEDED = [pytest.importorskip(name) for name in demo.NEEDS]
 TINY = ["--hidden", "32", "--layers", "1", "--batch", "2", "--length", "16"]
 
 
-def test_the_demo_runs_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "cold_caches", lambda reset=True: contextlib.nullcontext())  # to be quick
+def test_the_demo_runs_whole(tmp_path: Path) -> None:
     assert cli.main(["demo", "--steps", "2", "--streams", "2", "--out", str(tmp_path), *TINY]) == 0
 
     assert (tmp_path / "mhc_demo.png").read_bytes().startswith(b"\x89PNG")
