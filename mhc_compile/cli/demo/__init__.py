@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=64, help="bytes per sequence")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--phi-lr-scale", type=float, default=10.0, help="factor on the learning rate of phi")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
 
 
@@ -151,7 +152,7 @@ def prepare(args: argparse.Namespace, length: Length, batch: torch.Tensor, conso
             groups: Any = [{"params": list(model.parameters()), "weight_decay": 0.1}]
         else:
             announce(name, mhc.upgrade(model, (), inputs, config=config, verify=True), console)
-            groups = mhc.param_groups(model, args.lr, 0.1)
+            groups = mhc.param_groups(model, args.lr, 0.1, phi_lr_scale=args.phi_lr_scale)
             observer = Observer(model)
         for layer in model.get_submodule("model.layers").children():
             layer.compile() if name == "residual" else layer.compile(backend=mhc_backend)

@@ -125,6 +125,7 @@ def table(results: list[dict[str, Any]], steps: int, args: argparse.Namespace) -
         caption=f"val, train: loss in nats per byte; train over the last {min(TAIL, steps)} steps; one seed\n"
         f"norm: largest gradient norm, before it is clipped to {CLIP:g}; step: median; ratio: to residual, in turn\n"
         "gain: largest composite gain, forward or backward, at any look (1: nothing is amplified)\n"
+        f"phi learns at {args.phi_lr_scale:g} times the rate of the rest, {args.lr:g}\n"
         "alive: sites whose streams are apart at the end",
     )
     shown.add_column("")
