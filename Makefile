@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP) ## create .venv and install everything into it
 
-demo: $(STAMP) ## rewrite a small model and show what happened
+demo: $(STAMP) ## train residual, hc and mhc side by side and show losses and gains
 	$(BIN)/python -m mhc_compile demo $(ARGS)
 
 test: lint types ## lint, type-check and run all tests but the slow ones

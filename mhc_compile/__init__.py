@@ -13,7 +13,10 @@ if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links 
 
 from mhc_compile.api.explain import explain
 from mhc_compile.api.export import export, rewrite
+from mhc_compile.api.gains import gains
+from mhc_compile.api.gains.result import Gains
 from mhc_compile.api.lifecycle import plain, remove, restore
+from mhc_compile.api.monitor import Monitor
 from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
@@ -30,14 +33,17 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "Config",
+    "Gains",
     "MHCError",
     "MHCWarning",
+    "Monitor",
     "Rejection",
     "Report",
     "Site",
     "__version__",
     "explain",
     "export",
+    "gains",
     "named_parameters",
     "param_groups",
     "plain",

@@ -124,6 +124,10 @@ class FactoryError(MHCError):
     """FILE.py:FACTORY, on the command line, does not give a model and its inputs."""
 
 
+class RunLogError(MHCError):
+    """The folder of a run holds no log that can be read."""
+
+
 class MissingDependencyError(MHCError, ImportError):
     """An optional dependency is needed for this call."""
 

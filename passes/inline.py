@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import fx
 from mhc_compile.ops import connections, reference
 from mhc_compile.ops.connections import Maps
 from mhc_compile.ops.functions import accumulator
-from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Expand, Read, Readout, Write, named
+from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Expand, Read, Readout, Write, named, names
 from mhc_compile.passes.base import Request, Results
 from mhc_compile.passes.graph import ir
 from mhc_compile.passes.graph.effects.modes import Modes
@@ -44,6 +44,18 @@ class Inline:
                 for enter in modes.autocast(node)[-1:] if node.target is _COEFFICIENTS else ():
                     _keep_fp32(node, enter)
                 _inline(gm.graph, node, *_BODIES[node.target])
+
+
+def meaning(node: fx.Node, args: Sequence[Any]) -> Any:
+    """Compute what a node of the IR means, in plain torch, which transforms of torch.func can run.
+
+    Args:
+        node: an op of a site.
+        args: the values of its arguments.
+    """
+    kind, body = _BODIES[node.target]
+    made = body(named(kind, args), value(node))
+    return [getattr(made, name) for name in names(type(made))] if isinstance(made, tuple) else made
 
 
 def _inline(

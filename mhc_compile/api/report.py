@@ -7,6 +7,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -118,6 +119,15 @@ class Report:
             bias = start_values.bias(start_values.Place(site.k, site.length), config)
             total += math.prod(kind.phi_shape(maps, site.channels)) + kind.gates() + bias.numel()
         return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as what JSON can hold."""
+        listed = {name: getattr(self, name) for name in ("sites", "rejections", "regions", "cuts")}
+        payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
+        memory = {name: getattr(self.memory, name) for name in ("kept", "peak", "without", "before_rewrite", "moved")}
+        runs = [dataclasses.asdict(run) for run in self.memory.runs]
+        plain = {name: getattr(self, name) for name in ("breaks", "graphs", "parameters")}
+        return payload | plain | {"memory": memory | {"recompute": self.memory.recompute, "runs": runs}}
 
     def __str__(self) -> str:
         """Return the report as text tables."""

@@ -87,7 +87,12 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
 
 
 def rewrite_graph(
-    gm: fx.GraphModule, config: Config, planned: Planned | None = None, *, inline: bool = False
+    gm: fx.GraphModule,
+    config: Config,
+    planned: Planned | None = None,
+    *,
+    inline: bool = False,
+    watched: bool = False,
 ) -> Rewritten:
     """Run the pipeline on a copy of a graph with markers.
 
@@ -97,6 +102,7 @@ def rewrite_graph(
         planned: what its frame runs of planned models; None without a frame of Dynamo's.
         inline: replace the ops of the IR by plain torch. Such a graph is a whole, too. Where it runs transforms of
             torch.func, which know plain torch only, the ops are replaced all the same.
+        watched: leave the ops of the IR where they are, one by one: who runs the graph looks at them.
 
     Raises:
         MHCError: plan and graph do not fit together; the text says what to do.
@@ -105,12 +111,12 @@ def rewrite_graph(
     planned.check(gm)
     made = copy_graph(gm)
     transformed = transforms.are_in(made)
-    devices = frozenset[str]() if inline else kernels.enable(config, made)
+    devices = frozenset[str]() if inline or watched else kernels.enable(config, made)
     request = dataclasses.replace(
         _request(config, planned),
         devices=frozenset() if transformed else devices,
         carries=not inline,
-        inline=inline or transformed,
+        inline=inline or (transformed and not watched),
     )
     try:
         results = run(PIPELINE, made, request)
@@ -124,6 +130,10 @@ def rewrite_graph(
         kernels.tell(results[Fused].left_out)
         kernels.name_sites(made)
     made.recompile()
+    return _finished(made, widened, config)
+
+
+def _finished(made: fx.GraphModule, widened: Widened, config: Config) -> Rewritten:
     return Rewritten(
         gm=made,
         examples=_examples(made, widened.takes, config.streams),

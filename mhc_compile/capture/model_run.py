@@ -146,22 +146,55 @@ def run_captured(
         CaptureError: the model does not run with these arguments.
         MHCError: the backend raised it.
     """
-    recorder, breaks, made = _Recorder(model), list[Break](), list[Callable[..., Any]]()
-    compile_graph = backend or recorder
-
-    def compiled(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Return code that lets go of its graph after the run, since Dynamo keeps the code."""
-        made.append(compile_graph(gm, example_inputs))
-        return functools.partial(_run, made, len(made) - 1)
-
+    recorder, breaks = _Recorder(model), list[Break]()
+    compiled = CompiledAside(model, backend or recorder)
     args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
     try:
-        with undisturbed(model), _fresh_dynamo(model), _collect_breaks(breaks), _capture_errors():
-            output = _compile_isolated(model, compiled)(*args, **kwargs)
+        with _collect_breaks(breaks):
+            output = compiled(*args, **kwargs)
         return recorder.captured(output, breaks)
     finally:
         recorder.forget()
-        made.clear()
+        compiled.close()
+
+
+class CompiledAside:
+    """A model under a backend of its own, beside the user's compilation, which it leaves alone.
+
+    Random state, buffers and attributes end as they were at every call.
+    """
+
+    def __init__(self, model: nn.Module, backend: Callable[..., Any], *, dynamic: bool = False) -> None:
+        """Compile at the first call.
+
+        Args:
+            model: the model, as the user calls it.
+            backend: compiles the graphs. Dynamo keeps it until it is reset, so it must not hold the model.
+            dynamic: let sizes that change between calls become dynamic, in place of compiling for each.
+        """
+        made: list[Callable[..., Any]] = []
+        pgo: Any = torch._dynamo.pgo
+
+        def compiled(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            """Return code that can let go of its graph, since Dynamo keeps the code."""
+            made.append(backend(gm, example_inputs))
+            return functools.partial(_run, made, len(made) - 1)
+
+        self._model, self._call = model, _compile_isolated(model, compiled)
+        self._sizes_seen: Any = defaultdict(pgo.CodeState)
+        self._dynamic = dynamic
+        self.close = weakref.finalize(self, made.clear)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            CaptureError: the model does not run with these arguments.
+            MHCError: the backend raised it.
+        """
+        aside = _fresh_dynamo(self._model, self._sizes_seen, self._dynamic)
+        with undisturbed(self._model), aside, _capture_errors():
+            return self._call(*args, **kwargs)
 
 
 def _run(made: Sequence[Callable[..., Any]], number: int, *inputs: Any) -> Any:
@@ -189,16 +222,21 @@ def _short(error: Exception, most: int = 300) -> str:
 
 
 @contextlib.contextmanager
-def _fresh_dynamo(model: nn.Module) -> Iterator[None]:
+def _fresh_dynamo(model: nn.Module, sizes_seen: Any, dynamic: bool) -> Iterator[None]:
     """Compile anew, without the limits that are meant for training loops, and without what model.compile() made.
 
-    Sizes are those of this run: those that the model has seen before make none dynamic, and this run none later.
+    Sizes are those of this run: those that the model has seen elsewhere make none dynamic, and this run none later.
+
+    Args:
+        model: the model.
+        sizes_seen: Dynamo's record of sizes, to be used in place of its own.
+        dynamic: whether sizes that have changed since they were recorded become dynamic.
     """
     pgo: Any = torch._dynamo.pgo
-    seen, pgo._CODE_STATE = pgo._CODE_STATE, defaultdict(pgo.CodeState)
+    seen, pgo._CODE_STATE = pgo._CODE_STATE, sizes_seen
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
     settings: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
-    settings |= {"suppress_errors": False, "automatic_dynamic_shapes": False, "assume_static_by_default": True}
+    settings |= {"suppress_errors": False, "automatic_dynamic_shapes": dynamic, "assume_static_by_default": True}
     try:
         for module in compiled:
             module._compiled_call_impl = None

@@ -1,6 +1,6 @@
-"""The command line: `mhc-compile explain | bench | demo`, or `python -m mhc_compile` with the same.
+"""The command line: `mhc-compile explain | bench | demo | report`, or `python -m mhc_compile` with the same.
 
-`explain`, `bench`, `demo`: the commands, each with its arguments and its `main`.
+`explain`, `bench`, `demo`, `report`: the commands, each with its arguments and its `main`.
 `factory`: the user's model and options, as the command line names them.
 `measure`: times, bytes and the environment, for bench and demo.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import mhc_compile as mhc
-from mhc_compile.cli import bench, demo, explain, factory
+from mhc_compile.cli import bench, demo, explain, factory, report
 from mhc_compile.errors import MHCError
 
 OK, USER_ERROR = 0, 2
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         (explain, "explain", "what mhc sees in a model; changes nothing"),
         (bench, "bench", "a model's step plain, with mhc and with hc"),
         (demo, "demo", "train a small Llama as residual, hc and mhc"),
+        (report, "report", "runs that Monitor has written, as one page of HTML"),
     ):
         command = commands.add_parser(name, help=text)
         command.set_defaults(command=module.main)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-from typing import Any
 
 import mhc_compile as mhc
 from mhc_compile.cli import factory
@@ -23,16 +21,6 @@ def main(args: argparse.Namespace) -> None:
     config = mhc.Config.from_options(factory.parse_options(args.options))
     report = mhc.explain(*factory.load(args.factory), config=config, training=args.training)
     if args.json:
-        print(json.dumps(as_json(report), indent=2))
+        print(json.dumps(report.to_dict(), indent=2))
     else:
         report.print()
-
-
-def as_json(report: mhc.Report) -> dict[str, Any]:
-    """The report as what JSON can hold."""
-    listed = {name: getattr(report, name) for name in ("sites", "rejections", "regions", "cuts")}
-    payload: dict[str, Any] = {k: [dataclasses.asdict(v) for v in vs] for k, vs in listed.items()}
-    memory = {name: getattr(report.memory, name) for name in ("kept", "peak", "without", "before_rewrite", "moved")}
-    runs = [dataclasses.asdict(run) for run in report.memory.runs]
-    plain = {name: getattr(report, name) for name in ("breaks", "graphs", "parameters")}
-    return payload | plain | {"memory": memory | {"recompute": report.memory.recompute, "runs": runs}}

@@ -148,13 +148,17 @@ def start_compiler(device: str = "cpu") -> None:
     torch.autograd.backward(torch.compile(small)(ones))
 
 
-def require(*packages: str) -> None:
-    """Check that packages are installed.
+def require(*modules: str, packages: Mapping[str, str] | None = None) -> None:
+    """Check that modules are installed.
+
+    Args:
+        modules: their names.
+        packages: where a module comes with a package of another name, that name.
 
     Raises:
-        MissingDependencyError: some are not; the message names all of these, and how to get them.
+        MissingDependencyError: some are not; the message names the packages of all of these, and how to get them.
     """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = [(packages or {}).get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 

@@ -82,6 +82,11 @@ USES = {
         "tells example values of a transform that is over from those that can be computed with",
         "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",
     ),
+    "torch._C._functorch.maybe_current_level": Use(
+        "tells that ops of the IR run under a transform of torch.func, when gains looks at them",
+        "test_streams_are_seen_within_transforms",
+    ),
+    "torch._C._functorch": Use("the same", "test_streams_are_seen_within_transforms"),
     "torch._dynamo.reset": Use("benchmarks start without compiled code", "test_bench_measures_plain_and_mhc"),
     "torch._dynamo.resume_execution.TORCH_DYNAMO_RESUME_IN_PREFIX": Use(
         "the name of a function that goes on behind a graph break",

@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 
+from mhc_compile.api.gains import Observer
+from mhc_compile.api.gains.result import DEAD, Gains
+from mhc_compile.api.gains.tables import number
 from mhc_compile.cli import measure
 
+CLIP = 1.0  # of the gradient's norm
 TAIL = 20  # training losses are averaged over the last so many steps
 
 
@@ -22,18 +26,20 @@ class Runner:
 
     name: str
     model: torch.nn.Module
-    compiled: Any
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     extra_parameters: int
+    observer: Observer | None = None  # residual has no streams
     losses: list[float] = field(default_factory=list)  # nats per byte, one per step
+    norms: list[float] = field(default_factory=list)  # of the gradient before clipping, one per step
     seconds: list[float] = field(default_factory=list)  # per step
     validation: list[tuple[int, float]] = field(default_factory=list)  # (step, nats per byte)
+    gains: list[tuple[int, Gains]] = field(default_factory=list)
     saved: int = 0  # bytes saved for backward
 
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         """Mean next-byte loss, in nats per byte."""
-        loss: torch.Tensor = self.compiled(input_ids=batch, labels=batch).loss
+        loss: torch.Tensor = self.model(input_ids=batch, labels=batch).loss
         return loss
 
     def step(self, batch: torch.Tensor) -> None:
@@ -42,14 +48,29 @@ class Runner:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.losses.append(loss.item())
+        self.norms.append(norm.item())
         self.seconds.append(time.perf_counter() - start)
         self.schedule.step()
 
     @property
+    def gain(self) -> float | None:
+        """The largest composite gain at any look; None without streams."""
+        return max(found.composite.mean for _, found in self.gains) if self.gains else None
+
+    @property
+    def alive(self) -> tuple[int, int] | None:
+        """Sites at which the streams are apart in the end, of how many."""
+        if not self.gains:
+            return None
+        sites = self.gains[-1][1].sites
+        return sum(site.spread > DEAD for site in sites), len(sites)
+
+    @property
     def compile_seconds(self) -> float:
-        """Seconds of the first step above a usual one."""
+        """Seconds of the first step above a usual one, with the caches that were there."""
         return self.seconds[0] - statistics.median(self.seconds[1:])
 
 
@@ -84,6 +105,11 @@ def row_of(runner: Runner, timing: measure.Timing, plain_saved: int) -> dict[str
         "saved_bytes": runner.saved,
         "extra_saved_bytes": runner.saved - plain_saved,
         "compile_seconds": runner.compile_seconds,
+        "gain": runner.gain,
+        "gains": [(step, found.composite.mean) for step, found in runner.gains],
+        "sites_alive": runner.alive,
+        "largest_gradient_norm": max(runner.norms),
+        "norms": runner.norms,
         "losses": runner.losses,
         "seconds": runner.seconds,
         "validation": runner.validation,
@@ -95,41 +121,48 @@ def table(results: list[dict[str, Any]], steps: int, args: argparse.Namespace) -
     from rich.table import Table
 
     shown = Table(
-        title=f"{steps} steps of {args.batch} x {args.length} bytes, {args.streams} streams",
-        caption=f"val, train: loss in nats per byte; train over the last {min(TAIL, steps)} steps;"
-        " a rounding's difference alone ends some thousandths apart\n"
-        "step: median; ratio: to residual, taken in turn; caches cold\n"
-        "params, memory (saved for backward): what comes on top of residual",
+        title=f"{steps} steps of {args.batch} x {args.length} bytes, {args.layers} layers, {args.streams} streams",
+        caption=f"val, train: loss in nats per byte; train over the last {min(TAIL, steps)} steps; one seed\n"
+        f"norm: largest gradient norm, before it is clipped to {CLIP:g}; step: median; ratio: to residual, in turn\n"
+        "gain: largest composite gain, forward or backward, at any look (1: nothing is amplified)\n"
+        f"phi learns at {args.phi_lr_scale:g} times the rate of the rest, {args.lr:g}\n"
+        "alive: sites whose streams are apart at the end",
     )
     shown.add_column("")
-    for head in ("val", "train", "step", "ratio", "params", "memory", "compile"):
+    for head in ("val", "train", "norm", "step", "ratio", "gain", "alive"):
         shown.add_column(head, justify="right", no_wrap=True)
     for row in results:
+        alive = row["sites_alive"]
         shown.add_row(
             row["name"],
             f"{row['validation_loss']:.4f}",
             f"{row['training_loss']:.4f}",
+            f"{row['largest_gradient_norm']:.1f}",
             f"{row['step_seconds'] * 1e3:.0f} ms",
             f"{row['step_ratio']:.2f}x",
-            f"+{row['extra_parameters']:,}",
-            f"{row['extra_saved_bytes'] / 1e6:+.0f} MB",
-            f"{row['compile_seconds']:.0f} s",
+            "-" if row["gain"] is None else number(row["gain"]),
+            "-" if alive is None else f"{alive[0]} of {alive[1]}",
         )
     return shown
 
 
 def plot(runners: list[Runner], folder: Path) -> Path:
-    """Save the loss curves: training thin, validation with markers."""
+    """Save the loss curves, training thin and validation with markers, and the gains beside them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    losses, gains = figure.subplots(1, 2)
     for index, runner in enumerate(runners):
         steps = range(1, len(runner.losses) + 1)
-        axes.plot(steps, runner.losses, color=f"C{index}", linewidth=0.7, alpha=0.5)
-        axes.plot(*zip(*runner.validation, strict=True), "o-", color=f"C{index}", label=runner.name)
-    axes.set(xlabel="step", ylabel="loss, nats per byte", title="training thin, validation marked")
-    axes.legend()
+        losses.plot(steps, runner.losses, color=f"C{index}", linewidth=0.7, alpha=0.5)
+        losses.plot(*zip(*runner.validation, strict=True), "o-", color=f"C{index}", label=runner.name)
+        looks = [(step, found.composite.mean) for step, found in runner.gains]
+        if looks:
+            gains.plot(*zip(*looks, strict=True), "o-", color=f"C{index}", label=runner.name)
+    losses.set(xlabel="step", ylabel="loss, nats per byte", title="training thin, validation marked")
+    gains.set(xlabel="step", title="largest composite gain", yscale="log")
+    losses.legend()
+    gains.legend()
     path = folder / "mhc_demo.png"
     figure.savefig(path, dpi=150)
     return path

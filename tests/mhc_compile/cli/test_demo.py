@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from pathlib import Path
@@ -19,8 +18,7 @@ NEEDED = [pytest.importorskip(name) for name in demo.NEEDS]
 TINY = ["--hidden", "32", "--layers", "1", "--batch", "2", "--length", "16"]
 
 
-def test_the_demo_runs_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "cold_caches", lambda reset=True: contextlib.nullcontext())  # to be quick
+def test_the_demo_runs_whole(tmp_path: Path) -> None:
     assert cli.main(["demo", "--steps", "2", "--streams", "2", "--out", str(tmp_path), *TINY]) == 0
 
     assert (tmp_path / "mhc_demo.png").read_bytes().startswith(b"\x89PNG")
@@ -37,7 +35,12 @@ def test_the_demo_runs_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert row["compile_seconds"] > 0
     assert residual["step_ratio"] == 1.0
     assert residual["extra_parameters"] == residual["extra_saved_bytes"] == 0 < residual["saved_bytes"]
+    assert residual["gain"] is residual["sites_alive"] is None
     for row in (hc, mhc):
+        assert 1 <= row["gain"] < 1.5
+        assert [step for step, _ in row["gains"]] == [1, 2]
+        assert row["sites_alive"] == [2, 2]  # they have parted at the first step
+        assert row["largest_gradient_norm"] == max(row["norms"]) > 0
         assert row["extra_parameters"] > 0
         assert row["extra_saved_bytes"] > 0
 
@@ -65,7 +68,7 @@ def test_the_run_is_fitted_to_the_time_left() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    runner = summary.Runner("mhc", model, model, optimizer, schedule, extra_parameters=0)
+    runner = summary.Runner("mhc", model, optimizer, schedule, extra_parameters=0)
     runner.seconds = [9.0, 1.0, 0.25, 0.25]
     # A round of two takes 1 s; 8 s of the 100 are for validation.
     assert demo.fit([runner, runner], step=4, most=1000, left=100.0) == 4 + 92
