@@ -67,10 +67,7 @@ USES = {
         "tells that a transform of torch.func is why nothing was compiled",
         "test_a_transform_around_compiled_code_is_refused",
     ),
-    "torch._C._get_tracing_state": Use(
-        "torch.jit traces, and a call must not compile itself; `torch.jit.is_tracing` has no types",
-        "test_one_that_is_being_captured_does_not",
-    ),
+    "torch._C._get_tracing_state": Use("tells that torch.jit traces", "test_one_that_is_being_captured_does_not"),
     '"_hf_hook"': Use(
         "accelerate's, not torch's: what its hooks leave on a module", "test_offloaded_weights_are_refused"
     ),

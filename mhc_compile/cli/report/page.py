@@ -34,7 +34,7 @@ def made(runs: Sequence[Run]) -> str:
             f"<style>{(_HERE / 'page.css').read_text('utf-8')}</style>",
             f"</head><body><main>{body}</main>",
             f'<script type="application/json" id="specs">{_as_script(specs)}</script>',
-            f"<script>{_closed(vl_convert.javascript_bundle())}</script>",
+            f"<script>{_closed(vl_convert.javascript_bundle(None))}</script>",
             f"<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
             "</body></html>",
         )
