@@ -156,11 +156,16 @@ class _Finder:
                     inside if outer else match.reason,
                     source_of(outer.sum.total) if outer else "",
                 )
-            elif not self.facts.overwritten.isdisjoint({*match.sum.adds, *self.sums.skips.peel(match.carrier)}):
+            elif self._is_overwritten(match):
                 self._reject(match.sum.total, "in-place")
             else:
                 kept.append(match)
         return self._disjoint(kept)
+
+    def _is_overwritten(self, match: Match) -> bool:
+        """Tell whether its tensors may change later; of a skip that an in-place op made, where another follows."""
+        skip = set(self.sums.skips.peel(match.carrier)) - self.facts.last_changes
+        return not self.facts.overwritten.isdisjoint({*match.sum.adds, *skip})
 
     def _around(self, match: Match) -> Match | None:
         """Return the connection in whose branch a sum stands that nothing carries on, such as content plus position.

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from mhc_compile.passes.graph.effects.aliases import overwritten
+from mhc_compile.passes.graph.effects.aliases import last_changes, overwritten
 from mhc_compile.passes.graph.fixed import constant_nodes, static_nodes
 from mhc_compile.passes.graph.slices import Slice, slices
 
@@ -32,6 +32,11 @@ class GraphFacts:
     def overwritten(self) -> set[fx.Node]:
         """The nodes whose value may change after they were computed."""
         return overwritten(self._gm)
+
+    @cached_property
+    def last_changes(self) -> set[fx.Node]:
+        """The in-place ops whose result nothing changes any more."""
+        return last_changes(self._gm)
 
     @cached_property
     def static(self) -> set[fx.Node]:

@@ -20,6 +20,7 @@ def made(runs: Sequence[Run]) -> str:
     """Return the page of some runs as HTML."""
     import vl_convert
 
+    bundle: Any = vl_convert.javascript_bundle  # its types lack the default
     specs: dict[str, charts.Spec] = {}
     body = "".join(_body(runs, specs))
     title = f"mHC: {', '.join(run.name for run in runs)}"
@@ -34,7 +35,7 @@ def made(runs: Sequence[Run]) -> str:
             f"<style>{(_HERE / 'page.css').read_text('utf-8')}</style>",
             f"</head><body><main>{body}</main>",
             f'<script type="application/json" id="specs">{_as_script(specs)}</script>',
-            f"<script>{_closed(vl_convert.javascript_bundle(None))}</script>",
+            f"<script>{_closed(bundle())}</script>",
             f"<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
             "</body></html>",
         )

@@ -54,18 +54,22 @@ def same_storage(node: fx.Node, but: Collection[fx.Node] = ()) -> set[fx.Node]:
 
 
 def overwritten(gm: fx.GraphModule) -> set[fx.Node]:
-    """Return the nodes whose value may change after they were computed; of the last change, its result does not."""
+    """Return the nodes whose value may change after they were computed."""
     found: set[fx.Node] = set()
-    sharing: dict[fx.Node, set[fx.Node]] = {}
     for node in gm.graph.nodes:
-        changed = schemas.changed(node)
-        for target in changed:
-            if target not in sharing:
-                sharing |= dict.fromkeys(group := same_storage(target), group)
-            found |= sharing[target]
-        if changed:
-            found.discard(node)
+        for target in schemas.changed(node):
+            if target not in found:
+                found |= same_storage(target)
     return found
+
+
+def last_changes(gm: fx.GraphModule) -> set[fx.Node]:
+    """Return the in-place ops whose result nothing changes any more: who reads it, reads what it is from then on."""
+    last: dict[frozenset[fx.Node], fx.Node] = {}
+    for node in gm.graph.nodes:
+        for target in schemas.changed(node):
+            last[frozenset(same_storage(target))] = node
+    return {node for memory, node in last.items() if node in memory}
 
 
 def _hands_its_input_on(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.passes.graph.effects.aliases import overwritten, same_storage, shares_with
+from mhc_compile.passes.graph.effects.aliases import last_changes, overwritten, same_storage, shares_with
 from tests.nets.structures import Layer, Step, graph, tokens
 
 
@@ -115,11 +115,6 @@ def out(_: Any, x: Tensor) -> Tensor:
     return sin.exp()
 
 
-def twice(_: Any, x: Tensor) -> Tensor:
-    sin = x.sin()
-    return sin.mul_(2).add_(1).exp()
-
-
 def new(_: Any, x: Tensor) -> Tensor:
     return x.sin().mul(2).exp()
 
@@ -140,16 +135,38 @@ def statistics(_: Any, x: Tensor) -> Tensor:
     ("step", "found"),
     [
         (statistics, {"exp", "mean", "cos"}),
-        (in_place, {"sin", "half"}),
-        (out, {"sin"}),
-        (twice, {"sin", "mul_"}),
+        (in_place, {"sin", "half", "mul_"}),
+        (out, {"sin", "add"}),
         (new, set()),
-        (of_a_result, {"exp"}),
+        (of_a_result, {"exp", "mul_"}),
     ],
-    ids=["statistics", "in place", "out", "twice", "new", "of a result"],
+    ids=["statistics", "in place", "out", "new", "of a result"],
 )
 def test_overwritten(step: Step, found: set[str]) -> None:
-    """What the change is made to, and all that shares its memory; nothing changes the result of the last change."""
+    """What the change is made to, and all that shares its memory."""
     gm, _ = made(step)
     names = {node.name for node in overwritten(gm)}
     assert {name.rstrip("_") for name in names} == {name.rstrip("_") for name in found}
+
+
+def twice(_: Any, x: Tensor) -> Tensor:
+    sin = x.sin()
+    return sin.mul_(2).add_(1).exp()
+
+
+@pytest.mark.parametrize(
+    ("step", "found"),
+    [
+        (in_place, {"mul_"}),
+        (out, {"add"}),
+        (twice, {"add_"}),
+        (new, set()),
+        (of_a_result, {"mul_"}),
+        (statistics, set()),
+    ],
+    ids=["in place", "out", "twice", "new", "of a result", "statistics"],
+)
+def test_last_changes(step: Step, found: set[str]) -> None:
+    """Of several changes of the same memory the last, if what it returns is that memory."""
+    gm, _ = made(step)
+    assert {node.name.rstrip("_") for node in last_changes(gm)} == {name.rstrip("_") for name in found}
