@@ -145,6 +145,14 @@ def read_through_a_view(self: Any, x: Tensor) -> Tensor:
     return z * view.sigmoid()
 
 
+def behind_an_in_place_sum(self: Any, x: Tensor) -> Tensor:
+    h = self.mlp(x)
+    view = h[:, :1]
+    h += x  # no in-place
+    y = h + self.attn(h)  # site attn 1 plain
+    return (y + self.proj(y)) * view.sigmoid()  # site proj 1 plain
+
+
 def lora(self: Any, x: Tensor) -> Tensor:
     u = self.norm(x)
     v = self.proj(u) + self.up(self.down(u))  # no no-skip
