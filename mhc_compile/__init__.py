@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links 
         " `git clone -c core.symlinks=true` (on Windows with developer mode on), or install the wheel"
     )
 
+from mhc_compile.api.adapters import load_adapter, save_adapter
 from mhc_compile.api.explain import explain
 from mhc_compile.api.export import export, rewrite
 from mhc_compile.api.gains import gains
@@ -44,12 +45,14 @@ __all__ = [
     "explain",
     "export",
     "gains",
+    "load_adapter",
     "named_parameters",
     "param_groups",
     "plain",
     "remove",
     "restore",
     "rewrite",
+    "save_adapter",
     "shard_sites",
     "upgrade",
 ]

@@ -68,6 +68,10 @@ class PlanMismatchError(MHCError):
     """A graph, a model or a checkpoint does not fit the plan frozen by upgrade."""
 
 
+class AdapterError(MHCError):
+    """A file is no adapter, is damaged, or has the format of another release."""
+
+
 class NarrowParametersError(MHCError):
     """mHC parameters reach a graph in fewer than 32 bits."""
 

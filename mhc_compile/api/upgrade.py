@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mhc_compile.api.explain import survey
 from mhc_compile.api.report import Report
+from mhc_compile.api.wrappers import inner
 from mhc_compile.backend import mhc
-from mhc_compile.capture.frames import original
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import (
@@ -67,10 +67,10 @@ def upgrade(
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
         MHCError: another reason not to upgrade; the model is as it was.
     """
-    model = original(model)
+    model = inner(model)
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
-        return _upgrade_again(model, ModelPlan.from_json(held.text), config)
+        return _upgrade_again(model, held, config)
     _refuse(model)
     config = _checked(config)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
@@ -123,10 +123,12 @@ def _checked(config: Config | Mapping[str, Any] | None) -> Config:
     return config
 
 
-def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+def _upgrade_again(model: nn.Module, held: RootSites, config: Config | None) -> Report:
     """Use what a further config says of the compilation, and refuse what would be another model."""
+    plan = ModelPlan.from_json(held.text)
     if config is not None:
-        ours, theirs = ({**each.function(), **each.choice()} for each in (plan.config, _checked(config)))
+        config = _checked(config)
+        ours, theirs = ({**each.function(), **each.choice()} for each in (plan.config, config))
         if differ := options_that_differ(ours, theirs):
             raise ConfigMismatchError(
                 f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave"
@@ -134,6 +136,7 @@ def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> 
             )
         for _, site in sites_in(model):
             site.use(config)
+        held.text = dataclasses.replace(plan, config=config).to_json()
     return Report.of_plan(plan, model)
 
 

@@ -104,8 +104,7 @@ class SiteModule(nn.Module):
 
         Compiled code is guarded by `spec`, since equal layers share it.
         """
-        standard = Config().build()
-        build = {name: value for name, value in config.build().items() if value != standard[name]}
+        build = config.chosen_build()
         self.config = config
         self.spec = json.dumps({**config.function(), **({"build": build} if build else {})}, sort_keys=True)
 

@@ -104,6 +104,7 @@ class ModelPlan:
                 "version": VERSION,
                 "function": self.config.function(),
                 "choice": self.config.choice(),
+                "build": self.config.chosen_build(),
                 "sites": [site.identity() for site in self.sites],
                 "details": [dataclasses.asdict(site) for site in self.sites],
                 "left_out": self.left_out,
@@ -128,7 +129,8 @@ class ModelPlan:
             )
         sites = [SitePlan(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
         left_out = {owner: tuple(spots) for owner, spots in data.get("left_out", {}).items()}
-        config = Config.from_options(data.get("choice"), Config.from_function(data["function"]))
+        chosen = {**data.get("choice", {}), **data.get("build", {})}
+        config = Config.from_options(chosen, Config.from_function(data["function"]))
         return cls(config, tuple(sites), left_out)
 
 
