@@ -23,6 +23,7 @@ from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
 from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.errors import MHCError, MHCWarning
+from mhc_compile.integrations.pretrained import from_pretrained
 from mhc_compile.model.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
 from mhc_compile.plan.model_plan import SitePlan as Site
@@ -45,6 +46,7 @@ __all__ = [
     "explain",
     "export",
     "gains",
+    "from_pretrained",
     "load_adapter",
     "named_parameters",
     "param_groups",

@@ -100,6 +100,10 @@ class NotUpgradedError(MHCError):
     """The call needs a model that holds mHC parameters."""
 
 
+class NotRestoredError(MHCError):
+    """A model that was saved with hyper-connections was loaded without them, and would get new ones."""
+
+
 class AlreadyUpgradedError(MHCError):
     """The call needs a model that holds no mHC parameters yet."""
 

@@ -26,6 +26,7 @@ from mhc_compile.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from mhc_compile.model import config_note
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
@@ -62,6 +63,7 @@ def upgrade(
         ConfigError: the projection is not registered, or Inductor's options cannot be kept.
         CaptureError: the model does not run with these arguments.
         ConfigMismatchError: the model was upgraded with other options.
+        NotRestoredError: the model was saved with sites that it was loaded without.
         AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
         UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
@@ -72,6 +74,7 @@ def upgrade(
     if isinstance(held, RootSites):
         return _upgrade_again(model, held, config)
     _refuse(model)
+    config_note.check(model)
     config = _checked(config)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     found, captured = survey(model, args, kwargs, config)

@@ -274,12 +274,15 @@ def encode(plan: str) -> Tensor:
 
 
 def decode(state: Any) -> str:
-    """Return the JSON text of a plan from a checkpoint's extra state.
+    """Return the JSON text of a plan from a checkpoint's extra state, also from one whose bytes were cast to floats.
+
+    Who loads a model in 16 bits casts all that a checkpoint holds, and these hold whole numbers up to 256.
 
     Raises:
         PlanMismatchError: the state is not what `RootSites.get_extra_state` returns.
     """
-    text = bytes(state.tolist()).decode(errors="replace") if getattr(state, "dtype", None) == torch.uint8 else ""
+    known = isinstance(state, Tensor) and (state.dtype == torch.uint8 or state.is_floating_point())
+    text = bytes(state.to(torch.uint8).tolist()).decode(errors="replace") if known else ""
     if not text.startswith("{"):
         raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile; was it cut off?")
     return text

@@ -1,0 +1,4 @@
+"""Upgraded models in other libraries.
+
+`pretrained`: load what Hugging Face's save_pretrained wrote.
+"""
