@@ -17,6 +17,7 @@ from mhc_compile.api.explain import survey
 from mhc_compile.api.report import Report
 from mhc_compile.api.wrappers import inner
 from mhc_compile.backend import mhc
+from mhc_compile.capture.frames import original
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import (
@@ -25,6 +26,7 @@ from mhc_compile.errors import (
     ConfigMismatchError,
     UnsupportedModelError,
     VerificationError,
+    warn,
 )
 from mhc_compile.model import config_note
 from mhc_compile.model.attach import attach_sites, detach_sites
@@ -33,6 +35,11 @@ from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+_PEFT = (
+    "PEFT's save_pretrained does not save the hyper-connections of a model that was upgraded after get_peft_model: save"
+    " them by mhc_compile.save_adapter(model, file), or upgrade first and have LoraConfig(modules_to_save=['mhc'])"
+)
 
 
 def upgrade(
@@ -49,7 +56,8 @@ def upgrade(
     computes what it computed before until training moves them. Called again, it takes the config of the compilation.
 
     Args:
-        model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
+        model: any module; it is changed in place (classes of owners, new submodules called `mhc`). Where torch.compile
+            or PEFT has wrapped it, the model inside is.
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
@@ -69,7 +77,7 @@ def upgrade(
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
         MHCError: another reason not to upgrade; the model is as it was.
     """
-    model = inner(model)
+    outer, model = original(model), inner(model)
     held = getattr(model, ATTRIBUTE, None)
     if isinstance(held, RootSites):
         return _upgrade_again(model, held, config)
@@ -83,6 +91,8 @@ def upgrade(
         return report
     attach_sites(model, report.plan).is_one_graph = report.graphs == 1
     error = None if verify is False else _verify(model, args, kwargs, captured, verify)
+    if outer is not model:
+        warn(_PEFT)
     del captured
     if torch.__future__.get_swap_module_params_on_conversion():
         gc.collect()  # what Dynamo leaves of a run refers weakly to parameters, and such tensors cannot be swapped

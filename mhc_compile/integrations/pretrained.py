@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -49,27 +50,33 @@ def from_pretrained(model_class: type[M], folder: str | os.PathLike[str], *args:
     plan = _plan(os.fspath(folder), kwargs)
     concrete = _concrete(cast("Any", model_class), folder, kwargs)
 
-    class Loading(concrete):  # type: ignore[misc, valid-type]  # a base that is known at run time
-        """The class while it is loaded: its instances get their sites when they are made, and their class."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.__class__ = concrete
-            attach_sites(self, _fitting(plan, self))
-            _prepare(self)
-
-    for name in ("__name__", "__qualname__", "__module__"):
-        setattr(Loading, name, getattr(concrete, name))
+    loading = _loading(concrete, plan)
     told = kwargs.pop("output_loading_info", False)
-    made, info = Loading.from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+    made, info = loading.from_pretrained(folder, *args, output_loading_info=True, **kwargs)
     del cast("Any", made).mhc.set_extra_state
-    lost = sorted(key for key in info["missing_keys"] if f".{ATTRIBUTE}." in f".{key}" and not key.endswith(EXTRA_STATE))
+    lost = sorted(
+        key for key in info["missing_keys"] if f".{ATTRIBUTE}." in f".{key}" and not key.endswith(EXTRA_STATE)
+    )
     if lost:
         raise PlanMismatchError(
             f"the weights in {os.fspath(folder)!r} lack {len(lost)} parameters of the plan's hyper-connections, such as"
             f" {lost[0]}; save the upgraded model anew"
         )
     return cast("M", (made, info) if told else made)
+
+
+def _loading(concrete: Any, plan: ModelPlan) -> Any:
+    """Return the class while it is loaded: its instances get their sites when they are made, and their own class."""
+
+    @functools.wraps(concrete.__init__)  # diffusers reads the signature
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        concrete.__init__(self, *args, **kwargs)
+        self.__class__ = concrete
+        attach_sites(self, _fitting(plan, self))
+        _prepare(self)
+
+    names = {name: getattr(concrete, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(concrete)(concrete.__name__, (concrete,), {**names, "__init__": init})
 
 
 def _prepare(model: Any) -> None:
