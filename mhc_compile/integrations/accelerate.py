@@ -20,11 +20,7 @@ def register_backend() -> None:
     Raises:
         MissingDependencyError: accelerate is not installed.
     """
-    backends: Any = None
-    with contextlib.suppress(ImportError):
-        from accelerate.utils import DynamoBackend as backends  # noqa: N813  # a variable here
-    if backends is None:
-        raise MissingDependencyError("this needs accelerate: pip install 'mhc_compile[hugging-face]'")
+    backends = _backends()
     if _NAME in backends.__members__:
         return
     member = str.__new__(backends, _NAME)
@@ -32,3 +28,11 @@ def register_backend() -> None:
     backends._member_names_.append(_NAME)
     backends._member_map_[_NAME] = backends._value2member_map_[_NAME] = member
     type.__setattr__(backends, _NAME, member)
+
+
+def _backends() -> Any:
+    with contextlib.suppress(ImportError):
+        from accelerate.utils import DynamoBackend
+
+        return DynamoBackend
+    raise MissingDependencyError("this needs accelerate: pip install 'mhc_compile[hugging-face]'")

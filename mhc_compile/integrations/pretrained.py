@@ -48,9 +48,7 @@ def from_pretrained(model_class: type[M], folder: str | os.PathLike[str], *args:
         MissingDependencyError: safetensors is not installed.
     """
     plan = _plan(os.fspath(folder), kwargs)
-    concrete = _concrete(cast("Any", model_class), folder, kwargs)
-
-    loading = _loading(concrete, plan)
+    loading = _loading(_concrete(cast("Any", model_class), folder, kwargs), plan)
     told = kwargs.pop("output_loading_info", False)
     made, info = loading.from_pretrained(folder, *args, output_loading_info=True, **kwargs)
     del cast("Any", made).mhc.set_extra_state
@@ -80,7 +78,7 @@ def _loading(concrete: Any, plan: ModelPlan) -> Any:
 
 
 def _prepare(model: Any) -> None:
-    """Tell the library to load sites in fp32, whatever the dtype it is asked for, and let the plan be, which is read."""
+    """Tell the library to load sites in fp32, whatever dtype it is asked for, and to let the plan be, which is read."""
     model.mhc.set_extra_state = lambda state: None
     ours = {"_keep_in_fp32_modules_strict": ATTRIBUTE}
     ours |= dict.fromkeys(("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"), _PLAN)
@@ -125,8 +123,8 @@ def _plan(folder: str, kwargs: Mapping[str, Any]) -> ModelPlan:
             if name is not None:
                 return ModelPlan.from_json(decode(opened.get_tensor(name)))
     raise NotUpgradedError(
-        f"the weights in {folder!r} hold no plan of hyper-connections ({EXTRA_STATE}), so the model was not upgraded when"
-        " it was saved, or not as safetensors: load it by from_pretrained of its class, and upgrade it then"
+        f"the weights in {folder!r} hold no plan of hyper-connections ({EXTRA_STATE}), so the model was not upgraded"
+        " when it was saved, or not as safetensors: load it by from_pretrained of its class, and upgrade it then"
     )
 
 

@@ -67,11 +67,11 @@ def regroup(optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None, phi
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
     """
-    phi, rest = (
-        {id(p) for name, p in named_parameters(model) if name.endswith(".phi") is is_phi} for is_phi in (True, False)
-    )
-    if not phi:
+    named = dict(named_parameters(model))
+    if not named:
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    phi = {id(p) for name, p in named.items() if name.endswith(".phi")}
+    rest = {id(p) for p in named.values()} - phi
     for group in list(optimizer.param_groups):
         options = {name: value for name, value in group.items() if name != "params"}
         rate = group["lr"] if mhc_lr is None else mhc_lr

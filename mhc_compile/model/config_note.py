@@ -45,8 +45,8 @@ def check(model: nn.Module) -> None:
     note = getattr(config, KEY, None)
     if isinstance(note, dict) and not isinstance(note, Note):
         raise NotRestoredError(
-            f"{type(model).__name__} was saved with {note.get('sites')} hyper-connections, but loaded without them, so new"
-            f" ones would take the place of those that were trained. Load it by mhc_compile.from_pretrained("
+            f"{type(model).__name__} was saved with {note.get('sites')} hyper-connections, but loaded without them, so"
+            " new ones would take the place of those that were trained. Load it by mhc_compile.from_pretrained("
             f"{type(model).__name__}, folder), or a state_dict by mhc_compile.restore; to start anew on purpose,"
             f" `del model.config.{KEY}` first"
         )

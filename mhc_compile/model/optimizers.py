@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from mhc_compile.errors import NotUpgradedError, warn
 from mhc_compile.model.sites import SiteModule, sites_in
 
+_NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
 # torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _told_frozen: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # of which a warning has told
@@ -92,7 +93,7 @@ def _warn_of_missing(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     groups = [group for known in _steps for group in known.param_groups]
     held = {id(p) for group in groups for p in group["params"]}
-    decayed = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
+    decayed = {id(p) for group in groups if group.get("weight_decay", 0) > _NO_DECAY for p in group["params"]}
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for model in list(_watched):
         if any(id(p) in mine for p in model.parameters()):
@@ -108,9 +109,9 @@ def _tell_of_frozen(model: nn.Module) -> None:
         return
     _told_frozen.update(sites)
     warn(
-        f"all mHC parameters of {len(sites)} hyper-connections are frozen, so training leaves them as they are (PEFT and"
-        " add_adapter freeze whatever is not their own). If that is not meant: LoraConfig(modules_to_save=['mhc']) trains"
-        " and saves them, or afterwards `for _, p in mhc_compile.named_parameters(model): p.requires_grad_()`"
+        f"all mHC parameters of {len(sites)} hyper-connections are frozen, so training leaves them as they are (PEFT"
+        " and add_adapter freeze whatever is not their own). If that is not meant: LoraConfig(modules_to_save=['mhc'])"
+        " trains and saves them, or afterwards `for _, p in mhc_compile.named_parameters(model): p.requires_grad_()`"
     )
 
 
@@ -120,10 +121,10 @@ def _tell_of_groups(model: nn.Module, held: set[int], decayed: set[int]) -> None
     Args:
         model: an upgraded model.
         held: ids of all parameters of optimizers.
-        decayed: ids of those with weight decay.
+        decayed: ids of those with weight decay that matters.
     """
     named = dict(named_parameters(model))
-    missing = [name for name, p in named.items() if p.grad is not None and id(p) not in held]
+    missing = [name for name, p in named.items() if p.requires_grad and p.grad is not None and id(p) not in held]
     gates = [name for name, p in named.items() if name.endswith(".alpha") and id(p) in decayed]
     if missing:
         warn(
