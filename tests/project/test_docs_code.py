@@ -65,6 +65,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return made
 
 
+NEEDED = {"hugging-face.md": ("accelerate", "peft", "transformers")}  # packages of extras, where a page needs more
 WITH_CODE = [path for path in documents() if "```python" in path.read_text("utf-8")]
 
 
@@ -72,6 +73,8 @@ WITH_CODE = [path for path in documents() if "```python" in path.read_text("utf-
 def test_code_runs_and_prints_what_is_shown(
     path: Path, module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in NEEDED.get(path.name, ()):
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     torch._dynamo.reset()
     document, _ = parsed(path)
