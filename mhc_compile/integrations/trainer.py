@@ -38,7 +38,7 @@ class MHCTrainerMixin:
             register_backend()
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        compiled = getattr(trainer.model, "_compiled_call_impl", None) is not None
+        compiled = trainer.model._compiled_call_impl is not None
         others = trainer.args.torch_compile and trainer.args.torch_compile_backend != "mhc"
         if any(named_parameters(trainer.model)) and not compiled and not others:
             trainer.model.compile(backend="mhc")  # itself: evaluation does not call what accelerate compiles
@@ -49,7 +49,13 @@ class MHCTrainerMixin:
         given = trainer.optimizer is not None
         made: Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]  # the Trainer's
         if not given:
-            regroup(made, args[0] if args else trainer.model, mhc_lr=self.mhc_lr, phi_lr_scale=self.phi_lr_scale)
+            model = (*args, kwargs.get("model"), trainer.model)
+            regroup(
+                made,
+                next(each for each in model if each is not None),
+                mhc_lr=self.mhc_lr,
+                phi_lr_scale=self.phi_lr_scale,
+            )
         return made
 
 
