@@ -56,8 +56,8 @@ def upgrade(
     computes what it computed before until training moves them. Called again, it takes the config of the compilation.
 
     Args:
-        model: any module; it is changed in place (classes of owners, new submodules called `mhc`). Where torch.compile
-            or PEFT has wrapped it, the model inside is.
+        model: any module, or what torch.compile or PEFT wraps around one; it is changed in place (classes of owners,
+            new submodules called `mhc`).
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
@@ -82,7 +82,6 @@ def upgrade(
     if isinstance(held, RootSites):
         return _upgrade_again(model, held, config)
     _refuse(model)
-    config_note.check(model)
     config = _checked(config)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
     found, captured = survey(model, args, kwargs, config)
@@ -91,12 +90,16 @@ def upgrade(
         return report
     attach_sites(model, report.plan).is_one_graph = report.graphs == 1
     error = None if verify is False else _verify(model, args, kwargs, captured, verify)
+    del captured
+    _finish(outer, model)
+    return dataclasses.replace(report, max_error=error)
+
+
+def _finish(outer: nn.Module, model: nn.Module) -> None:
     if outer is not model:
         warn(_PEFT)
-    del captured
     if torch.__future__.get_swap_module_params_on_conversion():
         gc.collect()  # what Dynamo leaves of a run refers weakly to parameters, and such tensors cannot be swapped
-    return dataclasses.replace(report, max_error=error)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -123,6 +126,7 @@ def _refuse(model: nn.Module) -> None:
             f"{part!r} holds mHC parameters already, but not by an upgrade of this very model: a part of it, or a model"
             " around it, was upgraded. mhc_compile.remove them where they were made, then upgrade the whole model once"
         )
+    config_note.check(model)
 
 
 def _checked(config: Config | Mapping[str, Any] | None) -> Config:

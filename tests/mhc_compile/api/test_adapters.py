@@ -171,7 +171,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "other shapes": (wide, r"blocks\.1\.mlp\.0\.weight is 32x16, and here it is 48x16"),
     "the same paths": (another, r"this Net has none of its parameters, such as blocks\.0\.norm1"),
     "other options": (lambda: upgraded(config=mhc.Config(streams=2)), "upgraded with other values of streams"),
-    "other sites": (lambda: upgraded(config=mhc.Config(streams=3, exclude="blocks.0.mlp")), "with other sites than"),
+    "other sites": (lambda: upgraded(config=mhc.Config(streams=3, exclude=("blocks.0.mlp",))), "with other sites than"),
 }
 
 

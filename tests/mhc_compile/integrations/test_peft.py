@@ -90,6 +90,7 @@ def test_both_orders(way: str, tmp_path: Path) -> None:
     assert torch.allclose(run(again), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_peft_saves_of_its_own(tmp_path: Path) -> None:
     model = trained(upgraded_first(modules_to_save=["mhc"]))
     want = run(model)
@@ -99,7 +100,10 @@ def test_what_peft_saves_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(run(peft.PeftModel.from_pretrained(base, tmp_path)), want)
 
 
-SPARED = {"saved": {"modules_to_save": ["mhc"]}, "excluded": {"exclude_modules": r".*\bmhc\b.*"}}
+SPARED: dict[str, dict[str, Any]] = {
+    "saved": {"modules_to_save": ["mhc"]},
+    "excluded": {"exclude_modules": r".*\bmhc\b.*"},
+}
 
 
 @pytest.mark.parametrize("how", SPARED)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError
 from mhc_compile.model.sites import sites_in
+from mhc_compile.model.subclasses import base_of
 from tests.nets.small import compiled, perturb
 
 transformers = pytest.importorskip("transformers")
@@ -68,7 +69,7 @@ def test_one_call_loads_it_upgraded(
     caplog.set_level(logging.WARNING, "transformers")
     cls: Any = transformers.AutoModelForCausalLM if auto else transformers.LlamaForCausalLM
     twin = mhc.from_pretrained(cls, folder)
-    assert type(twin) is transformers.LlamaForCausalLM
+    assert base_of(type(twin)) is transformers.LlamaForCausalLM
     assert not [each for each in caplog.records if each.name.startswith("transformers")]
     assert all(torch.equal(value, state(model)[name]) for name, value in state(twin).items())
     assert {site.config for _, site in sites_in(twin)} == {CONFIG}
@@ -108,6 +109,7 @@ def test_a_body_and_a_head(llama: tuple[Path, Any], tmp_path: Path) -> None:
     assert torch.equal(logits(whole), logits(llama[1]))
 
 
+@pytest.mark.slow
 def test_names_that_the_library_changes_on_disk(tmp_path: Path) -> None:
     folder, model = saved("mixtral", tmp_path)
     assert any("mhc.block_sparse_moe" in name for name in load_file(folder / "model.safetensors"))
