@@ -78,8 +78,7 @@ def upgrade(
         MHCError: another reason not to upgrade; the model is as it was.
     """
     outer, model = original(model), inner(model)
-    held = getattr(model, ATTRIBUTE, None)
-    if isinstance(held, RootSites):
+    if isinstance(held := getattr(model, ATTRIBUTE, None), RootSites):
         return _upgrade_again(model, held, config)
     _refuse(model)
     config = _checked(config)

@@ -16,6 +16,7 @@ from tests.project.rules import PACKAGE, Source, sources
 
 LIBRARIES = ("torch", "triton")
 OF_PYTHON = frozenset("_asdict _field_defaults _fields _make _replace _getframe".split())  # of a NamedTuple, of sys
+OF_PYTHON |= frozenset("_member_map_ _member_names_ _name_ _value2member_map_ _value_".split())  # of an Enum
 OURS = re.compile(r"_mhc_\w+|_in_block")  # attributes that we add to what is torch's, and ends of our ops' names
 TOLD_BY_TEXT = frozenset("_param_name_to_source _source_to_user_stacks _graph".split())  # attributes, by getattr
 
@@ -71,23 +72,10 @@ USES = {
     '"_hf_hook"': Use(
         "accelerate's, not torch's: what its hooks leave on a module", "test_offloaded_weights_are_refused"
     ),
-    '"_keep_in_fp32_modules_strict"': Use(
-        "transformers', not torch's: what it loads in fp32 whatever the dtype asked for", "test_sites_stay_fp32"
-    ),
-    '"_keys_to_ignore_on_load_missing"': Use(
-        "transformers', not torch's: names in a checkpoint that it does not report", "test_a_body_and_a_head"
-    ),
+    '"_keep_in_fp32_modules_strict"': Use("transformers': what it always loads in fp32", "test_sites_stay_fp32"),
+    '"_keys_to_ignore_on_load_missing"': Use("transformers': what it does not report", "test_a_body_and_a_head"),
     '"_keys_to_ignore_on_load_unexpected"': Use("the same", "test_a_body_and_a_head"),
-    '"_model_mapping"': Use(
-        "transformers', not torch's: what its Auto classes have and no others", "test_one_call_loads_it_upgraded"
-    ),
-    "._member_map_": Use(
-        "Python's: the members of an enum, which accelerate's list is", "test_the_name_joins_the_list"
-    ),
-    "._member_names_": Use("the same", "test_the_name_joins_the_list"),
-    "._name_": Use("the same", "test_the_name_joins_the_list"),
-    "._value2member_map_": Use("the same", "test_the_name_joins_the_list"),
-    "._value_": Use("the same", "test_the_name_joins_the_list"),
+    '"_model_mapping"': Use("transformers': what Auto classes have", "test_one_call_loads_it_upgraded"),
     '"_set_tensor_requires_grad"': Use(
         "the node from which on a transform records a tensor",
         "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",
