@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "passes").is_dir():  # a checkout without links 
         " `git clone -c core.symlinks=true` (on Windows with developer mode on), or install the wheel"
     )
 
+from mhc_compile.api.adapters import load_adapter, save_adapter
 from mhc_compile.api.explain import explain
 from mhc_compile.api.export import export, rewrite
 from mhc_compile.api.gains import gains
@@ -22,6 +23,7 @@ from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
 from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.errors import MHCError, MHCWarning
+from mhc_compile.integrations.pretrained import from_pretrained
 from mhc_compile.model.optimizers import named_parameters, param_groups
 from mhc_compile.passes import Rejection
 from mhc_compile.plan.model_plan import SitePlan as Site
@@ -43,13 +45,16 @@ __all__ = [
     "__version__",
     "explain",
     "export",
+    "from_pretrained",
     "gains",
+    "load_adapter",
     "named_parameters",
     "param_groups",
     "plain",
     "remove",
     "restore",
     "rewrite",
+    "save_adapter",
     "shard_sites",
     "upgrade",
 ]

@@ -162,6 +162,11 @@ class Config:
         made = {name: getattr(self, name) for name in names if name not in _FUNCTION + _CHOICE}
         return made | {"inductor": dict(self.inductor)}
 
+    def chosen_build(self) -> dict[str, Any]:
+        """Return what of `build` is not the default."""
+        standard = Config().build()
+        return {name: value for name, value in self.build().items() if value != standard[name]}
+
     def splits(self, before: str, after: str) -> bool:
         """Tell whether a region ends between two sites that share streams otherwise."""
         return any(fnmatchcase(after, glob) and not fnmatchcase(before, glob) for glob in self.split)

@@ -68,6 +68,10 @@ class PlanMismatchError(MHCError):
     """A graph, a model or a checkpoint does not fit the plan frozen by upgrade."""
 
 
+class AdapterError(MHCError):
+    """A file is no adapter, is damaged, or has the format of another release."""
+
+
 class NarrowParametersError(MHCError):
     """mHC parameters reach a graph in fewer than 32 bits."""
 
@@ -94,6 +98,10 @@ class CarryError(MHCError):
 
 class NotUpgradedError(MHCError):
     """The call needs a model that holds mHC parameters."""
+
+
+class NotRestoredError(MHCError):
+    """A model that was saved with hyper-connections was loaded without them, and would get new ones."""
 
 
 class AlreadyUpgradedError(MHCError):

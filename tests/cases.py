@@ -18,6 +18,7 @@ COMPILES = (
     "tests/mhc_compile/codegen/inspect/test_traffic.py",
     "tests/mhc_compile/codegen/test_kernels.py",
     "tests/mhc_compile/codegen/test_native.py",
+    "tests/mhc_compile/integrations/",
     "tests/mhc_compile/ops/test_library_compiler.py",
     "tests/mhc_compile/ops/test_seams_compiler.py",
     "tests/mhc_compile/plan/test_joints.py",

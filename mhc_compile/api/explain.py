@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mhc_compile.api.report import Report
-from mhc_compile.capture.frames import original
+from mhc_compile.api.wrappers import inner
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, warn
@@ -50,7 +50,7 @@ def explain(
         CaptureError: the model does not run with these arguments.
         ConfigError: the projection is not registered.
     """
-    report, _ = survey(original(model), tuple(args), dict(kwargs or {}), config or Config())
+    report, _ = survey(inner(model), tuple(args), dict(kwargs or {}), config or Config())
     return dataclasses.replace(report, training=training)
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mhc_compile.api.explain import survey
 from mhc_compile.api.report import Report
+from mhc_compile.api.wrappers import inner
 from mhc_compile.backend import mhc
 from mhc_compile.capture.frames import original
 from mhc_compile.capture.model_run import Captured, run_captured
@@ -25,13 +26,20 @@ from mhc_compile.errors import (
     ConfigMismatchError,
     UnsupportedModelError,
     VerificationError,
+    warn,
 )
+from mhc_compile.model import config_note
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+_PEFT = (
+    "PEFT's save_pretrained does not save the hyper-connections of a model that was upgraded after get_peft_model: save"
+    " them by mhc_compile.save_adapter(model, file), or upgrade first and have LoraConfig(modules_to_save=['mhc'])"
+)
 
 
 def upgrade(
@@ -48,7 +56,8 @@ def upgrade(
     computes what it computed before until training moves them. Called again, it takes the config of the compilation.
 
     Args:
-        model: any module; it is changed in place (classes of owners, new submodules called `mhc`).
+        model: any module, or what torch.compile or PEFT wraps around one; it is changed in place (classes of owners,
+            new submodules called `mhc`).
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
@@ -62,15 +71,15 @@ def upgrade(
         ConfigError: the projection is not registered, or Inductor's options cannot be kept.
         CaptureError: the model does not run with these arguments.
         ConfigMismatchError: the model was upgraded with other options.
+        NotRestoredError: the model was saved with sites that it was loaded without.
         AlreadyUpgradedError: a part of the model was upgraded, or a model of which it is a part.
         UnsupportedModelError: the model is a GraphModule; `rewrite` is for those.
         VerificationError: outputs differ by more than the tolerance; the model is as it was.
         MHCError: another reason not to upgrade; the model is as it was.
     """
-    model = original(model)
-    held = getattr(model, ATTRIBUTE, None)
-    if isinstance(held, RootSites):
-        return _upgrade_again(model, ModelPlan.from_json(held.text), config)
+    outer, model = original(model), inner(model)
+    if isinstance(held := getattr(model, ATTRIBUTE, None), RootSites):
+        return _upgrade_again(model, held, config)
     _refuse(model)
     config = _checked(config)
     args, kwargs = _on_device(model, tuple(args), dict(kwargs or {}))
@@ -81,9 +90,15 @@ def upgrade(
     attach_sites(model, report.plan).is_one_graph = report.graphs == 1
     error = None if verify is False else _verify(model, args, kwargs, captured, verify)
     del captured
+    _finish(outer, model)
+    return dataclasses.replace(report, max_error=error)
+
+
+def _finish(outer: nn.Module, model: nn.Module) -> None:
+    if outer is not model:
+        warn(_PEFT)
     if torch.__future__.get_swap_module_params_on_conversion():
         gc.collect()  # what Dynamo leaves of a run refers weakly to parameters, and such tensors cannot be swapped
-    return dataclasses.replace(report, max_error=error)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -110,6 +125,7 @@ def _refuse(model: nn.Module) -> None:
             f"{part!r} holds mHC parameters already, but not by an upgrade of this very model: a part of it, or a model"
             " around it, was upgraded. mhc_compile.remove them where they were made, then upgrade the whole model once"
         )
+    config_note.check(model)
 
 
 def _checked(config: Config | Mapping[str, Any] | None) -> Config:
@@ -123,10 +139,12 @@ def _checked(config: Config | Mapping[str, Any] | None) -> Config:
     return config
 
 
-def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> Report:
+def _upgrade_again(model: nn.Module, held: RootSites, config: Config | None) -> Report:
     """Use what a further config says of the compilation, and refuse what would be another model."""
+    plan = ModelPlan.from_json(held.text)
     if config is not None:
-        ours, theirs = ({**each.function(), **each.choice()} for each in (plan.config, _checked(config)))
+        config = _checked(config)
+        ours, theirs = ({**each.function(), **each.choice()} for each in (plan.config, config))
         if differ := options_that_differ(ours, theirs):
             raise ConfigMismatchError(
                 f"the model was upgraded with other values of {', '.join(differ)}; remove(model) first, or leave"
@@ -134,6 +152,7 @@ def _upgrade_again(model: nn.Module, plan: ModelPlan, config: Config | None) -> 
             )
         for _, site in sites_in(model):
             site.use(config)
+        held.text = dataclasses.replace(plan, config=config).to_json()
     return Report.of_plan(plan, model)
 
 

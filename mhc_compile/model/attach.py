@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mhc_compile.config import Config
-from mhc_compile.model import owners, stage
+from mhc_compile.model import config_note, owners, stage
 from mhc_compile.model.optimizers import watch_optimizers
 from mhc_compile.model.sites import ATTRIBUTE, Flow, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
@@ -29,8 +29,11 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
 
     Raises:
         NameTakenError: an owner, or the model, has an attribute `mhc` of its own.
+        NotRestoredError: at a first call, the model was saved with sites that it does not have now.
         PlanMismatchError: a forward is replaced on the instance, so its sites could not be marked.
     """
+    if first_call:
+        config_note.check(model)
     held = model._modules.get(ATTRIBUTE)
     if first_call and isinstance(held, RootSites):
         before = ModelPlan.from_json(held.text)
@@ -57,6 +60,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     for path, spots in plan.left_out.items():
         if path in known:
             stage.leave_out(known[path], spots)
+    config_note.write(model, plan)
     watch_optimizers(model)
     return held
 
@@ -91,3 +95,4 @@ def detach_sites(model: nn.Module) -> None:
     for module in list(model.modules()):
         owners.release(module)
         stage.forget_stage(module)
+    config_note.erase(model)

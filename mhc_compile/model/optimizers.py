@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from mhc_compile.errors import MHCWarning, NotUpgradedError
-from mhc_compile.model.sites import sites_in
+from mhc_compile.errors import NotUpgradedError, warn
+from mhc_compile.model.sites import SiteModule, sites_in
 
+_NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
 # torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_told_frozen: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # of which a warning has told
 _steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
 
@@ -30,18 +31,24 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.0, phi_lr_scale: float = 1.0
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    phi_lr_scale: float = 1.0,
+    *,
+    mhc_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return three optimizer groups: the model's own parameters, every phi, and alphas with biases (never decayed).
 
-    Parameters that need no gradient are left out. Give all of mHC to AdamW, not to Muon: alphas and biases are no
-    matrices, and phi is no layer.
+    Parameters that need no gradient are left out; where these are all of mHC's, a warning says so. Give all of mHC to
+    AdamW, not to Muon: alphas and biases are no matrices, and phi is no layer.
 
     Args:
         model: an upgraded model.
         lr: learning rate.
         weight_decay: decay of the model's own parameters and of phi.
         phi_lr_scale: factor on phi's learning rate.
+        mhc_lr: learning rate of mHC's parameters, by default `lr`. New connections in a trained model learn faster.
 
     Returns:
         Groups with the keys params, lr and weight_decay, in that order.
@@ -56,10 +63,13 @@ def param_groups(
     rest = [p for name, p in mine.items() if not name.endswith(".phi") and p.requires_grad]
     held = {id(p) for p in mine.values()}
     own = [p for p in model.parameters() if id(p) not in held and p.requires_grad]
+    if own:
+        _tell_of_frozen(model)
+    rate = lr if mhc_lr is None else mhc_lr
     return [
         {"params": own, "lr": lr, "weight_decay": weight_decay},
-        {"params": phi, "lr": lr * phi_lr_scale, "weight_decay": weight_decay},
-        {"params": rest, "lr": lr, "weight_decay": 0.0},
+        {"params": phi, "lr": rate * phi_lr_scale, "weight_decay": weight_decay},
+        {"params": rest, "lr": rate, "weight_decay": 0.0},
     ]
 
 
@@ -81,17 +91,49 @@ def _warn_of_missing(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _steps[optimizer] = _steps.get(optimizer, 0) + 1
     if _steps[optimizer] < 2:
         return
-    held = {id(p) for known in _steps for group in known.param_groups for p in group["params"]}
+    groups = [group for known in _steps for group in known.param_groups]
+    held = {id(p) for group in groups for p in group["params"]}
+    decayed = {id(p) for group in groups if group.get("weight_decay", 0) > _NO_DECAY for p in group["params"]}
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for model in list(_watched):
-        if not any(id(p) in mine for p in model.parameters()):
-            continue
-        _watched.discard(model)
-        missing = [name for name, p in named_parameters(model) if p.grad is not None and id(p) not in held]
-        if missing:
-            warnings.warn(
-                f"{len(missing)} mHC parameters have gradients but are in no optimizer's groups (such as {missing[0]});"
-                " build the optimizer from mhc_compile.param_groups(model, lr, weight_decay) after upgrade",
-                MHCWarning,
-                stacklevel=3,
-            )
+        if any(id(p) in mine for p in model.parameters()):
+            _watched.discard(model)
+            _tell_of_frozen(model)
+            _tell_of_groups(model, held, decayed)
+
+
+def _tell_of_frozen(model: nn.Module) -> None:
+    """Warn once where no parameter of mHC is trained."""
+    sites = [site for _, site in sites_in(model)]
+    if any(p.requires_grad for site in sites for p in site.parameters()) or _told_frozen.issuperset(sites):
+        return
+    _told_frozen.update(sites)
+    warn(
+        f"all mHC parameters of {len(sites)} hyper-connections are frozen, so training leaves them as they are (PEFT"
+        " and add_adapter freeze whatever is not their own). If that is not meant: LoraConfig(modules_to_save=['mhc'])"
+        " trains and saves them, or afterwards `for _, p in mhc_compile.named_parameters(model): p.requires_grad_()`"
+    )
+
+
+def _tell_of_groups(model: nn.Module, held: set[int], decayed: set[int]) -> None:
+    """Warn where optimizers leave parameters of mHC out, or decay what must not decay.
+
+    Args:
+        model: an upgraded model.
+        held: ids of all parameters of optimizers.
+        decayed: ids of those with weight decay that matters.
+    """
+    named = dict(named_parameters(model))
+    missing = [name for name, p in named.items() if p.requires_grad and p.grad is not None and id(p) not in held]
+    gates = [name for name, p in named.items() if name.endswith(".alpha") and id(p) in decayed]
+    if missing:
+        warn(
+            f"{len(missing)} mHC parameters have gradients but are in no optimizer's groups (such as {missing[0]});"
+            " build the optimizer from mhc_compile.param_groups(model, lr, weight_decay) after upgrade"
+        )
+    if gates:
+        warn(
+            f"weight decay pulls {len(gates)} gates of mHC to 0 (such as {gates[0]}), and with them all that depends on"
+            " the token; build the optimizer from mhc_compile.param_groups(model, lr, weight_decay), and with Hugging"
+            " Face's Trainer use mhc_compile.integrations.MHCTrainer"
+        )

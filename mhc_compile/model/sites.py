@@ -104,8 +104,7 @@ class SiteModule(nn.Module):
 
         Compiled code is guarded by `spec`, since equal layers share it.
         """
-        standard = Config().build()
-        build = {name: value for name, value in config.build().items() if value != standard[name]}
+        build = config.chosen_build()
         self.config = config
         self.spec = json.dumps({**config.function(), **({"build": build} if build else {})}, sort_keys=True)
 
@@ -275,12 +274,15 @@ def encode(plan: str) -> Tensor:
 
 
 def decode(state: Any) -> str:
-    """Return the JSON text of a plan from a checkpoint's extra state.
+    """Return the JSON text of a plan from a checkpoint's extra state, also from one whose bytes were cast to floats.
+
+    Who loads a model in 16 bits casts all that a checkpoint holds, and these hold whole numbers up to 256.
 
     Raises:
         PlanMismatchError: the state is not what `RootSites.get_extra_state` returns.
     """
-    text = bytes(state.tolist()).decode(errors="replace") if getattr(state, "dtype", None) == torch.uint8 else ""
+    known = isinstance(state, Tensor) and (state.dtype == torch.uint8 or state.is_floating_point())
+    text = bytes(state.to(torch.uint8).tolist()).decode(errors="replace") if known else ""
     if not text.startswith("{"):
         raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile; was it cut off?")
     return text

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError
+from mhc_compile.passes.base import site_name
 
 VERSION = 1
 
@@ -97,6 +98,18 @@ class ModelPlan:
         kept = [dataclasses.replace(s, predecessor=left(s.predecessor)) for s in self.sites if s.name not in names]
         return dataclasses.replace(self, sites=tuple(kept))
 
+    def moved(self, change: Callable[[str], str]) -> ModelPlan:
+        """Return the plan of the same sites where the paths of their owners are other ones."""
+        names: dict[str | None, str | None] = {s.name: site_name(change(s.owner), s.label) for s in self.sites}
+        sites = [
+            dataclasses.replace(
+                s, name=str(names[s.name]), owner=change(s.owner), predecessor=names.get(s.predecessor, s.predecessor)
+            )
+            for s in self.sites
+        ]
+        left_out = {change(owner): spots for owner, spots in self.left_out.items()}
+        return dataclasses.replace(self, sites=tuple(sites), left_out=left_out)
+
     def to_json(self) -> str:
         """Return the plan as text for the model's extra state."""
         return json.dumps(
@@ -104,6 +117,7 @@ class ModelPlan:
                 "version": VERSION,
                 "function": self.config.function(),
                 "choice": self.config.choice(),
+                "build": self.config.chosen_build(),
                 "sites": [site.identity() for site in self.sites],
                 "details": [dataclasses.asdict(site) for site in self.sites],
                 "left_out": self.left_out,
@@ -128,7 +142,8 @@ class ModelPlan:
             )
         sites = [SitePlan(**{key: _tupled(value) for key, value in site.items()}) for site in data["details"]]
         left_out = {owner: tuple(spots) for owner, spots in data.get("left_out", {}).items()}
-        config = Config.from_options(data.get("choice"), Config.from_function(data["function"]))
+        chosen = {**data.get("choice", {}), **data.get("build", {})}
+        config = Config.from_options(chosen, Config.from_function(data["function"]))
         return cls(config, tuple(sites), left_out)
 
 

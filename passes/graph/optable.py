@@ -80,9 +80,12 @@ def _name(kind: str, target: Any) -> str:
 
 
 def is_inplace(node: fx.Node) -> bool:
-    """Tell whether a call node changes one of its arguments, mostly the first; `out=` aside."""
+    """Tell whether a call node changes one of its arguments, mostly the first; `out=` aside.
+
+    `requires_grad_` changes no value: Hugging Face's `enable_input_require_grads` calls it on what layers get.
+    """
     if node.op == "call_method":
-        return _ends_in_place(str(node.target))
+        return _ends_in_place(str(node.target)) and node.target != "requires_grad_"
     if node.op != "call_function":
         return False
     if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "model",
         "backend distributed",
         "api",
+        "integrations",
         "__init__",
         "cli",
         "__main__",

@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from tests.project.documents import documents
 from tests.project.rules import ROOT
 
-NOT_RUN = 2
+NOT_RUN = 3
 LANGUAGES = {"", "python", "text", "sh"}
 _NOT_RUN = re.compile(r"# not run here: \w+")
 _ELSEWHERE = re.compile(r"(\w+\.py):\d+")  # a line of another library's, which moves with its version
@@ -65,6 +65,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return made
 
 
+NEEDED = {"hugging-face.md": ("accelerate", "peft", "transformers")}  # packages of extras, where a page needs more
 WITH_CODE = [path for path in documents() if "```python" in path.read_text("utf-8")]
 
 
@@ -72,6 +73,8 @@ WITH_CODE = [path for path in documents() if "```python" in path.read_text("utf-
 def test_code_runs_and_prints_what_is_shown(
     path: Path, module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in NEEDED.get(path.name, ()):
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     torch._dynamo.reset()
     document, _ = parsed(path)

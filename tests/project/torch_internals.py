@@ -16,6 +16,7 @@ from tests.project.rules import PACKAGE, Source, sources
 
 LIBRARIES = ("torch", "triton")
 OF_PYTHON = frozenset("_asdict _field_defaults _fields _make _replace _getframe".split())  # of a NamedTuple, of sys
+OF_PYTHON |= frozenset("_member_map_ _member_names_ _name_ _value2member_map_ _value_".split())  # of an Enum
 OURS = re.compile(r"_mhc_\w+|_in_block")  # attributes that we add to what is torch's, and ends of our ops' names
 TOLD_BY_TEXT = frozenset("_param_name_to_source _source_to_user_stacks _graph".split())  # attributes, by getattr
 
@@ -37,18 +38,12 @@ USES = {
         "test_what_cold_caches_compiled_outlives_them",
     ),
     "torch._dynamo.backends.registry.lookup_backend": Use('compiler="aot_eager"', "test_compilers_agree"),
-    "torch._dynamo.config.patch": Use(
-        "lifts the limits of recompilation while a model is captured",
-        "test_captured_run_passes_the_limits_of_training_loops",
-    ),
+    "torch._dynamo.config.patch": Use("lifts limits", "test_captured_run_passes_the_limits_of_training_loops"),
     "torch._dynamo.utils.get_compilation_metrics": Use(
         "Dynamo's records of frames: which it gave up, and the user's line that made it",
         "test_records_are_read_once",
     ),
-    "torch._dynamo.exc.ShortenTraceback": Use(
-        "an error of this class leaves Dynamo as what its `remove_dynamo_frames` returns",
-        "test_errors_leave_dynamo_as_they_are",
-    ),
+    "torch._dynamo.exc.ShortenTraceback": Use("lets our errors leave Dynamo", "test_errors_leave_dynamo_as_they_are"),
     "torch._dynamo.guards.GuardBuilder": Use("the guard that code serves one module only", "test_serve_only"),
     "torch._dynamo.guards.install_guard": Use("the same", "test_serve_only"),
     "torch._dynamo.source.LocalSource": Use("the same", "test_serve_only"),
@@ -68,9 +63,11 @@ USES = {
         "test_a_transform_around_compiled_code_is_refused",
     ),
     "torch._C._get_tracing_state": Use("tells that torch.jit traces", "test_one_that_is_being_captured_does_not"),
-    '"_hf_hook"': Use(
-        "accelerate's, not torch's: what its hooks leave on a module", "test_offloaded_weights_are_refused"
-    ),
+    '"_hf_hook"': Use("accelerate's: what its hooks leave on a module", "test_offloaded_weights_are_refused"),
+    '"_keep_in_fp32_modules_strict"': Use("transformers': what it always loads in fp32", "test_sites_stay_fp32"),
+    '"_keys_to_ignore_on_load_missing"': Use("transformers': what it does not report", "test_a_body_and_a_head"),
+    '"_keys_to_ignore_on_load_unexpected"': Use("the same", "test_a_body_and_a_head"),
+    '"_model_mapping"': Use("transformers': what Auto classes have", "test_one_call_loads_it_upgraded"),
     '"_set_tensor_requires_grad"': Use(
         "the node from which on a transform records a tensor",
         "test_settled_graphs_can_be_computed_with_and_read_what_is_recorded",

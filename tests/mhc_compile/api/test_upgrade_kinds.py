@@ -17,6 +17,7 @@ from tests.nets.small import (
     Net,
     compiled,
     gradient_error,
+    gradients,
     inputs,
     made,
     mhc_state,
@@ -224,3 +225,31 @@ def test_model_that_was_compiled_before(moved: bool) -> None:
     mhc.upgrade(model, (inputs(),))
     perturb(model, 0.5 if moved else 0.0)
     assert (relative(model(inputs()), expected) < 1e-5) is not moved
+
+
+class Watched(Net):
+    """Lets gradients start at what its blocks get, as Hugging Face's `enable_input_require_grads` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x.requires_grad_(True)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_tensor_that_is_told_to_need_gradients(training: bool) -> None:
+    model = upgraded(Watched, 1, moved=True)
+    model.get_submodule("stem").requires_grad_(False)
+    reference = upgraded(Net, 1, moved=True)
+    with torch.set_grad_enabled(training):
+        got, want = compiled(model)(inputs()), compiled(reference)(inputs())
+    assert relative(got, want) < 1e-6
+    if training:
+        found = []
+        for each, out in ((model, got), (reference, want)):
+            later = [parameter for name, parameter in each.named_parameters() if not name.startswith("stem")]
+            found.append(gradients(out, later))
+        assert gradient_error(*found) < 1e-5

@@ -22,6 +22,7 @@ def fresh() -> Iterator[None]:
     """Forget models and optimizers of other tests."""
     optimizers._watched.clear()
     optimizers._steps.clear()
+    optimizers._told_frozen.clear()
     yield
     optimizers._watched.clear()
 
@@ -92,6 +93,11 @@ def test_decay_and_learning_rates() -> None:
         part = name.rpartition(".")[2] if ".mhc." in name else "own"
         expected = {"own": (0.1, 0.2), "phi": (0.05, 0.2), "alpha": (0.1, 0.0), "bias": (0.1, 0.0)}[part]
         assert settings[id(parameter)] == pytest.approx(expected), name
+
+
+def test_a_rate_of_their_own() -> None:
+    groups = param_groups(upgraded(), lr=0.1, phi_lr_scale=0.5, mhc_lr=3.0)
+    assert [group["lr"] for group in groups] == [0.1, 1.5, 3.0]
 
 
 def test_nothing_decays_by_default() -> None:
@@ -187,3 +193,34 @@ def test_watching_keeps_no_model_alive() -> None:
     watch_optimizers(model)
     del model
     assert len(optimizers._watched) == 0
+
+
+def test_gates_that_decay_are_told_of_once() -> None:
+    model = upgraded()
+    watch_optimizers(model)
+    optimizer = AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    gradients(model)
+    found = [step(optimizer) for _ in range(3)]
+    assert [len(each) for each in found] == [0, 1, 0]
+    assert found[1][0].startswith("weight decay pulls 4 gates of mHC to 0 (such as 0.mhc.attn.alpha)")
+    assert "mhc_compile.integrations.MHCTrainer" in found[1][0]
+
+
+def test_frozen_sites_are_told_of_once() -> None:
+    model = upgraded()
+    watch_optimizers(model)
+    for _, parameter in named_parameters(model):
+        parameter.requires_grad_(False)
+    optimizer = SGD(own(model), lr=0.1)
+    gradients(model)
+    found = [step(optimizer) for _ in range(3)]
+    assert [len(each) for each in found] == [0, 1, 0]
+    assert found[1][0].startswith("all mHC parameters of 4 hyper-connections are frozen")
+
+
+def test_a_model_that_is_frozen_whole_is_no_warning() -> None:
+    model = upgraded()
+    model.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        param_groups(model, lr=0.1)
