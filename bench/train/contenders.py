@@ -11,6 +11,7 @@ import torch
 import mhc_compile as mhc
 from bench.train.peers import PEERS
 from bench.train.setup import Setup
+from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.cli import bench
 
 DEFAULT = (bench.PLAIN, "mhc", *PEERS)
@@ -23,10 +24,12 @@ class Entry(bench.Contender):
     Attributes:
         connections: the parameters that the plain model does not have.
         eager: why it runs uncompiled, or "".
+        served: it with a cache, once it has one (`measures.served`): another cache would be compiled for anew.
     """
 
     connections: list[torch.nn.Parameter] = field(default_factory=list)
     eager: str = ""
+    served: Any = None
 
 
 def options_of(name: str, setup: Setup) -> dict[str, Any]:
@@ -40,6 +43,13 @@ def is_ours(name: str) -> bool:
     return name != bench.PLAIN and name not in PEERS
 
 
+def compile_options(name: str, setup: Setup) -> dict[str, Any]:
+    """Return what torch.compile is given."""
+    if not is_ours(name):
+        return {"backend": setup.compiler}
+    return {"backend": mhc_backend, "options": options_of(name, setup) | {"connection": name.partition("/")[0]}}
+
+
 def entry(name: str, setup: Setup) -> Entry:
     """Build a contender, not yet compiled.
 
@@ -47,16 +57,21 @@ def entry(name: str, setup: Setup) -> Entry:
         UnavailableError: a peer's library is missing; says how to get it.
     """
     model, inputs = setup.build(), setup.inputs()
-    if is_ours(name):
-        made = bench.contender(name.partition("/")[0], model, (), inputs, options_of(name, setup))
-        connections = [parameter for _, parameter in mhc.named_parameters(made.model)]
-        return Entry(**vars(made) | {"name": name, "connections": connections})
+    if not is_ours(name):
+        return other(name, model, inputs, setup.streams, setup.compiler)
+    made = bench.contender(name.partition("/")[0], model, (), inputs, options_of(name, setup))
+    connections = [parameter for _, parameter in mhc.named_parameters(made.model)]
+    return Entry(**vars(made) | {"name": name, "connections": connections})
+
+
+def other(name: str, model: torch.nn.Module, inputs: dict[str, Any], streams: int, compiler: str = "inductor") -> Entry:
+    """Make a plain Llama, which is changed in place, a peer's; or leave it plain."""
     known = {id(parameter) for parameter in model.parameters()}
     if name in PEERS:
         torch.manual_seed(1)
-        PEERS[name].widen(model, setup.streams)
+        PEERS[name].widen(model, streams)
     connections = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    return Entry(name, model, torch.compile(model, backend=setup.compiler), (), inputs, connections=connections)
+    return Entry(name, model, torch.compile(model, backend=compiler), (), inputs, connections=connections)
 
 
 def training_step(one: bench.Contender, lr: float = 1e-4) -> Callable[[], None]:

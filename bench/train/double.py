@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bench.train.contenders import Entry, is_ours, options_of
+from bench.train.contenders import Entry, compile_options, is_ours
 from bench.train.setup import Setup
-from mhc_compile.backend import mhc as mhc_backend
 
 
 class Double(TorchFunctionMode):
@@ -42,9 +41,9 @@ class Twin:
         self.own_mode = not is_ours(one.name)
         self.run: Any = self.model
         if is_ours(one.name):
-            options = options_of(one.name, setup) | {"kernels": "reference", "compiler": "eager"}
-            options["connection"] = one.name.partition("/")[0]
-            self.run = torch.compile(self.model, backend=mhc_backend, options=options)
+            given = compile_options(one.name, setup)
+            given["options"] |= {"kernels": "reference", "compiler": "eager"}
+            self.run = torch.compile(self.model, **given)
 
     def __call__(self, **keywords: Any) -> Any:
         """Run the forward."""

@@ -56,6 +56,14 @@ class Served:
         return logits
 
 
+def served(one: Entry, setup: Setup) -> Served:
+    """Return a contender's own."""
+    if one.served is None:
+        one.served = Served(one, setup)
+    found: Served = one.served
+    return found
+
+
 def _training(one: Entry) -> tuple[Callable[[], None], Laps]:
     optimizer = optimizer_of(one)
     laps: Laps = {FORWARD_BACKWARD: [], TRAINING: []}
@@ -82,7 +90,15 @@ def timed(
     made: Mapping[str, tuple[Callable[[], None], Laps]], rounds: int, baseline: str
 ) -> dict[str, dict[str, measure.Timing]]:
     """Run the steps in turns; return by measure and contender what was noted, the warm-up left out."""
-    measure.interleave({name: step for name, (step, _) in made.items()}, rounds=rounds, warmup=WARMUP)
+    steps = {name: step for name, (step, _) in made.items()}
+    for step in steps.values():
+        for _ in range(WARMUP):
+            step()
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    measure.interleave(steps, rounds=rounds, warmup=0)
+    if counted["unique_graphs"] != before:
+        raise RuntimeError(f"something was compiled while {', '.join(next(iter(made.values()))[1])} was timed")
     names = next(iter(made.values()))[1]
     return {
         lap: measure.summarize({name: laps[lap][WARMUP:] for name, (_, laps) in made.items()}, baseline)
@@ -102,14 +118,14 @@ def times(entries: Mapping[str, Entry], setup: Setup, chosen: tuple[str, ...]) -
             one.model.load_state_dict(before[name])
     for one in entries.values():
         one.model.eval()
-    served = {name: Served(one, setup) for name, one in entries.items()}
+    ready = {name: served(one, setup) for name, one in entries.items()}
     calls: dict[str, Callable[[Served], Callable[[], object]]] = {
         PREFILL: lambda at: at.prefill,
         DECODE: lambda at: at.decode,
     }
     for measured, call in calls.items():
         if measured in chosen:
-            steps = {name: _inference(measured, call(at)) for name, at in served.items()}
+            steps = {name: _inference(measured, call(at)) for name, at in ready.items()}
             found |= timed(steps, setup.rounds * (4 if measured == DECODE else 1), baseline)
     for one in entries.values():
         one.model.train()
