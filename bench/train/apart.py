@@ -28,7 +28,7 @@ def compile_times(names: Sequence[str], setup: Setup) -> dict[str, Row]:
 
 
 def memory(names: Sequence[str], setup: Setup) -> dict[str, Row]:
-    """Return the peak of a training step above what libraries take, in bytes, and the ratio to the first."""
+    """Return what a training step adds, at its peak, to the memory before it, in bytes; and the ratio to the first."""
     found: dict[str, Row] = {}
     for name in names:
         if name.startswith("hc"):  # bench.memory knows mhc, plain and peers
@@ -38,8 +38,8 @@ def memory(names: Sequence[str], setup: Setup) -> dict[str, Row]:
         shape = {field: getattr(setup, field) for field in fields - {"rounds"}}
         its = memory_run.Setup(**shape, kernels=kernels or "auto", peaks=3, rounds=0)
         made = memory_run.apart("memory", its, ["auto" if is_ours(name) else name], resident.ENVIRONMENT)
-        peaks = [peak - made["baseline"] for peak in made["peaks"]]
-        found[name] = {"peak_bytes": statistics.median(peaks), "peaks": peaks}
+        peaks = [peak - before for before, peak in zip(made["before"], made["peaks"], strict=True)]
+        found[name] = {"peak_bytes": statistics.median(peaks), "peaks": peaks, "resident": made["peaks"]}
     return _to_first(found, "peak_bytes")
 
 

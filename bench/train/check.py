@@ -1,7 +1,8 @@
 """What a contender must get right before it is timed. The compiled code that is checked is the one that is timed.
 
-Its state between layers has n streams, which a doubly stochastic matrix mixes, seen from outside. With parameters that are
-moved, logits and gradients are those of its own definition in float64, of inference too. Its loss is finite and falls.
+Its state between layers has n streams, which a doubly stochastic matrix mixes, seen from outside (`mixing`). With
+parameters that are moved, logits and gradients are those of its own definition in float64, and so are logits in
+inference. Its loss is finite and falls.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def losses(one: Entry) -> list[float]:
         loss = one.forward()
         torch.autograd.backward(loss)
         optimizer.step()
-        found.append(float(loss))
+        found.append(loss.item())
     return found
 
 

@@ -70,7 +70,9 @@ def peer_sums(name: str, setup: Setup) -> tuple[float | None, str]:
     given, state = _through_the_middle(model, {"input_ids": one.keywords["input_ids"]})
     each = given.numel() // (small.batch * small.length)
     if PEERS[name].streams is None or each != n * small.hidden:
-        text = f"between layers it keeps {each / small.hidden:g} x C numbers per token, and {n} streams would be {n} x C"
+        text = (
+            f"between layers it keeps {each / small.hidden:g} x C numbers per token, and {n} streams would be {n} x C"
+        )
         return None, f"no hyper-connection: {text}"
     before, after = (PEERS[name].streams(tensor, n) for tensor in (given, state))
     return judged(before, after)
@@ -89,7 +91,10 @@ def stochastic(matrix: Tensor) -> tuple[float, str]:
     """Say how far from 1 the rows and columns of matrices `[..., n, n]` sum, and what is wrong with them."""
     off = float(torch.maximum((matrix.sum(-1) - 1).abs(), (matrix.sum(-2) - 1).abs()).max())
     if not off <= STOCHASTIC or float(matrix.min()) < -LINEAR:
-        return off, f"its mixing matrix is not doubly stochastic: sums are up to {off:.1e} off, least {matrix.min():.1e}"
+        return (
+            off,
+            f"its mixing matrix is not doubly stochastic: sums are up to {off:.1e} off, least {matrix.min():.1e}",
+        )
     if float((matrix - torch.eye(matrix.shape[-1]).to(matrix)).abs().max()) < MIXES:
         return off, "its streams do not mix"
     return off, ""

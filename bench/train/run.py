@@ -1,7 +1,7 @@
 """The command line of `python -m bench.train`: check every contender, time those that are right, in turns.
 
-On a CPU it measures hidden 256, 512 and 1024 in fp32 and bf16; with `--device cuda` the shapes of large models: 2560 (the
-paper's 27B), 4096 and 7168 features, bf16, 8192 tokens.
+On a CPU it measures hidden 256, 512 and 1024 in fp32 and bf16; with `--device cuda` the shapes of large models: 2560
+(the paper's 27B), 4096 and 7168 features, bf16, 8192 tokens.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--compiler", choices=("inductor", "aot_eager", "eager"))
     parser.add_argument("--out", type=Path, help="folder of the results; bench/results by default")
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU, compiled by nothing, into a temp folder")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU, not compiled, into a temp folder")
     args = parser.parse_args(argv)
     if args.contenders[:1] != [bench.PLAIN]:
         args.contenders = [bench.PLAIN, *(name for name in args.contenders if name != bench.PLAIN)]

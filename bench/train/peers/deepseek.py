@@ -1,4 +1,4 @@
-"""Hugging Face's hyper-connections of DeepSeek-V4: transformers' own decoder layer, around a Llama's attention and MLP."""
+"""transformers' hyper-connections of DeepSeek-V4: its own decoder layer, around a Llama's attention and MLP."""
 
 from __future__ import annotations
 

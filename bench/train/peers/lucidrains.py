@@ -1,5 +1,6 @@
-"""hyper-connections by lucidrains: mHCv2, whose streams have an axis of their own, and the first class, which folds them
-into the batch. Coefficients come from each stream alone; streams start as copies and end as a sum.
+"""hyper-connections by lucidrains: mHCv2, and the first class, mHC, which folds streams into the batch.
+
+Coefficients come from each stream alone; streams start as copies and end as a sum.
 """
 
 from __future__ import annotations
