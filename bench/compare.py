@@ -96,7 +96,8 @@ def single(key: str, value: Any, node: Mapping[str, Any]) -> Cost | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(quartiles := node.get(f"{key}_quartiles"), list):
-        return Cost(value, *quartiles, "x")
+        low, high = quartiles
+        return Cost(value, low, high, "x")
     if key.endswith("seconds") and value > 0:
         return (
             _once(node["ratio"], ONCE, "x") if "ratio" in node and key != "upgrade_seconds" else _once(value, ONCE, "s")

@@ -69,12 +69,13 @@ def peer_sums(name: str, setup: Setup) -> tuple[float | None, str]:
                 module.weight.zero_()
     given, state = _through_the_middle(model, {"input_ids": one.keywords["input_ids"]})
     each = given.numel() // (small.batch * small.length)
-    if PEERS[name].streams is None or each != n * small.hidden:
+    streams = PEERS[name].streams
+    if streams is None or each != n * small.hidden:
         text = (
             f"between layers it keeps {each / small.hidden:g} x C numbers per token, and {n} streams would be {n} x C"
         )
         return None, f"no hyper-connection: {text}"
-    before, after = (PEERS[name].streams(tensor, n) for tensor in (given, state))
+    before, after = (streams(tensor, n) for tensor in (given, state))
     return judged(before, after)
 
 

@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hidden", type=int, nargs="*", help="features C")
-    parser.add_argument("--dtypes", nargs="*", choices=CPU["dtypes"], help="of the model")
+    parser.add_argument("--dtypes", nargs="*", choices=CPU.dtypes, help="of the model")
     parser.add_argument("--contenders", nargs="*", default=list(DEFAULT), metavar="NAME",
                         help="plain first; also mhc/reference, hc; default: %(default)s")  # fmt: skip
     parser.add_argument("--measures", nargs="*", default=list(GROUPS), choices=list(GROUPS), help="all by default")
@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         args.contenders = [bench.PLAIN, *(name for name in args.contenders if name != bench.PLAIN)]
     if unknown := {name for name in args.contenders if not known(name)}:
         parser.error(f"no contender {', '.join(sorted(unknown))}; there are {', '.join(DEFAULT)}, mhc/reference, hc")
-    args.shapes = CUDA if args.device.startswith("cuda") else CPU
+    args.sizes = CUDA if args.device.startswith("cuda") else CPU
     if args.dry_run:
         args.device = "cpu"
     elif args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -98,8 +98,8 @@ def setups(args: argparse.Namespace) -> Iterator[Setup]:
     large = {"batch": 1, "length": 8192, "prompt": 8192} if args.device.startswith("cuda") else {}
     names = ("layers", "batch", "length", "prompt", "streams", "rounds", "threads", "compiler")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    for dtype in args.dtypes or args.shapes["dtypes"]:
-        for hidden in args.hidden or args.shapes["hidden"]:
+    for dtype in args.dtypes or args.sizes.dtypes:
+        for hidden in args.hidden or args.sizes.hidden:
             shape: dict[str, Any] = {"layers": layers_for(hidden, args.device)} | large
             if args.dry_run:
                 hidden, shape = hidden // 16 // 16 * 16, shape | DRY

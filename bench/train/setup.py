@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,14 +62,21 @@ class Setup:
         return f"{shape}, n={self.streams}, {self.dtype}, {self.device}"
 
 
-CPU = {"hidden": (256, 512, 1024), "dtypes": ("float32", "bfloat16")}
-# C of the paper's 27B model first. One layer of 7168 features and six contenders with AdamW fill a GPU of 80 GB.
-CUDA = {"hidden": (2560, 4096, 7168), "dtypes": ("bfloat16",)}
-DRY = {"layers": 3, "length": 16, "prompt": 16, "batch": 2, "rounds": 2, "compiler": "eager"}
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured by default on a kind of device."""
+
+    hidden: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+
+CPU = Sizes((256, 512, 1024), ("float32", "bfloat16"))
+CUDA = Sizes((2560, 4096, 7168), ("bfloat16",))  # C of the paper's 27B model first
+DRY: dict[str, Any] = {"layers": 3, "length": 16, "prompt": 16, "batch": 2, "rounds": 2, "compiler": "eager"}
 
 
 def layers_for(hidden: int, device: str) -> int:
-    """Return how many layers are measured by default."""
-    if device.startswith("cuda"):
-        return 1 if hidden > CUDA["hidden"][1] else 2
-    return 4
+    """Return how many layers are measured by default: six contenders with AdamW have to fit into a GPU of 80 GB."""
+    if not device.startswith("cuda"):
+        return 4
+    return 1 if hidden > CUDA.hidden[1] else 2

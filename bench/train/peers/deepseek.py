@@ -43,7 +43,7 @@ class Mlp(nn.Module):
 def _layer_class() -> Any:
     base = library("transformers", MODULE, "DeepseekV4DecoderLayer", REMEDY)
 
-    class DeepSeekLayer(base):  # type: ignore[misc]  # of a class that is found at run time
+    class DeepSeekLayer(base):  # type: ignore[misc, valid-type]  # found at run time
         """Its forward is the library's; what it runs between two sites is the Llama's."""
 
         def __init__(self, plain: Any, sites: tuple[nn.Module, nn.Module]) -> None:

@@ -39,7 +39,8 @@ def widen_v1(model: Any, n: int) -> None:
 
 
 def _unfold(state: Tensor, n: int) -> Tensor:
-    return state.unflatten(0, (-1, n)).movedim(1, 2)
+    streams: Tensor = state.unflatten(0, (-1, n)).movedim(1, 2)
+    return streams
 
 
 V2 = Peer("hyper-connections", "mHCv2", widen_v2, lambda state, n: state)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from bench.memory import run as memory_run
 from bench.train import apart, measures, report, run
 from bench.train.contenders import Entry, entry
 from bench.train.peers import PEERS
 from bench.train.peers.layer import Peer, UnavailableError, library
-from bench.train.setup import Setup
+from bench.train.setup import CUDA, Setup
 
 TINY = Setup(hidden=64, layers=3, batch=2, length=8, prompt=8, rounds=2, compiler="eager")
 DEEPSEEK = "transformers/DeepSeek-V4"
@@ -112,7 +113,7 @@ def test_setups_of_a_cpu_and_of_a_gpu() -> None:
     assert [(s.hidden, s.dtype, s.rounds) for s in run.setups(args)] == [
         (hidden, dtype, 3) for dtype in ("float32", "bfloat16") for hidden in (256, 512, 1024)
     ]
-    args.device, args.shapes = "cuda", run.CUDA
+    args.device, args.sizes = "cuda", CUDA
     made = list(run.setups(args))
     assert [(s.hidden, s.dtype, s.length, s.layers) for s in made] == [
         (2560, "bfloat16", 8192, 2), (4096, "bfloat16", 8192, 2), (7168, "bfloat16", 8192, 1)
@@ -155,7 +156,7 @@ def test_ratios_are_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((names[0], setup.kernels))
         return {"before": [10, 10, 10], "peaks": [30 + 10 * len(asked)] * 3}
 
-    monkeypatch.setattr(apart.memory_run, "apart", measured)
+    monkeypatch.setattr(memory_run, "apart", measured)
     found = apart.memory(["plain", "mhc", "mhc/reference", DEEPSEEK, "hc"], TINY)
     assert asked == [("plain", "auto"), ("auto", "auto"), ("auto", "reference"), (DEEPSEEK, "auto")]
     assert {name: row["ratio"] for name, row in found.items()} == {
