@@ -70,6 +70,17 @@ def test_what_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch, hook: Any, why: 
     assert found.losses == []
 
 
+def test_long_sequences_are_checked_by_shorter_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LONGEST", 4)
+    one = uncompiled()
+    lengths: list[int] = []
+    one.model.register_forward_pre_hook(
+        lambda _, __, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert max(check.errors(one, TINY).values()) < 1e-4
+    assert set(lengths) == {4, 1}
+
+
 def test_parameters_are_moved_for_the_check_only() -> None:
     one = uncompiled("transformers/DeepSeek-V4")
     before = [parameter.detach().clone() for parameter in one.connections]
