@@ -122,7 +122,7 @@ def _faster(right: Sequence[Row]) -> Iterator[str]:
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row["why"]:
-            yield f"{row['name']}: no speed. {row['why']}."
+            yield f"{row['name']} has no speed: {row['why']}."
         elif row["eager"]:
             yield f"{row['name']}: {row['eager']}"
 

@@ -55,7 +55,7 @@ def test_a_size_has_a_table_and_notes(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     assert "* **decode: peer is ahead of mhc**, 1.20 against 1.30." in text
     assert "what mhc adds to plain is 25% of what the best other library, peer, adds" in text
-    assert "* bad: no speed. its streams do not mix." in text
+    assert "* bad has no speed: its streams do not mix." in text
     assert "* peer: eager: it does not compile" in text
 
 
