@@ -24,6 +24,8 @@ from bench.train.setup import Setup
 MOVED = 0.05  # how far parameters are moved, in standard deviations
 # Relative errors of norms: of logits, and of the gradient of the tensor that is worst.
 BOUNDS = {"float32": (1e-5, 1e-3), "bfloat16": (3e-2, 0.1)}
+# Of the norm of all gradients: what is smaller is measured by this, since there rounding elsewhere is all that one sees.
+FLOORS = {"float32": 1e-4, "bfloat16": 1e-3}
 STEPS = 5  # of AdamW
 LONGEST = (
     1024  # tokens in float64, whose attention is no flash attention; longer ones are checked by code of this length
@@ -93,7 +95,7 @@ def errors(one: Entry, setup: Setup) -> dict[str, float]:
     named = dict(twin.model.named_parameters())
     gradients = {name: (p.grad, named[name].grad) for name, p in one.model.named_parameters()}
     whole = sum(float(right.norm()) ** 2 for _, right in gradients.values() if right is not None) ** 0.5
-    floor = 1e-4 * whole  # of a gradient that is nothing but rounding nobody can tell its direction
+    floor = FLOORS[setup.dtype] * whole
     found["gradients"] = max(_gradient(mine, right, floor) for mine, right in gradients.values())
     one.model.eval()
     twin.model.eval()
