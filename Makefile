@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick test-all lint types format bench gpu zoo clean
+.PHONY: help venv demo test quick test-all lint types format bench train gpu zoo clean
 
 help: ## print every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ format: $(STAMP) ## mend style and formatting where a tool can
 
 bench: $(STAMP) ## measure speed and memory
 	$(BIN)/python -m bench $(ARGS)
+
+train: $(STAMP) ## measure training and inference beside other libraries; installs these
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[peers]"
+	$(BIN)/python -m bench.train $(ARGS)
 
 gpu: ## check and time the kernels on a GPU; ARGS=--dry-run without one
 	bash bench/gpu.sh $(ARGS)

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench` runs all, `python -m bench.step` one. They gate nothing."""
+"""Benchmarks: `python -m bench` runs all, `python -m bench.train` one. They gate nothing."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from bench import compile_time, rewrite_cost, step
+from bench import compile_time, rewrite_cost
 from bench.memory import run as memory
+from bench.train import run as train
 
-BENCHMARKS = {"rewrite_cost": rewrite_cost, "step": step, "compile_time": compile_time, "memory": memory}
+BENCHMARKS = {"rewrite_cost": rewrite_cost, "train": train, "compile_time": compile_time, "memory": memory}
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))

@@ -1,4 +1,4 @@
-"""Compile time: the same Llama under plain torch.compile and mhc, in fresh processes.
+"""Compile time: the same Llama under plain torch.compile, mhc and, if asked, other libraries, in fresh processes.
 
 Each case runs twice with one cache directory: the first process finds it empty (cold), the second
 full (warm). `whole` compiles the model at once; `blocks` compiles its identical layers one by one,
@@ -14,48 +14,50 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import mhc_compile as mhc
-from bench.common import llama, save, show, tokens
-from mhc_compile.backend import mhc as mhc_backend
+from bench.common import save, show
+from bench.train.contenders import compile_options, entry
+from bench.train.setup import Setup
 from mhc_compile.cli import measure
 
 SHAPES = {"whole": (4, 512), "blocks": (12, 256)}  # layers, hidden
-BACKENDS = ("plain", "mhc")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case, print the table, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.compile_time", description=__doc__)
     parser.add_argument("--cases", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--contenders", nargs="*", default=["plain", "mhc"], help="plain first; %(default)s")
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--worker", nargs=2, metavar=("CASE", "BACKEND"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        case, backend = args.worker
-        print(json.dumps(work(case, backend, args)))
+        given = json.loads(args.worker)
+        print(json.dumps(work(given["case"], given["name"], Setup(**given["setup"]))))
         return
 
     rows = []
     for case in args.cases:
-        for backend in BACKENDS:
+        layers, hidden = SHAPES[case]
+        setup = Setup(hidden, layers, batch=2, length=args.length, streams=args.streams, device=args.device)
+        for name in args.contenders:
             with tempfile.TemporaryDirectory() as folder:
-                rows += [process(case, backend, caches, folder, args) for caches in ("cold", "warm")]
-    plain = {(r["case"], r["caches"]): r["compile_seconds"] for r in rows if r["backend"] == "plain"}
+                rows += [process(case, name, folder, setup) | {"caches": caches} for caches in ("cold", "warm")]
+    plain = {(r["case"], r["caches"]): r["compile_seconds"] for r in rows if r["name"] == "plain"}
     lines = []
     for row in rows:
         row["ratio"] = row["compile_seconds"] / plain[row["case"], row["caches"]]
         lines.append(
             (
-                f"{row['case']} {row['caches']} {row['backend']}",
+                f"{row['case']} {row['caches']} {row['name']}",
                 f"{row['compile_seconds']:.1f} s",
                 f"{row['ratio']:.2f}x",
                 f"{row['upgrade_seconds']:.1f} s",
@@ -70,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     save("compile_time", args.device, arguments, rows)
 
 
-def process(case: str, backend: str, caches: str, folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one case in a process of its own on the cache directory `folder`."""
-    options = [f"--{name}={getattr(args, name)}" for name in ("streams", "length", "device")]
+def process(case: str, name: str, folder: str, setup: Setup) -> dict[str, Any]:
+    """Compile a contender in a process of its own on the cache directory `folder`."""
+    given = json.dumps({"case": case, "name": name, "setup": asdict(setup)})
     done = subprocess.run(
-        [sys.executable, "-m", "bench.compile_time", "--worker", case, backend, *options],
+        [sys.executable, "-m", "bench.compile_time", "--worker", given],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
         stdout=subprocess.PIPE,
@@ -82,36 +84,29 @@ def process(case: str, backend: str, caches: str, folder: str, args: argparse.Na
         check=True,
     )
     measured = json.loads(done.stdout.splitlines()[-1])
-    print(f"{case} {backend} {caches}: {measured['compile_seconds']:.1f} s")
-    return {"case": case, "backend": backend, "caches": caches, **measured}
+    print(f"compiled {case} {name}: {measured['compile_seconds']:.1f} s", flush=True)
+    return {"case": case, "name": name, **measured}
 
 
-def work(case: str, backend: str, args: argparse.Namespace) -> dict[str, Any]:
+def work(case: str, name: str, setup: Setup) -> dict[str, Any]:
     """Compile here; seconds of the upgrade and of the first step above a usual one."""
-    layers, hidden = SHAPES[case]
-    model = llama(hidden, layers, args.length).to(args.device)
-    inputs = tokens(2, args.length, args.device)
-    measure.start_compiler(args.device)
-    options: dict[str, Any] = {}
-    upgrading = 0.0
-    if backend == "mhc":
-        start = time.perf_counter()
-        mhc.upgrade(model, (), inputs, config=mhc.Config(streams=args.streams), verify=False)
-        upgrading = time.perf_counter() - start
-        options = {"backend": mhc_backend, "options": {"streams": args.streams}}
-    for module in [model] if case == "whole" else model.get_submodule("model.layers").children():
-        module.compile(**options)
+    torch.set_num_threads(setup.threads)
+    measure.start_compiler(setup.device)
+    one = entry(name, setup)
+    model: Any = one.model
+    for module in [model] if case == "whole" else model.model.layers:
+        module.compile(**compile_options(name, setup))
 
     torch._dynamo.utils.counters.clear()
     torch._dynamo.utils.compilation_time_metrics.clear()
 
     def step() -> None:
         model.zero_grad()
-        model(**inputs).loss.backward()
+        model(**one.keywords).loss.backward()
 
     seconds = [measure.seconds_of(step) for _ in range(6)]
     return {
-        "upgrade_seconds": upgrading,
+        "upgrade_seconds": one.upgrade_seconds,
         "compile_seconds": seconds[0] - statistics.median(seconds[1:]),
         "steps_seconds": seconds,
         "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],

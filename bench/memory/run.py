@@ -3,7 +3,8 @@
 Measured, with what the planner predicts beside it: bytes saved for backward, and the peak of a whole step (forward,
 backward, AdamW), each contender in a process of its own. Step times are compared within one process.
 
-Contenders: plain (torch.compile without mhc), off (mhc, the compiler decides what is kept), numbers (L_r) and auto.
+Contenders: plain (torch.compile without mhc), off (mhc, the compiler decides what is kept), numbers (L_r), auto, and
+libraries by the names of `bench.train`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 import mhc_compile as mhc
 from bench.common import RESULTS, images, llama, place, save, tokens, vit
 from bench.memory import report, resident
-from bench.step import training_step
+from bench.train.contenders import other, training_step
+from bench.train.peers import PEERS
 from mhc_compile.cli import bench, measure
 from mhc_compile.plan.memory import Memory
 
@@ -48,6 +50,7 @@ class Setup:
     batch: int = 1
     streams: int = 4
     dtype: str = "float32"
+    kernels: str = "auto"
     device: str = "cpu"
     threads: int = dataclasses.field(default_factory=torch.get_num_threads)
     peaks: int = 5
@@ -66,12 +69,20 @@ class Setup:
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the backend's options for a contender."""
-        return {} if name == bench.PLAIN else {"streams": self.streams, "recompute": recompute(name)}
+        if not is_ours(name):
+            return {}
+        return {"streams": self.streams, "recompute": recompute(name), "kernels": self.kernels}
 
     def contender(self, name: str) -> bench.Contender:
         """Return a contender, not yet compiled."""
-        kind = bench.PLAIN if name == bench.PLAIN else "mhc"
-        return bench.contender(kind, self.build(), (), self.inputs(), self.options(name))
+        if is_ours(name):
+            return bench.contender("mhc", self.build(), (), self.inputs(), self.options(name))
+        return other(name, self.build(), self.inputs(), self.streams)
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a contender is neither plain nor a library's."""
+    return name != bench.PLAIN and name not in PEERS
 
 
 def recompute(name: str) -> str | int | float:
@@ -182,7 +193,7 @@ def memory_of(setup: Setup, names: Sequence[str]) -> dict[str, Any]:
         "saved": one.saved(),
         "parameters": sum(p.numel() * p.element_size() for p in one.model.parameters()),
         "products": products(one),
-        "plan": None if name == bench.PLAIN else planned(setup, name, one),
+        "plan": planned(setup, name, one) if is_ours(name) else None,
     }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench import page
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.spec import Step
 from mhc_compile.codegen.triton.generate import bytes_per_token
@@ -146,6 +147,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "signatures": partial(fenced, signatures),
     "budgets": budgets,
     "torch internals": lambda: "\n".join(torch_internals.table()),
+    **page.MAKERS,
 }
 
 
