@@ -24,7 +24,7 @@ from bench.train.setup import Setup
 MOVED = 0.05  # how far parameters are moved, in standard deviations
 # Relative errors of norms: of logits, and of the gradient of the tensor that is worst.
 BOUNDS = {"float32": (1e-5, 1e-3), "bfloat16": (3e-2, 0.1)}
-# Of the norm of all gradients: what is smaller is measured by this, since there rounding elsewhere is all that one sees.
+# Of the norm of all gradients: what is smaller is measured by this, since there one sees only rounding elsewhere.
 FLOORS = {"float32": 1e-4, "bfloat16": 1e-3}
 STEPS = 5  # of AdamW
 LONGEST = (
