@@ -18,6 +18,7 @@ from mhc_compile.model.uncompiled import compile_by
 
 _LIMIT = 1 << 20  # of recompilations: torch's own would end in an error
 _SETTINGS = {"recompile_limit": _LIMIT, "accumulated_recompile_limit": _LIMIT, "optimize_ddp": False}
+_SHAPES: Any = torch.fx.experimental._config
 
 
 def use(backend: Callable[..., Compiled]) -> None:
@@ -40,7 +41,8 @@ def use(backend: Callable[..., Compiled]) -> None:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             fixed = module not in seen and not _varies(module, (args, kwargs))
             seen.add(module)
-            with torch._dynamo.config.patch({**_SETTINGS, "assume_static_by_default": fixed}):
+            settings = torch._dynamo.config.patch({**_SETTINGS, "assume_static_by_default": fixed})
+            with settings, _SHAPES.patch(use_duck_shape=False):
                 return made(module, *args, **kwargs)
 
         return call

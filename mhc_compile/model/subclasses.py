@@ -123,7 +123,7 @@ def _entered(run: Callable[..., Any], original: Callable[..., Any], name: str) -
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if compiles_itself(self.mhc, args):
+        if compiles_itself(self, self.mhc, args):
             return compiled(run, name)(self, *args, **kwargs)
         return run(self, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from mhc_compile.errors import warn
 from mhc_compile.model.sites import OwnerSites
@@ -24,10 +24,12 @@ def compile_by(compiler: Callable[[Run], Run]) -> None:
     _compilers[:] = [compiler]
 
 
-def compiles_itself(sites: OwnerSites, args: tuple[Any, ...]) -> bool:
+def compiles_itself(module: nn.Module, sites: OwnerSites, args: tuple[Any, ...]) -> bool:
     """Tell whether a call must compile itself; Dynamo, which captures a call, folds the first question.
 
-    No call does under a tracer or a transform of torch.func, where torch compiles nothing: its sites refuse to run.
+    No call does under a tracer or a transform of torch.func, where torch compiles nothing: its sites refuse to run. Nor
+    that of a model whose parts are compiled one by one: these are called as they are, and the rest of them compile
+    themselves.
     """
     return (
         not torch.compiler.is_compiling()
@@ -35,6 +37,16 @@ def compiles_itself(sites: OwnerSites, args: tuple[Any, ...]) -> bool:
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and not any(isinstance(each, fx.Proxy) for each in args)
+        and not any(each is not module and _is_compiled(each) for each in module.modules())
+    )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Tell whether a user compiled a module, or put something in place of its forward, such as a compiled one."""
+    return (
+        module._compiled_call_impl is not None
+        or "forward" in vars(module)
+        or isinstance(module, torch._dynamo.OptimizedModule)
     )
 
 

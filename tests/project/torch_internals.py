@@ -62,6 +62,7 @@ USES = {
         "tells that a transform of torch.func is why nothing was compiled",
         "test_a_transform_around_compiled_code_is_refused",
     ),
+    "torch.fx.experimental._config": Use("sizes that are equal by chance are not one", "test_every_size"),
     "torch._C._get_tracing_state": Use("tells that torch.jit traces", "test_one_that_is_being_captured_does_not"),
     '"_hf_hook"': Use("accelerate's: what its hooks leave on a module", "test_offloaded_weights_are_refused"),
     '"_keep_in_fp32_modules_strict"': Use("transformers': what it always loads in fp32", "test_sites_stay_fp32"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from mhc_compile.model.sites import OwnerSites
 from mhc_compile.model.uncompiled import compiled, compiles_itself
 from tests.nets.small import inputs, upgraded
 
+MODULE = torch.nn.Linear(2, 2)
+SITES = OwnerSites()
+
 
 def asked(x: object) -> bool:
-    return compiles_itself(OwnerSites(), (x,))
+    return compiles_itself(MODULE, SITES, (x,))
 
 
 def test_an_eager_call_does() -> None:
@@ -25,7 +30,28 @@ def test_an_eager_call_does() -> None:
 def test_one_of_the_original_function_does_not() -> None:
     sites = OwnerSites()
     sites.disabled = True
-    assert not compiles_itself(sites, (torch.ones(2),))
+    assert not compiles_itself(torch.nn.Linear(2, 2), sites, (torch.ones(2),))
+
+
+def compiled_by_method(model: Any) -> None:
+    model[0].compile(backend="eager")
+
+
+def compiled_by_wrapper(model: Any) -> None:
+    model[0] = torch.compile(model[0], backend="eager")
+
+
+def compiled_by_forward(model: Any) -> None:
+    model[0].forward = torch.compile(model[0].forward, backend="eager")
+
+
+@pytest.mark.parametrize("change", [compiled_by_method, compiled_by_wrapper, compiled_by_forward])
+def test_one_of_a_model_with_compiled_parts_does_not(change: Callable[[Any], None]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert compiles_itself(model, OwnerSites(), ())
+    change(model)
+    assert not compiles_itself(model, OwnerSites(), ())
+    assert compiles_itself(torch.nn.Linear(2, 2), OwnerSites(), ())
 
 
 def test_one_that_is_being_captured_does_not() -> None:
