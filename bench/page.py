@@ -17,6 +17,7 @@ from bench.train.measures import TIMED
 Row = dict[str, Any]
 Result = dict[str, Any]
 PLAIN, OURS = "plain", "mhc"
+NOISY = 0.5  # wider quartiles of a ratio say nothing of the machine at rest
 
 
 def results(pattern: str, folder: Path = RESULTS) -> list[tuple[str, Result]]:
@@ -61,7 +62,7 @@ def _size(result: Result) -> Iterator[str]:
     plain = next(row for row in rows if row["name"] == PLAIN)
     extra = [head for head, key in (("compile", "compile"), ("memory", "memory")) if any(key in row for row in right)]
     yield table(["", *TIMED, *extra, "saved"], [_cells(row, plain, extra) for row in right])
-    notes = [*_against_plain(right), *_faster(right), *_refused(rows)]
+    notes = [*_noise(right), *_against_plain(right), *_faster(right), *_refused(rows)]
     if notes:
         yield "\n".join(f"* {note}" for note in notes)
 
@@ -89,8 +90,19 @@ def _timing(timing: Row | None, absolute: bool) -> str:
     return _seconds(timing["median"]) if absolute else ratio
 
 
+def _noisy(timing: Row) -> bool:
+    return bool(timing["ratio_high"] - timing["ratio_low"] > NOISY)
+
+
+def _noise(right: Sequence[Row]) -> Iterator[str]:
+    for name in TIMED:
+        rows = [row["name"] for row in right if name in row["times"] and _noisy(row["times"][name])]
+        if rows:
+            yield f"{name}: too noisy to judge {', '.join(rows)}, whose quartiles are more than {NOISY} apart."
+
+
 def _ratios(row: Row) -> dict[str, float]:
-    found = {name: timing["ratio"] for name, timing in row["times"].items()}
+    found = {name: timing["ratio"] for name, timing in row["times"].items() if not _noisy(timing)}
     return found | {key: row[key]["ratio"] for key in ("compile", "memory") if key in row}
 
 

@@ -59,6 +59,15 @@ def test_a_size_has_a_table_and_notes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "* peer: eager: it does not compile" in text
 
 
+def test_what_is_noisy_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = row("peer", 1.05, 1.2)
+    noisy["times"]["forward + backward"] |= {"ratio_low": 0.8, "ratio_high": 1.9}
+    text = made(tmp_path, [row("plain", 1.0, 1.0), row("mhc", 1.1, 1.3), noisy], monkeypatch)
+    assert "* forward + backward: too noisy to judge peer, whose quartiles are more than 0.5 apart." in text
+    assert "forward + backward: peer is ahead" not in text
+    assert "**decode: peer is ahead of mhc**" in text
+
+
 def test_without_results_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page.results, "__defaults__", (tmp_path,))
     assert {make() for make in page.MAKERS.values()} == {"Nothing has been measured yet."}
