@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import warnings
+from typing import Any
 
 import torch
 
@@ -138,6 +140,17 @@ class RunLogError(MHCError):
 
 class MissingDependencyError(MHCError, ImportError):
     """An optional dependency is needed for this call."""
+
+
+def import_extra(module: str, remedy: str) -> Any:
+    """Import a module of an optional dependency.
+
+    Raises:
+        MissingDependencyError: it cannot be imported; the text is the remedy.
+    """
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(module)
+    raise MissingDependencyError(remedy)
 
 
 class CacheError(MHCError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from mhc_compile.api.report import Report
 from mhc_compile.api.wrappers import inner, is_planned, planned, shapes, shown_sites
-from mhc_compile.errors import AdapterError, MissingDependencyError, NotUpgradedError, PlanMismatchError
+from mhc_compile.errors import AdapterError, NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.line_names import same_sites
 from mhc_compile.model.sites import ATTRIBUTE
@@ -143,11 +142,10 @@ class Adapter:
 
     def check_fits(self, model: nn.Module) -> None:
         """Refuse a model that is another one than that whose hyper-connections these are."""
-        known = dict(model.named_modules())
-        missing = [site.owner for site in self.plan.sites if site.owner not in known]
-        if missing:
+        lost = self.plan.lost_owner(dict(model.named_modules()))
+        if lost is not None:
             raise PlanMismatchError(
-                f"{self.file} has a hyper-connection in {missing[0]!r}, which this {type(model).__name__} does not"
+                f"{self.file} has a hyper-connection in {lost!r}, which this {type(model).__name__} does not"
                 " have; load it into the model that it was saved from"
             )
         ours = shapes(model, self.plan)
@@ -201,8 +199,6 @@ def _fill(site: nn.Module, part: str, value: Tensor) -> None:
 
 
 def _safetensors() -> Any:
-    with contextlib.suppress(ImportError):
-        import safetensors.torch
-
-        return safetensors
-    raise MissingDependencyError("adapters are files of safetensors: pip install 'mhc_compile[adapters]'")
+    remedy = "adapters are files of safetensors: pip install 'mhc_compile[adapters]'"
+    import_extra("safetensors.torch", remedy)  # an attribute of the package from now on
+    return import_extra("safetensors", remedy)

@@ -82,11 +82,10 @@ def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True
     if any(isinstance(module, OwnerSites) for module in model.modules()):
         raise AlreadyUpgradedError("the model holds mHC parameters already; use model.load_state_dict(state_dict)")
     upgraded = saved.upgraded(model)
-    known = dict(upgraded.named_modules())
-    missing = [site.owner for site in saved.plan.sites if site.owner not in known]
-    if missing:
+    lost = saved.plan.lost_owner(dict(upgraded.named_modules()))
+    if lost is not None:
         raise PlanMismatchError(
-            f"the checkpoint's plan has sites in {missing[0]!r}, which this model does not have; restore into the"
+            f"the checkpoint's plan has sites in {lost!r}, which this model does not have; restore into the"
             " architecture that was saved"
         )
     attach_sites(upgraded, saved.plan)

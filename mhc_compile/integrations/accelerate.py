@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-from mhc_compile.errors import MissingDependencyError
+from mhc_compile.errors import import_extra
 
 _NAME = "MHC"
 
@@ -31,8 +30,5 @@ def register_backend() -> None:
 
 
 def _backends() -> Any:
-    with contextlib.suppress(ImportError):
-        from accelerate.utils import DynamoBackend
-
-        return DynamoBackend
-    raise MissingDependencyError("this needs accelerate: pip install 'mhc_compile[hugging-face]'")
+    remedy = "this needs accelerate: pip install 'mhc_compile[hugging-face]'"
+    return import_extra("accelerate.utils", remedy).DynamoBackend

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mhc_compile.api.checkpoints import EXTRA_STATE
-from mhc_compile.errors import MissingDependencyError, NotUpgradedError, PlanMismatchError
+from mhc_compile.errors import NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites
 from mhc_compile.model.sites import ATTRIBUTE, decode
 from mhc_compile.plan.model_plan import ModelPlan
@@ -105,12 +105,11 @@ def _fitting(plan: ModelPlan, model: nn.Module) -> ModelPlan:
     known, prefix = dict(model.named_modules()), f"{getattr(model, 'base_model_prefix', '')}."
     for change in (str, lambda path: path.removeprefix(prefix), lambda path: (prefix + path).rstrip(".")):
         moved = plan.moved(change)
-        if all(site.owner in known for site in moved.sites):
+        if moved.lost_owner(known) is None:
             return moved
-    lost = next(site.owner for site in plan.sites if site.owner not in known)
     raise PlanMismatchError(
-        f"the checkpoint's plan has sites in {lost!r}, which {type(model).__name__} does not have; load the class that"
-        " was saved"
+        f"the checkpoint's plan has sites in {plan.lost_owner(known)!r}, which {type(model).__name__} does not have;"
+        " load the class that was saved"
     )
 
 
@@ -119,7 +118,7 @@ def _plan(folder: str, kwargs: Mapping[str, Any]) -> ModelPlan:
     safe_open = _safe_open()
     for file in _files(folder, kwargs):
         with safe_open(file, framework="pt") as opened:
-            name = next((key for key in opened.keys() if f".{key}".endswith(f".{EXTRA_STATE}")), None)  # noqa: SIM118
+            name = next(filter(re.compile(_PLAN).search, opened.keys()), None)
             if name is not None:
                 return ModelPlan.from_json(decode(opened.get_tensor(name)))
     raise NotUpgradedError(
@@ -143,16 +142,8 @@ def _files(folder: str, kwargs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _transformers() -> Any:
-    with contextlib.suppress(ImportError):
-        import transformers
-
-        return transformers
-    raise MissingDependencyError("this needs transformers: pip install 'mhc_compile[hugging-face]'")
+    return import_extra("transformers", "this needs transformers: pip install 'mhc_compile[hugging-face]'")
 
 
 def _safe_open() -> Any:
-    with contextlib.suppress(ImportError):
-        from safetensors import safe_open
-
-        return safe_open
-    raise MissingDependencyError("weights are read by safetensors: pip install 'mhc_compile[adapters]'")
+    return import_extra("safetensors", "weights are read by safetensors: pip install 'mhc_compile[adapters]'").safe_open

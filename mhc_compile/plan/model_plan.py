@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
 
 from mhc_compile.config import Config
@@ -97,6 +97,10 @@ class ModelPlan:
 
         kept = [dataclasses.replace(s, predecessor=left(s.predecessor)) for s in self.sites if s.name not in names]
         return dataclasses.replace(self, sites=tuple(kept))
+
+    def lost_owner(self, known: Container[str]) -> str | None:
+        """Return the path of the first owner that is not among a model's modules; None where all are."""
+        return next((site.owner for site in self.sites if site.owner not in known), None)
 
     def moved(self, change: Callable[[str], str]) -> ModelPlan:
         """Return the plan of the same sites where the paths of their owners are other ones."""

@@ -59,6 +59,18 @@ class Net(nn.Module):
         return out
 
 
+class Separate(Net):
+    """Blocks that lie in graphs of their own, so that streams are carried."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            torch._dynamo.graph_break()
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
 class Shared(nn.Module):
     """One block called several times."""
 

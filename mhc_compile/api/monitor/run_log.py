@@ -34,13 +34,10 @@ class RunLog:
         self._file = path.open("a", encoding="utf-8")
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):  # a crash cut the last line off
             self._file.write("\n")
-        self._write({"kind": "start", "version": VERSION, "step": self.steps})
+        self.write({"kind": "start", "version": VERSION, "step": self.steps})
 
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record with the time, and hand it to the system; return it."""
-        return self._write(record)
-
-    def _write(self, record: dict[str, Any]) -> dict[str, Any]:
         record = {**record, "time": time.time()}
         self._file.write(json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n")
         self._file.flush()

@@ -16,6 +16,7 @@ import mhc_compile as mhc
 from tests.nets.small import (
     Block,
     Net,
+    Separate,
     Wrapper,
     compiled,
     gradient_error,
@@ -113,20 +114,8 @@ def test_training_moves_all_of_it() -> None:
     assert all(not torch.equal(p, before[name]) for name, p in mhc.named_parameters(model))
 
 
-class Breaks(Net):
-    """A graph break between blocks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-            torch._dynamo.graph_break()
-        out: Tensor = self.head(x)
-        return out
-
-
 def test_through_breaks(moved: bool) -> None:
-    model = upgraded(Breaks, 3, moved=moved)
+    model = upgraded(Separate, 3, moved=moved)
     assert relative(model(inputs()), compiled(model)(inputs())) < 1e-6
 
 

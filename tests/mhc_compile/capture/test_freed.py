@@ -8,13 +8,12 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mhc_compile as mhc
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.errors import CaptureError
-from tests.nets.small import Net, compiled, inputs, made
+from tests.nets.small import Net, Separate, compiled, inputs, made
 
 
 def test_nothing_of_the_run_lives_on() -> None:
@@ -26,18 +25,6 @@ def test_nothing_of_the_run_lives_on() -> None:
     del captured
     gc.collect()
     assert all(each() is None for each in kept)
-
-
-class Separate(Net):
-    """A net whose blocks lie in graphs of their own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            torch._dynamo.graph_break()
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
 
 
 def lazily(model: nn.Module) -> None:

@@ -16,19 +16,7 @@ from mhc_compile.capture.owners import Stack
 from mhc_compile.errors import PlanMismatchError
 from mhc_compile.plan.drafting import draw, number, plan_graph
 from mhc_compile.plan.model_plan import VERSION, ModelPlan, SitePlan, options_that_differ
-from tests.nets.small import SITES, Block, Net, PostBlock, inputs, made, upgraded
-
-
-class Broken(Net):
-    """A graph break between any two blocks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-            torch._dynamo.graph_break()
-        out: Tensor = self.head(x)
-        return out
+from tests.nets.small import SITES, Block, Net, PostBlock, Separate, inputs, made, upgraded
 
 
 class Half(nn.Module):
@@ -93,7 +81,7 @@ def test_sites_are_numbered_by_region() -> None:
 @pytest.mark.parametrize("block", [Block, PostBlock])
 def test_regions_go_on_across_graph_breaks(block: type[nn.Module]) -> None:
     whole, _, _ = drawn(made(Net, 3, block))
-    cut, links, _ = drawn(made(Broken, 3, block))
+    cut, links, _ = drawn(made(Separate, 3, block))
     assert [site.identity() for site in cut.sites] == [site.identity() for site in whole.sites]
     assert links == [f"blocks.{i}.mlp -> blocks.{i + 1}.attn" for i in range(2)]
 
@@ -117,14 +105,14 @@ def test_a_forward_with_a_break_is_left_alone() -> None:
 
 
 def test_what_the_config_leaves_out() -> None:
-    plan, links, rejected = drawn(made(Broken, 2), mhc.Config(exclude=("*.attn",)))
+    plan, links, rejected = drawn(made(Separate, 2), mhc.Config(exclude=("*.attn",)))
     assert [site.name for site in plan.sites] == ["blocks.0.mlp", "blocks.1.mlp"]
     assert links == ["blocks.0.mlp -> blocks.1.mlp"]
     assert rejected == ["excluded"] * 2
 
 
 def test_without_the_tensors_graphs_are_planned_one_by_one() -> None:
-    model, config = made(Broken, 2), mhc.Config()
+    model, config = made(Separate, 2), mhc.Config()
     captured = run_captured(model, (inputs(),), {})
     draft = number([plan_graph(graph.gm, config, Stack.of(model, graph.root)) for graph in captured.graphs], config)
     assert draft.cuts == ()
@@ -176,7 +164,7 @@ def test_options_that_differ() -> None:
 
 
 def test_cut_equals_whole(moved: bool) -> None:
-    whole, cut = (upgraded(make, 2, moved=moved) for make in (Net, Broken))
+    whole, cut = (upgraded(make, 2, moved=moved) for make in (Net, Separate))
     assert whole.state_dict().keys() == cut.state_dict().keys()
     x = inputs()
     ours, theirs = (torch.compile(model, backend=backend, options={"compiler": "eager"}) for model in (cut, whole))

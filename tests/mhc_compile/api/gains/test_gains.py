@@ -13,19 +13,7 @@ from mhc_compile.api.gains import Observer
 from mhc_compile.errors import CaptureError, NotUpgradedError
 from tests.nets import small
 from tests.nets.checkpointed import Checkpointed
-from tests.nets.small import Net, Shared, compile_blocks, compiled, inputs, made, perturb, upgraded
-
-
-class Broken(Net):
-    """Its blocks lie in graphs of their own, so streams are carried."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            torch._dynamo.graph_break()
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
+from tests.nets.small import Net, Separate, Shared, compile_blocks, compiled, inputs, made, perturb, upgraded
 
 
 class Noisy(Net):
@@ -101,7 +89,7 @@ def test_it_takes_what_torch_compile_returned(plain: mhc.Gains) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", [pytest.param(Checkpointed, marks=SLOW), Broken], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [pytest.param(Checkpointed, marks=SLOW), Separate], ids=lambda kind: kind.__name__)
 def test_streams_are_followed_through(kind: type[nn.Module], plain: mhc.Gains) -> None:
     """Checkpoints and graph breaks: the same maps as of the plain net."""
     assert close(mhc.gains(upgraded(kind, 2, moved=True), (inputs(),)), plain)
