@@ -18,22 +18,6 @@ RESULTS = Path(__file__).parent / "results"
 _PATCH = 16  # pixels
 
 
-def llama(hidden: int, layers: int, length: int) -> torch.nn.Module:
-    """A Llama with byte-level vocabulary, so that the layers are nearly all of its work."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3 // 32 * 32,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        max_position_embeddings=length,
-        use_cache=False,
-    )
-    model: torch.nn.Module = transformers.LlamaForCausalLM(config)
-    return model
-
-
 def vit(hidden: int, layers: int, length: int) -> torch.nn.Module:
     """A vision transformer on square pictures of about so many patches."""
     torch.manual_seed(0)

@@ -20,9 +20,10 @@ import torch
 from torch import fx
 
 import mhc_compile as mhc
-from bench.common import llama, save, show, tokens
+from bench.common import save, show, tokens
 from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.backend import rewriting
+from mhc_compile.cli.language import llama
 from mhc_compile.passes import Results
 from mhc_compile.passes.runner import run
 

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 import mhc_compile as mhc
-from bench.common import RESULTS, images, llama, place, save, tokens, vit
+from bench.common import RESULTS, images, place, save, tokens, vit
 from bench.memory import report, resident
 from bench.train.contenders import other, training_step
 from bench.train.peers import PEERS
 from mhc_compile.cli import bench, measure
+from mhc_compile.cli.language import llama
 from mhc_compile.plan.memory import Memory
 
 MODELS = {"llama": (llama, tokens), "vit": (vit, images)}

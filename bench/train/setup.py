@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from bench.common import llama, tokens
+from bench.common import tokens
+from mhc_compile.cli.language import llama
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     families = in_modes(chosen(args.names, args.quick), args.mode)
     if not families:
-        parser.error("no family matches; bench/ZOO.md lists them, as do the modules of bench.zoo.registry")
+        parser.error("no family matches; bench/results/ZOO.md lists them, as do the modules of bench.zoo.registry")
     results = table.Results(vars(args))
     if args.resume:
         families = [family for family in families if not results.has(family)]

@@ -19,7 +19,7 @@ from bench.zoo.registry import DOMAINS, FAMILIES
 from mhc_compile.cli import measure
 
 BENCH = Path(__file__).resolve().parents[1]
-RESULTS, TABLE = BENCH / "results" / "zoo.json", BENCH / "ZOO.md"
+RESULTS, TABLE = BENCH / "results" / "zoo.json", BENCH / "results" / "ZOO.md"
 HEAD = (
     "family", "expected", "sites", "kept", "regions", "lifts", "other adds",
     "output error", "gradient error", "graphs", "recompiled", "compile, s", "verdict",

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the report on the user's model."""
     config = mhc.Config.from_options(factory.parse_options(args.options))
-    report = mhc.explain(*factory.load(args.factory), config=config, training=args.training)
+    report = mhc.explain(*factory.load(args.factory, device="meta"), config=config, training=args.training)
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

@@ -1,4 +1,4 @@
-"""What the user names on the command line: FILE.py:FACTORY, a model and its inputs, and options for it."""
+"""What the user names on the command line: FILE.py:FACTORY or hf:CONFIG.json, a model and its inputs, and options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mhc_compile.cli import from_config
 from mhc_compile.errors import ConfigError, FactoryError
 
 
@@ -20,7 +21,8 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "factory",
         metavar="FILE.py:FACTORY",
-        help="a function without arguments in a file: it returns model, args[, kwargs]",
+        help="a function without arguments in a file: it returns model, args[, kwargs]; or hf:CONFIG.json, the config"
+        " of a model of transformers",
     )
     command.add_argument(
         "--options",
@@ -59,15 +61,21 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def load(target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+def load(target: str, device: str = "cpu") -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
     """Load FILE.py, call FACTORY in it, and return the model, its args and kwargs.
+
+    Args:
+        target: FILE.py:FACTORY, or hf:CONFIG.json.
+        device: where a model by its config is built.
 
     Raises:
         FactoryError: there is no such file or function, or it returns something else. Its own errors pass through.
     """
+    if target.startswith(from_config.PREFIX):
+        return from_config.load(target, device)
     path, colon, name = target.rpartition(":")
     if not (path and colon and name):
-        raise FactoryError(f"{target!r} is not FILE.py:FACTORY, such as my_model.py:make")
+        raise FactoryError(f"{target!r} is not FILE.py:FACTORY, such as my_model.py:make, nor hf:CONFIG.json")
     file = Path(path)
     if not file.is_file():
         raise FactoryError(f"there is no file {path!r}; give the path of the file with {name}()")

@@ -31,6 +31,7 @@ from bench.kernels.timing.sites import Shape
 from mhc_compile.codegen import Spec, generate
 from mhc_compile.codegen.triton.generate import bytes_per_token
 
+pytestmark = pytest.mark.xdist_group("bench kernels")  # what is made once is made by one worker
 ROOT = Path(__file__).resolve().parents[2]
 SEAM = Case(Spec("seam", 2, 24, norm="rms", weight=True), 3)
 LEAVE = Case(Spec("leave", 2, 24), 3)

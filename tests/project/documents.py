@@ -8,6 +8,7 @@ A part stands in a document between `<!-- made: NAME -->` and `<!-- end -->`, wh
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 from bench import page
+from bench.stability import page as evidence
+from mhc_compile import errors
 from mhc_compile.codegen import Spec
 from mhc_compile.codegen.spec import Step
 from mhc_compile.codegen.triton.generate import bytes_per_token
@@ -27,7 +30,7 @@ from tests.project import file_tree, listings, torch_internals
 from tests.project.rules import ROOT, files
 
 REMEDY = "python -m tests.project.documents makes it anew"
-WRITTEN_BY_BENCH = ("bench/ZOO.md",)
+WRITTEN_BY_BENCH = ("bench/results/ZOO.md",)
 _PART = re.compile(r"(<!-- made: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -132,6 +135,19 @@ def _cell(least: int, most: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def every_error() -> str:
+    """Return a table of every error class: what it means, and what helps."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MHCError)]
+    rows = ["| error | it means | what helps |", "| --- | --- | --- |"]
+    for kind in kinds:
+        meaning, remedy = (" ".join(part.split()) for part in (inspect.getdoc(kind) or "").split("\n\n"))
+        rows.append(f"| `{kind.__name__}` | {meaning} | {remedy} |")
+    return "\n".join(rows)
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "captured": partial(fenced, listings.captured),
     "bind-sites": partial(fenced, bound),
@@ -146,8 +162,10 @@ MAKERS: dict[str, Callable[[], str]] = {
     "files": partial(fenced, file_tree.every_file),
     "signatures": partial(fenced, signatures),
     "budgets": budgets,
+    "errors": every_error,
     "torch internals": lambda: "\n".join(torch_internals.table()),
     **page.MAKERS,
+    **evidence.MAKERS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Which private names of torch and Triton the code uses, and why: the allow-list behind docs/torch-internals.md.
+"""Which private names of torch and Triton the code uses, and why: the list behind docs/listings/torch-internals.md.
 
 A private name has a step that begins with an underscore (`torch._dynamo.config`, `tensor._version`). USES has an entry
 for each. Which files use a name is found by reading them, so nothing is to be kept up when code moves.

@@ -1,9 +1,8 @@
 """The command `demo`: one deep and narrow Llama trained three ways, residual, hc and mhc, side by side on real text.
 
-The text ships with Python: the source of its own standard library, byte by byte. All three start
-from the same weights and see the same batches; each step goes round the three in turn, so their
-times can be compared although the machine's speed drifts. Layers are compiled one by one, so that
-equal layers share code and depth costs little compile time.
+All three start from the same weights and see the same batches; each step goes round the three in turn, so their times
+can be compared although the machine's speed drifts. Layers are compiled one by one, so that equal layers share code and
+depth costs little compile time.
 
 `summary`: one run's numbers, and the table, the plot and the JSON of all three.
 """
@@ -14,7 +13,6 @@ import argparse
 import copy
 import math
 import statistics
-import sysconfig
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +24,7 @@ import torch
 import mhc_compile as mhc
 from mhc_compile.api.gains import Observer
 from mhc_compile.backend import mhc as mhc_backend
-from mhc_compile.cli import bench, measure
+from mhc_compile.cli import bench, language, measure
 from mhc_compile.cli.demo import summary
 from mhc_compile.cli.demo.summary import Runner
 
@@ -35,9 +33,7 @@ if TYPE_CHECKING:
 
 VARIANTS = ("residual", "hc", "mhc")
 NEEDS = ("transformers", "rich", "matplotlib")
-VALIDATE_EVERY = 10  # every tenth file of the text is for validation
 VALIDATIONS = 5  # in the course of the run
-VALIDATION_BATCHES = 8
 FIT_EVERY = 10  # so often the number of steps is fitted to the time left
 
 
@@ -82,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     measure.require(*NEEDS)
     started = time.perf_counter()
     console = bench.console()
-    training, validation = batches(args)
+    training, validation = language.batches(args.steps, args.batch, args.length, args.seed)
     length = Length(args.steps)
     console.print(what_to_look_for(args))
     runners = prepare(args, length, training[0], console)
@@ -101,45 +97,9 @@ def what_to_look_for(args: argparse.Namespace) -> str:
     )
 
 
-def batches(args: argparse.Namespace) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Batches of bytes, [batch, length] int64: one per training step, and eight for validation."""
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    parts = [
-        b"".join(f.read_bytes() for i, f in enumerate(files) if (i % VALIDATE_EVERY == 0) is held)
-        for held in (False, True)
-    ]
-    counts = (args.steps, VALIDATION_BATCHES)
-    generator = torch.Generator().manual_seed(args.seed)
-    drawn = []
-    for text, count in zip(parts, counts, strict=True):
-        data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        starts = torch.randint(len(data) - args.length, (count, args.batch), generator=generator)
-        windows = data.unfold(0, args.length, 1)[starts.flatten()].long()
-        drawn.append(list(windows.view(count, args.batch, args.length)))
-    return drawn[0], drawn[1]
-
-
-def build(args: argparse.Namespace) -> torch.nn.Module:
-    """A byte-level LlamaForCausalLM, as Hugging Face ships it."""
-    import transformers
-
-    torch.manual_seed(args.seed)
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 8 // 3 // 32 * 32,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-        max_position_embeddings=args.length,
-        use_cache=False,
-    )
-    model: torch.nn.Module = transformers.LlamaForCausalLM(config)
-    return model
-
-
 def prepare(args: argparse.Namespace, length: Length, batch: torch.Tensor, console: Any) -> list[Runner]:
     """Build the three from the same weights: upgrade two of them, verified."""
-    original = build(args)
+    original = language.llama(args.hidden, args.layers, args.length, seed=args.seed)
     size = sum(p.numel() for p in original.parameters())
     inputs: dict[str, Any] = {"input_ids": batch, "labels": batch}
     console.print(f"LlamaForCausalLM, {args.layers} layers of width {args.hidden}, {size / 1e6:.2f} M parameters")
@@ -205,7 +165,7 @@ def fit(runners: list[Runner], step: int, most: int, left: float) -> int:
     """Steps to run in all: `most`, or what fits into the seconds `left` at the last rounds' pace."""
     one_round = sum(statistics.fmean(runner.seconds[1:][-FIT_EVERY:]) for runner in runners)
     # A validation batch is a forward, about a third of a step; some validations are still to come.
-    left -= VALIDATION_BATCHES * one_round
+    left -= language.VALIDATION_BATCHES * one_round
     return min(most, step + max(0, int(left / one_round)))
 
 

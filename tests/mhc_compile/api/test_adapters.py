@@ -21,6 +21,8 @@ from mhc_compile.errors import AdapterError, MissingDependencyError, NotUpgraded
 from mhc_compile.model.sites import sites_in
 from tests.nets.small import Net, PostBlock, compiled, inputs, made, mhc_state, perturb, upgraded
 
+pytestmark = pytest.mark.xdist_group("adapters")  # what is made once is made by one worker
+
 CONFIG = mhc.Config(streams=3, compiler="eager", recompute="off")
 
 

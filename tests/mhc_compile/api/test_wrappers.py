@@ -12,6 +12,8 @@ from torch import nn
 from mhc_compile.api.wrappers import inner, is_planned, planned, shapes, shown_sites
 from tests.nets.small import Wrapper, made, upgraded
 
+pytestmark = pytest.mark.xdist_group("wrappers")  # what is made once is made by one worker
+
 
 @pytest.fixture(scope="module")
 def ready() -> nn.Module:

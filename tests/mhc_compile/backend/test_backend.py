@@ -67,7 +67,14 @@ def test_bad_options(options: dict[str, Any], message: str, when: str) -> None:
         torch.compile(model, backend="mhc", options=options)(inputs())
     assert type(caught.value) is ConfigError
     assert unchanged(model, before)
-    assert compiled(upgraded())(inputs()).shape == (3, 5, 4)
+
+
+def test_a_bad_option_leaves_nothing_behind() -> None:
+    """The next compilation works."""
+    model = upgraded()
+    with pytest.raises(ConfigError):
+        torch.compile(model, backend="mhc", options={"streams": 0})(inputs())
+    assert compiled(model)(inputs()).shape == (3, 5, 4)
 
 
 @pytest.mark.core

@@ -48,7 +48,7 @@ def hashed(tree: Path) -> str:
 
 def test_an_edit_of_any_nested_file_is_seen(tree: Path) -> None:
     found = [hashed(tree)]
-    for nested in ("passes/graph/walk.py", "passes/fuse_seams/fuser.py", "codegen/runtime/build.py", "config.py"):
+    for nested in ("passes/fuse_seams/fuser.py", "codegen/runtime/build.py"):
         file = tree / "mhc_compile" / nested
         file.write_text(file.read_text("utf-8") + "\n# edited\n", "utf-8")
         found.append(hashed(tree))

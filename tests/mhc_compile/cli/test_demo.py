@@ -45,19 +45,6 @@ def test_the_demo_runs_whole(tmp_path: Path) -> None:
         assert row["extra_saved_bytes"] > 0
 
 
-def test_the_text_is_the_standard_library_and_the_split_is_clean() -> None:
-    args = cli.parser().parse_args(["demo", "--steps", "3", *TINY])
-    training, validation = demo.batches(args)
-    assert len(training) == 3
-    assert len(validation) == demo.VALIDATION_BATCHES
-    assert training[0].shape == (2, 16)
-    assert training[0].dtype == torch.int64
-    again = demo.batches(args)[0]
-    assert all(torch.equal(a, b) for a, b in zip(training, again, strict=True))
-    written = bytes(torch.cat(training).flatten().tolist()).decode("utf-8", "replace")
-    assert sum(character.isprintable() or character.isspace() for character in written) > 90
-
-
 def test_one_step_would_time_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["demo", "--steps", "1"])

@@ -22,6 +22,7 @@ from mhc_compile.model.subclasses import base_of
 from tests.nets.small import compiled, perturb
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.xdist_group("pretrained")  # what is made once is made by one worker
 
 IDS = torch.arange(16).reshape(2, 8)
 CONFIG = mhc.Config(streams=3, compiler="eager", recompute="off")

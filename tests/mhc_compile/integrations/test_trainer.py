@@ -21,6 +21,8 @@ from mhc_compile.errors import MissingDependencyError, NotUpgradedError
 from mhc_compile.integrations import MHCTrainerMixin, regroup
 from tests.nets.small import Net, made, upgraded
 
+pytestmark = pytest.mark.xdist_group("trainer")  # what is made once is made by one worker
+
 TRAINER = Path(__file__).with_name("train.py")
 
 

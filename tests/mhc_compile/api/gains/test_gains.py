@@ -15,6 +15,8 @@ from tests.nets import small
 from tests.nets.checkpointed import Checkpointed
 from tests.nets.small import Net, Separate, Shared, compile_blocks, compiled, inputs, made, perturb, upgraded
 
+pytestmark = pytest.mark.xdist_group("gains")  # what is made once is made by one worker
+
 
 class Noisy(Net):
     """Draws random numbers, counts batches and calls, and has hyper-connections that mix."""

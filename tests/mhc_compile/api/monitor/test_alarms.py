@@ -15,6 +15,8 @@ from mhc_compile.api.gains.site import Amax
 from mhc_compile.api.monitor.alarms import PATIENCE, Alarms
 from tests.nets.small import Net, inputs, perturb, upgraded
 
+pytestmark = pytest.mark.xdist_group("alarms")  # what is made once is made by one worker
+
 
 @pytest.fixture(scope="module")
 def start() -> tuple[nn.Module, Gains]:

@@ -18,6 +18,8 @@ from mhc_compile.api.monitor.run_log import FILE, read
 from mhc_compile.errors import CaptureError, ConfigError, NotUpgradedError
 from tests.nets.small import Net, inputs, made, upgraded
 
+pytestmark = pytest.mark.xdist_group("monitor")  # what is made once is made by one worker
+
 Records = list[dict[str, Any]]
 
 
