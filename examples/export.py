@@ -56,15 +56,17 @@ def main() -> None:
     with torch.no_grad():
         expected = model(x)
 
-        graph = mhc.export(model, (x,))  # the parameters are the model's own, under their names
-        program = torch.export.export(graph, (x,))
+        shapes = {"input": {0: torch.export.Dim("batch")}}  # of torch.export: for batches of every size
+        graph = mhc.export(model, (x,), dynamic_shapes=shapes)  # parameters are the model's own, under their names
+        program = torch.export.export(graph, (x,), dynamic_shapes=shapes)
         ours = [node for node in program.graph.nodes if "mhc" in str(node.target) and node.op == "call_function"]
         print(f"the exported program has {len(program.graph.nodes)} nodes, {len(ours)} of them ops of mhc_compile")
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.pt2")
             torch.export.save(program, file)
-            results = {"saved and loaded": torch.export.load(file).module()(x)}
+            loaded = torch.export.load(file).module()
+            results = {"saved and loaded": torch.cat([loaded(part) for part in x.split(5)])}
             if "--package" in sys.argv:
                 package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/package.pt2")
                 results["AOTInductor"] = torch._inductor.aoti_load_package(package)(x)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from mhc_compile.api.dynamic_shapes import marked, names_of
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import config_of_markers, rewrite_graph
@@ -23,20 +25,29 @@ from mhc_compile.model.sites import OwnerSites
 from mhc_compile.passes.graph.walk import value
 
 
-def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
+def export(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> fx.GraphModule:
     """Return an upgraded model as one GraphModule that runs, trains and exports without this package.
 
-    Its parameters are the model's own, under their names; sizes are those of the arguments, except where
-    `torch._dynamo.mark_dynamic(tensor, dim)` says otherwise. Hand the result to `torch.export.export(graph, args,
-    kwargs)` for AOTInductor or ONNX.
+    Its parameters and arguments are the model's own, under their names; sizes are those of the arguments, except where
+    `dynamic_shapes`, or `torch._dynamo.mark_dynamic(tensor, dim)`, says otherwise. Hand the result to
+    `torch.export.export(graph, args, kwargs, dynamic_shapes=dynamic_shapes)` for AOTInductor or ONNX.
 
     Args:
         model: a model that was upgraded.
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
+        dynamic_shapes: which sizes may change, as `torch.export.export` takes it, such as
+            `{"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}`.
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
+        ConfigError: dynamic_shapes does not fit the arguments.
         CaptureError: the model does not run with these arguments, breaks into several graphs, or returns what a graph
             cannot return.
     """
@@ -44,7 +55,20 @@ def export(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any]
         raise NotUpgradedError(
             "the model holds no mHC parameters; call mhc_compile.upgrade first, or export it with torch"
         )
-    return _as_graph(model, tuple(args), dict(kwargs or {}))
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if dynamic_shapes is None:
+        return _as_graph(model, args, kwargs)
+    args, kwargs = marked(model, args, kwargs, dynamic_shapes)
+    try:
+        return _as_graph(model, args, kwargs)
+    except CaptureError as error:
+        if not isinstance(error.__cause__, ConstraintViolationError):
+            raise
+        said = " ".join(str(error.__cause__).split()).partition(" User stack:")[0]
+        raise CaptureError(
+            "the model fixes a size that dynamic_shapes frees; leave it out, or give torch.export.Dim.AUTO. torch says:"
+            f" {said}"
+        ) from error
 
 
 def rewrite(
@@ -142,8 +166,7 @@ def _as_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     by_id |= {id(t): node for t, node in zip(seen.inputs, placeholders, strict=True) if id(t) not in by_id}
     output.args = ([_returned(result, by_id) for result in results],)
     _bind(gm, model, seen.inputs, placeholders, leaves)
-    names = [f"arg_{i}" for i in range(len(args))]
-    info = _PyTreeInfo([*names, *kwargs], in_spec, out_spec)
+    info = _PyTreeInfo([*names_of(model, args), *kwargs], in_spec, out_spec)
     gm.graph.set_codegen(_PyTreeCodeGen(info))
     gm.graph.lint()
     gm.recompile()

@@ -98,7 +98,7 @@ def test_sizes_that_are_marked_as_dynamic_stay_so() -> None:
     model, x = upgraded(moved=True), inputs(4, 5)
     torch._dynamo.mark_dynamic(x, 0)
     graph, theirs = mhc.export(model, (x,)), dict(model.named_parameters())
-    program = torch.export.export(graph, (inputs(4, 5),), dynamic_shapes={"arg_0": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(graph, (inputs(4, 5),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
     for batch in (2, 7):
         torch.testing.assert_close(program.module()(inputs(batch, 5)), graph(inputs(batch, 5)))
         expected = gradients(compiled(model), theirs, inputs(batch, 5))
