@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from mhc_compile.api.tables import Part, Table, as_html, as_text
 from mhc_compile.capture.model_run import Captured
 from mhc_compile.model import start_values
 from mhc_compile.model.optimizers import named_parameters
@@ -131,15 +132,19 @@ class Report:
 
     def __str__(self) -> str:
         """Return the report as text tables."""
-        return "\n".join(self._lines())
+        return as_text(self._parts())
 
-    __repr__ = __str__  # what a notebook shows
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Return the report as a notebook shows it."""
+        return as_html(self._parts())
 
     def print(self) -> None:
         """Print the report."""
         print(self)
 
-    def _lines(self) -> Iterable[str]:
+    def _parts(self) -> Iterable[Part]:
         config = self.plan.config
         yield (
             f"{len(self.sites)} sites in {len(self.regions)} regions, {len(self.rejections)} other adds, {self.graphs}"
@@ -147,7 +152,7 @@ class Report:
         )
         if self.sites:
             rows = [(s.name, s.kind, str(s.region), _times(s.shape), str(s.adds), short(s.source)) for s in self.sites]
-            yield from table(("site", "kind", "region", "shape", "adds", "source"), rows)
+            yield Table(("site", "kind", "region", "shape", "adds", "source"), rows)
         for region in self.regions:
             lifted = f"; lifted: {', '.join(region.lifts)}" if region.lifts else ""
             yield f"region {region.index}: {region.sites} sites, {region.first} .. {region.last}{lifted}"
@@ -157,17 +162,17 @@ class Report:
             share = f" ({self.parameters / own:.2%} of the model's {own:,})" if own else ""
             yield f"adds {self.parameters:,} parameters{share}, {4 * self.parameters / 2**20:.2f} MiB in fp32"
         if self.training and self.memory.runs:
-            yield from table(*self.memory.table({site.name: site.region for site in self.sites}))
+            yield Table(*self.memory.table({site.name: site.region for site in self.sites}))
             yield from self.memory.lines()
         if self.cuts:
             told = [(c.name, c.kind, "yes" if c.carries else "no", short(c.source), c.reason) for c in self.cuts]
-            yield from table(("cut between graphs", "kind", "carries", "broken at", "by"), told)
+            yield Table(("cut between graphs", "kind", "carries", "broken at", "by"), told)
         for reason in self.breaks:
             yield f"graph break: {reason}"
         if self.max_error is not None:
             yield f"verified: outputs differ by at most {self.max_error:.1e} of the largest entry"
 
-    def _why_not(self) -> Iterable[str]:
+    def _why_not(self) -> Iterable[Part]:
         groups: dict[tuple[bool, str], list[Rejection]] = defaultdict(list)
         for rejection in self.rejections:
             groups[rejection.residual, rejection.reason].append(rejection)
@@ -177,20 +182,13 @@ class Report:
             where = ", ".join(places[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "")
             rows.append((reason, "yes" if residual else "no", str(len(members)), where, members[0].message))
         if rows:
-            yield from table(("not rewritten", "residual", "adds", "source", "why"), rows)
+            yield Table(("not rewritten", "residual", "adds", "source", "why"), rows)
 
 
 def _own_parameters(model: nn.Module) -> int:
     """Return the number of a model's values without those of its sites."""
     held = {id(parameter) for _, parameter in named_parameters(model)}
     return sum(p.numel() for p in model.parameters() if id(p) not in held)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """Return the lines of a table, columns padded with spaces, for terminals and logs alike."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, ["-" * width for width in widths], *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def short(source: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mhc_compile.api.gains import tables
 from mhc_compile.api.gains.site import Amax, SiteGains
+from mhc_compile.api.tables import as_html, as_text
 
 DEAD = 1e-5  # streams that differ by less are rounding of equal ones
 
@@ -61,13 +62,13 @@ class Gains:
 
     def __str__(self) -> str:
         """Return the gains as a text table."""
-        return tables.as_text(self._summary(), self.sites)
+        return as_text(tables.parts(self._summary(), self.sites))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """Return the gains as a table for a notebook."""
-        return tables.as_html(self._summary(), self.sites)
+        return as_html(tables.parts(self._summary(), self.sites))
 
     def _summary(self) -> str:
         regions, worst = self.spread, self.composite

@@ -1,12 +1,11 @@
-"""Gains as tables: for terminals and for notebooks."""
+"""Gains as a table."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 
 from mhc_compile.api.gains.site import SiteGains
-from mhc_compile.api.report import table
+from mhc_compile.api.tables import Part, Table
 
 HEAD = (
     "site", "region", "forward", "backward", "to the end: forward", "backward", "column error", "from I", "from 1/n",
@@ -18,22 +17,9 @@ WHAT = (
 )
 
 
-def as_text(summary: str, sites: Sequence[SiteGains]) -> str:
-    """Return the gains as lines of text."""
-    return "\n".join((summary, *table(HEAD, _rows(sites)), WHAT))
-
-
-def as_html(summary: str, sites: Sequence[SiteGains]) -> str:
-    """Return the gains as an HTML table, everything escaped."""
-
-    def row(kind: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
-
-    body = "".join(row("td", cells) for cells in _rows(sites))
-    return (
-        f"<p>{html.escape(summary)}</p><table><thead>{row('th', HEAD)}</thead><tbody>{body}</tbody></table>"
-        f"<p><small>{html.escape(WHAT)}</small></p>"
-    )
+def parts(summary: str, sites: Sequence[SiteGains]) -> tuple[Part, ...]:
+    """Return the gains as lines and a table."""
+    return summary, Table(HEAD, _rows(sites)), WHAT
 
 
 def _rows(sites: Sequence[SiteGains]) -> list[tuple[str, ...]]:

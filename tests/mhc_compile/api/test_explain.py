@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.api.report import table
+from mhc_compile.api.tables import Table
 from tests.nets.small import Block, Net, PostBlock, Shared, compiled, inputs, made, snapshot, unchanged, upgraded
 
 
@@ -205,5 +205,5 @@ def test_print(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_columns_line_up() -> None:
-    lines = list(table(("a", "long head"), [("longer cell", "x"), ("y", "z")]))
+    lines = list(Table(("a", "long head"), [("longer cell", "x"), ("y", "z")]).lines())
     assert lines == ["a            long head", "-----------  ---------", "longer cell  x", "y            z"]
