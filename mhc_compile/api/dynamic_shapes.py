@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch._dynamo import mark_dynamic, maybe_mark_dynamic
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 from mhc_compile.errors import ConfigError
 
@@ -63,12 +64,13 @@ def _marked(value: Any, spec: Any, place: str) -> Any:
         return value
     if isinstance(value, Tensor):
         return _tensor(value, spec, place)
-    if isinstance(value, Mapping) and isinstance(spec, Mapping) and spec.keys() <= value.keys():
-        made = {key: _marked(held, spec.get(key), f"{place}[{key!r}]") for key, held in value.items()}
-        return made if type(value) is dict else type(value)(made)  # type: ignore[call-arg]  # such as ModelOutput
-    if isinstance(value, (tuple, list)) and isinstance(spec, (tuple, list)) and len(spec) == len(value):
-        parts = [_marked(held, each, f"{place}[{i}]") for i, (held, each) in enumerate(zip(value, spec, strict=True))]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    parts, structure = pytree.tree_flatten(value, is_leaf=lambda held: held is not value)
+    keys: list[Any] = list(value) if isinstance(value, Mapping) else list(range(len(parts)))
+    if isinstance(value, Mapping) and isinstance(spec, Mapping) and spec.keys() <= set(keys):
+        spec = [spec.get(key) for key in keys]
+    if isinstance(spec, (tuple, list)) and len(spec) == len(parts) and not structure.is_leaf():
+        new = [_marked(part, each, f"{place}[{key!r}]") for part, each, key in zip(parts, spec, keys, strict=True)]
+        return pytree.tree_unflatten(new, structure)
     raise ConfigError(
         f"dynamic_shapes of {place} is {spec!r}, which fits no {type(value).__name__}; nest it as the argument is"
     )

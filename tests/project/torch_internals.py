@@ -47,6 +47,8 @@ USES = {
     "torch._dynamo.guards.GuardBuilder": Use("the guard that code serves one module only", "test_serve_only"),
     "torch._dynamo.guards.install_guard": Use("the same", "test_serve_only"),
     "torch._dynamo.source.LocalSource": Use("the same", "test_serve_only"),
+    "torch._dynamo.mark_dynamic": Use("frees a size, as the user's own call would", "test_other_sizes"),
+    "torch._dynamo.maybe_mark_dynamic": Use("the same, where the model does not fix it", "test_other_sizes"),
     "torch._dynamo.OptimizedModule": Use("what torch.compile makes of a module", "test_model_that_was_compiled_before"),
     "._orig_mod": Use("the module inside of it", "test_model_that_was_compiled_before"),
     "torch._dynamo.pgo": Use(

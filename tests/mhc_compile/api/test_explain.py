@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.api.tables import Table
 from tests.nets.small import Block, Net, PostBlock, Shared, compiled, inputs, made, snapshot, unchanged, upgraded
 
 
@@ -202,8 +201,3 @@ def test_print(capsys: pytest.CaptureFixture[str]) -> None:
     report = mhc.explain(made(), (inputs(),))
     report.print()
     assert capsys.readouterr().out == f"{report}\n"
-
-
-def test_columns_line_up() -> None:
-    lines = list(Table(("a", "long head"), [("longer cell", "x"), ("y", "z")]).lines())
-    assert lines == ["a            long head", "-----------  ---------", "longer cell  x", "y            z"]

@@ -10,6 +10,7 @@ import pytest
 
 import mhc_compile as mhc
 from mhc_compile.api.report import Report
+from mhc_compile.api.tables import Table, as_html, as_text
 from mhc_compile.errors import ConfigError
 from tests.nets.small import inputs, made, upgraded
 
@@ -48,3 +49,27 @@ def test_what_rewrites_nothing_adds_no_parameters(config: mhc.Config) -> None:
 def test_an_unknown_projection_is_named(verb: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="projection must be one of 'sinkhorn', 'identity', not 'qr'"):
         verb(made(), (inputs(),), config=mhc.Config(projection="qr"))
+
+
+# -- as tables --------------------------------------------------------------------------------------------------------
+
+PARTS = ("one & two", Table(("name", "n"), [("<a>", "1"), ("long", "10")]))
+
+
+def test_parts_as_text() -> None:
+    assert as_text(PARTS).splitlines() == ["one & two", "name  n", "----  --", "<a>   1", "long  10"]
+
+
+def test_parts_as_html() -> None:
+    assert as_html(PARTS) == (
+        "<p>one &amp; two</p><table><thead><tr><th>name</th><th>n</th></tr></thead><tbody><tr><td>&lt;a&gt;</td>"
+        "<td>1</td></tr><tr><td>long</td><td>10</td></tr></tbody></table>"
+    )
+
+
+def test_a_notebook_shows_the_report() -> None:
+    report = mhc.explain(made(), (inputs(),))
+    shown = report._repr_html_()
+    assert shown.startswith("<p>")
+    assert "<table>" in shown
+    assert all(f"<td>{site.name}</td>" in shown for site in report.sites)

@@ -25,6 +25,7 @@ ELSEWHERE: dict[str, str] = {
     "mhc_compile/api/gains/watching.py": "tests/mhc_compile/api/gains/test_gains.py",
     "mhc_compile/api/monitor/gradients.py": "tests/mhc_compile/api/monitor/test_monitor.py",
     "mhc_compile/api/monitor/run_header.py": "tests/mhc_compile/api/monitor/test_monitor.py",
+    "mhc_compile/api/tables.py": "tests/mhc_compile/api/test_report.py",
     "mhc_compile/capture/frames.py": "tests/mhc_compile/capture/test_model_run.py",
     "mhc_compile/capture/graphs.py": "tests/mhc_compile/capture/test_model_run.py",
     "mhc_compile/cli/bench.py": "tests/mhc_compile/cli/test_cli.py",
