@@ -5,6 +5,7 @@
 `rewriting`: one graph of a model with a plan goes through the passes.
 `kernels`: generated kernels for its sites, where they can run.
 `compilers`: who compiles the rewritten graph.
+`gradient_buckets`: what Dynamo would cut for DistributedDataParallel stays whole.
 `carry`: streams go from one compiled graph to the next.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import fx
 
-from mhc_compile.backend import carry, first_call, uncompiled
+from mhc_compile.backend import carry, first_call, gradient_buckets, uncompiled
 from mhc_compile.backend.compilers import Compiled, compile_with
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
@@ -66,3 +67,4 @@ def mhc(
 
 
 uncompiled.use(mhc)
+gradient_buckets.keep_whole()

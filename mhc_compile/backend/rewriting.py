@@ -13,11 +13,11 @@ from torch import Tensor, fx
 from mhc_compile.backend import kernels
 from mhc_compile.backend.carry import Port
 from mhc_compile.backend.planned import Planned
-from mhc_compile.capture.frames import frame_break, is_split, traced_with
+from mhc_compile.capture.frames import frame_break, traced_with
 from mhc_compile.capture.graphs import copy_graph, describe_streams
 from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config, current_function
-from mhc_compile.errors import CarryError, ConfigMismatchError, PlanMismatchError, SiteNotFoundError
+from mhc_compile.errors import ConfigMismatchError, PlanMismatchError, SiteNotFoundError
 from mhc_compile.model.sites import holder
 from mhc_compile.ops.signatures import Marker, named
 from mhc_compile.passes import ANALYSIS, PIPELINE, Request
@@ -59,16 +59,10 @@ def config_of_markers(gm: fx.GraphModule, options: Mapping[str, Any] | None) -> 
     Raises:
         ConfigMismatchError: the options contradict the parameters that the model holds.
         PlanMismatchError: the graph holds sites of several models, made with different options.
-        CarryError: the graph was cut for DistributedDataParallel's buckets.
     """
     specs = {named(Marker, marker.args).spec for module in gm.modules() for marker in markers(module)}
     if not specs:
         return None
-    if is_split(gm):
-        raise CarryError(
-            "torch cuts the graph of a model in DistributedDataParallel between its gradient buckets, wherever that is,"
-            " and streams cannot cross there: set torch._dynamo.config.optimize_ddp = False before the first call"
-        )
     if len(specs) > 1:
         raise PlanMismatchError("one graph holds sites made with different options; compile these models apart")
     function = json.loads(specs.pop())

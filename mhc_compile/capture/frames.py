@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,17 +79,6 @@ class _Raised(ShortenTraceback):
 def traced_with(node: fx.Node) -> Any:
     """Return the very tensor that Dynamo traced a graph input with."""
     return getattr(node.meta.get("grapharg"), "example", None)
-
-
-def is_split(gm: fx.GraphModule) -> bool:
-    """Tell whether the graph is only a part of Dynamo's: DDPOptimizer cuts it before a backend gets it."""
-    if torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None:
-        return False
-    part, whole = (
-        Counter(node.op for node in graph.nodes)
-        for graph in (gm.graph, InstructionTranslator.current_tx().output.graph)
-    )
-    return part["call_function"] < whole["call_function"]
 
 
 def saving_is_hooked() -> bool:

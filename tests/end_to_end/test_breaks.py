@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import linecache
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.errors import CarryError, SiteNotFoundError
+from mhc_compile.errors import SiteNotFoundError
 from mhc_compile.plan.joints import Cut
-from tests.nets.small import Block, Net, compile_blocks, compiled, gradients, inputs, made, perturb, same, upgraded
+from tests.nets.small import Block, Net, compile_blocks, compiled, gradients, inputs, made, perturb
 
 
 class BetweenBlocks(Net):
@@ -205,33 +203,3 @@ def test_small_graphs_do_not_warn() -> None:
 def test_a_model_that_is_left_alone_for_its_breaks_does() -> None:
     (message,) = set(warned(made(Net, 2, BetweenAdds)))  # of each part of the forward
     assert "found nothing to rewrite in this graph of BetweenAdds" in message
-
-
-# -- DistributedDataParallel ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of one, and buckets so small that they cut even tiny graphs."""
-    dist: Any = torch.distributed
-    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.usefixtures("group")
-def test_gradient_buckets() -> None:
-    """By default torch cuts the graph between them; without that DDP is the model itself."""
-    whole, model = upgraded(moved=True), upgraded(moved=True)
-    expected = compiled(whole)(inputs())
-    torch._dynamo.reset()
-    parallel = compiled(nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01))
-    with pytest.raises(CarryError, match=r"set torch\._dynamo\.config\.optimize_ddp = False before the first call"):
-        parallel(inputs())
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(optimize_ddp=False):
-        out = parallel(inputs())
-    assert torch.equal(out, expected)
-    assert same(gradients(out, model.parameters()), gradients(expected, whole.parameters()))

@@ -92,8 +92,7 @@ def wrapped(rank: int) -> list[Tensors]:
     from torch.distributed.fsdp import fully_shard
 
     parallel = nn.parallel.DistributedDataParallel(upgraded(moved=True))
-    with torch._dynamo.config.patch(optimize_ddp=False):
-        backward(compiled(parallel), rank)
+    backward(compiled(parallel), rank)
     sharded: Any = fully_shard(upgraded(moved=True))
     backward(compiled(sharded), rank)
     return [grads(parallel), grads(sharded)]

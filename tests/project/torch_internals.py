@@ -124,9 +124,7 @@ USES = {
         "an exported graph takes and returns structures", "test_arguments_and_results_keep_their_structure"
     ),
     "torch.fx.graph._PyTreeInfo": Use("the same", "test_arguments_and_results_keep_their_structure"),
-    "torch.nn.parallel.DistributedDataParallel._get_active_ddp_module": Use(
-        "tells whether DDPOptimizer has cut the graph", "test_gradient_buckets"
-    ),
+    "torch._dynamo.backends.distributed.DDPOptimizer": Use("cuts what has no sites", "test_gradient_buckets"),
     "torch.utils._pytree": Use("flattens arguments and outputs", "test_arguments_and_results_keep_their_structure"),
     "torch.utils._pytree.tree_leaves": Use("the same", "test_arguments_and_results_keep_their_structure"),
     "torch.utils._pytree.tree_map": Use("moves arguments to the meta device", "test_meta"),
