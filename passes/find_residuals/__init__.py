@@ -164,7 +164,8 @@ class _Finder:
 
     def _is_overwritten(self, match: Match) -> bool:
         """Tell whether its tensors may change later; of a skip that an in-place op made, where another follows."""
-        skip = set(self.sums.skips.peel(match.carrier)) - self.facts.last_changes
+        last = self.facts.last_changes
+        skip = {node for node in self.sums.skips.peel(match.carrier) if last.get(node) is not node}
         return not self.facts.overwritten.isdisjoint({*match.sum.adds, *skip})
 
     def _around(self, match: Match) -> Match | None:

@@ -34,8 +34,8 @@ class GraphFacts:
         return overwritten(self._gm)
 
     @cached_property
-    def last_changes(self) -> set[fx.Node]:
-        """The in-place ops whose result nothing changes any more."""
+    def last_changes(self) -> dict[fx.Node, fx.Node]:
+        """The last node that changes the memory of each that is overwritten."""
         return last_changes(self._gm)
 
     @cached_property

@@ -63,13 +63,13 @@ def overwritten(gm: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
-def last_changes(gm: fx.GraphModule) -> set[fx.Node]:
-    """Return the in-place ops whose result nothing changes any more: who reads it, reads what it is from then on."""
-    last: dict[frozenset[fx.Node], fx.Node] = {}
+def last_changes(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return the last node that changes the memory of each node whose value may change: from then on it stays."""
+    last: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
         for target in schemas.changed(node):
-            last[frozenset(same_storage(target))] = node
-    return {node for memory, node in last.items() if node in memory}
+            last |= dict.fromkeys(same_storage(target), node)
+    return last
 
 
 def _hands_its_input_on(node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ class Order:
 
     def __init__(self, facts: GraphFacts) -> None:
         self.overwritten = facts.overwritten
+        self._last_changes = facts.last_changes
         self._order = dict(facts.order)
         self._modes = Modes(facts.nodes)
 
@@ -56,8 +57,9 @@ class Order:
     def late(self, operands: Iterable[fx.Node], at: fx.Node, *, but: Collection[fx.Node] = ()) -> list[fx.Node] | None:
         """Return the nodes that must move to `at` for its readers to have the operands, None if some cannot.
 
-        A node can where nobody will notice: it is a function of what it reads, nobody overwrites that or its result,
-        and `at` runs in its mode, so that neither an effect, a mode nor a random number comes to stand elsewhere.
+        A node can where nobody will notice: it is a function of what it reads, nobody overwrites that from `at` on, or
+        its result, and `at` runs in its mode, so that neither an effect, a mode nor a random number comes to stand
+        elsewhere.
 
         Args:
             operands: what must be there.
@@ -68,12 +70,21 @@ class Order:
         stack = list(operands)
         while stack:
             node = stack.pop()
-            if node in but or node in self.overwritten:
+            if node in but:
                 return None
-            if node in found or self._order[node] <= self._order[at]:
+            if self._order[node] <= self._order[at]:
+                if not self._is_settled(node, at, in_front=at in but):
+                    return None
                 continue
-            if not schemas.is_function(node) or not self._modes.same(node, at):
+            if node in found:
+                continue
+            if node in self.overwritten or not schemas.is_function(node) or not self._modes.same(node, at):
                 return None
             found.add(node)
             stack += node.all_input_nodes
         return self.sort(found)
+
+    def _is_settled(self, node: fx.Node, at: fx.Node, *, in_front: bool) -> bool:
+        """Tell whether nothing changes what a node holds from `at` on, `at` itself included where it is read before."""
+        last = self._last_changes.get(node)
+        return last is None or self._order[last] < self._order[at] or (last is at and not in_front)

@@ -75,6 +75,21 @@ def test_what_is_overwritten_later_is_read_where_it_is() -> None:
     assert places.needed(at.all_input_nodes, at) is None
 
 
+@pytest.mark.parametrize(("again", "moves"), [(False, True), (True, False)], ids=["settled", "changed again"])
+def test_what_was_overwritten_before_can_be_read_earlier(again: bool, moves: bool) -> None:
+    """An operand behind the branch reads what an in-place op made; where another follows, it reads that."""
+    graph = fx.Graph()
+    w = graph.placeholder("w")
+    at = graph.call_method("mul_", (w, 2))
+    branch = graph.call_function(torch.sin, (at,))
+    other = graph.call_method("add_", (w, 1)) if again else w
+    operand = graph.call_method("neg", (at,))
+    graph.output((branch, other, operand))
+    places = Order(GraphFacts(module(graph)))
+    assert places.late([operand], at) == ([operand] if moves else None)
+    assert places.late([operand], at, but={at}) is None  # in front of the change it is another
+
+
 def test_nodes_fit_in_one_gradient_mode_and_checkpoint() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
