@@ -46,7 +46,7 @@ def as_large(trial: Trial) -> int:
 
 
 def depth() -> Trials:
-    """How the gain, and what mhc gains, grow with depth."""
+    """How the gain grows with depth, and what mhc is worth there."""
     return each([Trial(c, layers=layers) for layers in (6, 12, 48) for c in ("residual", "hc", "mhc")])
 
 
@@ -56,7 +56,8 @@ def learning() -> Trials:
     phi = [dataclasses.replace(usual, phi_lr_scale=scale) for scale in (1.0, 100.0)]
     alpha = [dataclasses.replace(usual, alpha=alpha) for alpha in ("auto", 1.0)]
     start = [dataclasses.replace(usual, start=start) for start in ("normal", "deepseek", "symmetric")]
-    return each([*phi, *alpha, *start, dataclasses.replace(usual, warmup=5), Trial("residual", warmup=5)])
+    cold = [Trial(connection, warmup=5) for connection in ("residual", "mhc")]
+    return each([*phi, *alpha, *start, *cold, Trial("hc", phi_lr_scale=1.0)])
 
 
 def ablations() -> Trials:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from bench.stability.store import PATH, Store
 from bench.stability.trial import Trial
 from mhc_compile.cli import bench, measure
 
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # as many processes as cores run already
 CAPTION = "*: best learning rate; norm and rise: the worst of gradient and loss; forward, backward: largest gains"
 
 
@@ -60,6 +62,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def train(store: Store, trials: Sequence[Trial], jobs: int, compiler: str = "inductor") -> int:
     """Train what is missing, some trials at a time, each in a process of its own; return how many failed."""
+    os.environ |= ALONE
+    multiprocessing.set_forkserver_preload(["bench.stability.training", "transformers.models.llama.modeling_llama"])
     waiting, failed = store.missing(trials), 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=bench.console()) as bar:
@@ -88,9 +92,9 @@ def train(store: Store, trials: Sequence[Trial], jobs: int, compiler: str = "ind
 
 def begin(trial: Trial, compiler: str, running: dict[Connection, tuple[Trial, Any]], bar: Progress) -> None:
     """Start a trial."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    spawn.Process(target=work, args=(trial, compiler, theirs), daemon=True).start()
+    server = multiprocessing.get_context("forkserver")  # which has torch already
+    ours, theirs = server.Pipe(duplex=False)
+    server.Process(target=work, args=(trial, compiler, theirs), daemon=True).start()
     theirs.close()
     running[ours] = (trial, bar.add_task(trial.key, total=trial.before + trial.steps))
 
