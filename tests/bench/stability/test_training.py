@@ -10,8 +10,15 @@ import pytest
 
 from bench.stability import training
 from bench.stability.trial import Trial
+from mhc_compile.ops import projections
 
 TINY = Trial(lr=1e-2, layers=2, hidden=32, batch=2, length=16, steps=12, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run registers projections, for its process; here others follow."""
+    monkeypatch.setattr(projections, "PROJECTIONS", dict(projections.PROJECTIONS))
 
 
 def trained(**changes: Any) -> training.Record:
