@@ -21,7 +21,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.common import show
-from bench.stability import questions, verdicts
+from bench.stability import plot, questions, verdicts
 from bench.stability.store import PATH, Store
 from bench.stability.trial import Trial
 from mhc_compile.cli import bench, measure
@@ -33,13 +33,14 @@ CAPTION = "*: best learning rate; norm and rise: the worst of gradient and loss;
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and tell; return 1 where a trial failed."""
     args = arguments(argv)
-    measure.require("transformers", "rich")
+    measure.require("transformers", "rich", "matplotlib")
     trials = questions.quick() if args.quick else list(questions.answering(args.questions))
     store = Store(args.out)
     failed = train(store, trials, args.jobs, args.compiler)
     there = {trial: store.records[trial] for trial in trials if trial in store.records}
     show(CAPTION, verdicts.HEADS, verdicts.rows(verdicts.summaries(there)), width=150)
-    print(f"results: {store.path}")
+    drawn = plot.plot(store.records, store.path.with_suffix(".png"))
+    print(f"results: {store.path}" + (f" and {drawn}" if drawn else ""))
     return 1 if failed else 0
 
 

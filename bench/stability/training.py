@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from bench.stability import projections, starts
-from bench.stability.trial import Trial
+from bench.stability.trial import EVERY, Trial
 from mhc_compile.api.gains import Observer
 from mhc_compile.api.gains.result import DEAD
 from mhc_compile.backend import mhc as mhc_backend
@@ -21,7 +21,6 @@ from mhc_compile.cli import language
 
 Record = dict[str, Any]
 Told = Callable[[int, float], object]
-EVERY = 10  # steps that share one number of the record
 LOOKS = 5  # at validation and gains
 CLIP = 1.0  # of the gradient's norm
 DECAY = 0.1

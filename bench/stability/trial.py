@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PARTS = ("pre", "post", "res")
+EVERY = 10  # steps that share one number of a result
 
 
 @dataclass(frozen=True)

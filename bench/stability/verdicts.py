@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.stability.trial import Trial
+from bench.stability.trial import EVERY, Trial
 
 Record = dict[str, Any]
 Records = Mapping[Trial, Record]
@@ -55,7 +55,6 @@ class Summary:
         backward: the same, of the gradient.
         alive: share of the sites whose streams are apart at the end, of the worst seed.
         diverged: seeds whose loss was no number in the end.
-        records: by seed.
     """
 
     name: str
@@ -68,7 +67,6 @@ class Summary:
     backward: float | None
     alive: float | None
     diverged: int
-    records: dict[int, Record]
 
     @property
     def connection(self) -> str:
@@ -103,7 +101,6 @@ def _summary(name: str, lr: float, best: bool, records: dict[int, Record], warmu
         backward=max((look["backward"] for look in looks if "backward" in look), default=None),
         alive=min((r["looks"][-1]["alive"] for r in records.values() if "alive" in r["looks"][-1]), default=None),
         diverged=sum(record["diverged"] for record in records.values()),
-        records=records,
     )
 
 
@@ -114,8 +111,7 @@ def final(record: Record) -> float:
 
 def worst_norm(record: Record, warmup: int) -> float:
     """Return the largest norm of the gradient behind the warm-up."""
-    step = max(1, record["steps"] // max(1, len(record["norm"])))
-    return max(record["norm"][-(-warmup // step) :], default=math.nan)
+    return max(record["norm"][-(-warmup // EVERY) :], default=math.nan)
 
 
 def rise(losses: Sequence[float]) -> float:
@@ -159,7 +155,7 @@ def _cells(one: Summary, other: Summary | None) -> tuple[str, ...]:
     return (
         one.name,
         f"{one.lr:g}{'*' * one.best}",
-        str(len(one.records)),
+        str(len(one.validation)),
         f"{Mean.of(list(one.validation.values()))}{diverged}",
         "" if less is None else str(less),
         f"{one.norm:.2g}",

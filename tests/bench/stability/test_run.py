@@ -27,6 +27,7 @@ def test_a_run_and_its_page(
     assert "projection must be one of" in said.replace("\n", " ")
     found = Store(path).records
     assert list(found) == [TINY]
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert found[TINY]["steps"] == 10
 
     monkeypatch.setitem(questions.QUESTIONS, "connections", lambda: [TINY])
