@@ -24,6 +24,7 @@ def pulled(run: Any, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor
     return [out, *torch.autograd.grad(out, list(parameters.values()), upstream)]
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     "shapes",
     [
@@ -40,7 +41,7 @@ def test_other_sizes(shapes: Any) -> None:
     assert not hasattr(x, "_dynamo_dynamic_indices")
     theirs = dict(model.named_parameters())
     ours = {name: graph.get_parameter(name) for name in theirs}
-    for size in ((4, 5), (7, 3), (2, 9)):
+    for size in ((7, 3), (2, 9)):
         found, expected = pulled(graph, inputs(*size), ours), pulled(compiled(model), inputs(*size), theirs)
         assert relative(found[0], expected[0]) < 1e-5
         assert gradient_error(found[1:], expected[1:]) < 1e-5

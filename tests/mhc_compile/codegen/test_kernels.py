@@ -55,6 +55,7 @@ SPLIT = {"project": {"BT": 16, "BC": 16, "SPLITS": 3}, "coefs": {"BT": 2, "BC": 
 SMALL = {"streams": {"BT": 16, "BC": 16, "BP": 16, "SPLITS": 3}, "reduce": {"BR": 2, "BC": 32}}
 
 
+@pytest.mark.core(3)
 @pairwise(exists, op=["enter", "seam", "coefficients"], equal=EQUAL)
 def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     """Several splits of features and of tokens, the last of them partly or wholly empty."""
@@ -79,6 +80,7 @@ def test_one_launch_for_few_tokens(tokens: int) -> None:
     compare(Fused(2, 24, (tokens,), dtype=FP32), "seam", tiles={"both": both, "back": back})
 
 
+@pytest.mark.core(5)
 @pairwise(exists, op=OPS, dtype=[BF16, FP16], equal=EQUAL)
 def test_narrow_results_are_rounded_once(op: str, dtype: torch.dtype, equal: bool) -> None:
     case = Fused(4, 65, (120,), dtype=dtype, norm="rms_cast weight", equal_streams=equal)
@@ -141,6 +143,7 @@ def test_opcheck(op: str, tokens: tuple[int, ...], equal: bool) -> None:
 # -- replay -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.core(6)
 @pairwise(replays=list(REPLAYS), op=["seam", "leave"], equal=EQUAL)
 def test_replayed_streams_are_those_of_the_forward(replays: str, op: str, equal: bool) -> None:
     """Rounded step by step as they were written: every gradient is the same to the bit."""
