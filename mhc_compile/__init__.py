@@ -22,6 +22,7 @@ from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
 from mhc_compile.distributed.sharding import shard_sites
+from mhc_compile.distributed.tokens import sum_gradients
 from mhc_compile.errors import MHCError, MHCWarning
 from mhc_compile.integrations.pretrained import from_pretrained
 from mhc_compile.model.optimizers import named_parameters, param_groups
@@ -56,5 +57,6 @@ __all__ = [
     "rewrite",
     "save_adapter",
     "shard_sites",
+    "sum_gradients",
     "upgrade",
 ]

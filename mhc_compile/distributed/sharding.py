@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from mhc_compile.model.sites import sites_in
+from mhc_compile.model.sites import SiteModule, sites_in
+
+_WITH_HOOKS: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # on parameters, which FSDP2 replaces
 
 
 def shard_sites(model: nn.Module, **kwargs: Any) -> None:
@@ -34,6 +37,8 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
     late = next((site for site in sites if isinstance(getattr(site.phi, "placements", None), tuple)), None)
     if late is not None:
         raise ShardedParametersError(f"the parameters of site {late.path!r} were sharded before shard_sites was called")
+    if not _WITH_HOOKS.isdisjoint(sites):
+        raise ShardedParametersError("sum_gradients was called before shard_sites, which would undo it")
     fully_shard(list[nn.Module](sites), mp_policy=MixedPrecisionPolicy(), **{**kwargs, "reshard_after_forward": False})
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
@@ -45,3 +50,8 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
         first.unshard()
 
     model.register_forward_pre_hook(gather)
+
+
+def keeps_hooks(site: SiteModule) -> None:
+    """Remember that hooks are on a site's parameters, so that it is not sharded any more."""
+    _WITH_HOOKS.add(site)

@@ -13,29 +13,12 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError, NarrowParametersError, NotUpgradedError, ShardedParametersError
+from tests.nets.ranks import RANKS, on_ranks
 from tests.nets.small import Block, compile_blocks, gradient_error, inputs, made, upgraded
 
 dist: Any = torch.distributed
-multiprocessing: Any = torch.multiprocessing
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
-RANKS = 2
-Work = Callable[[int], Any]
 Tensors = dict[str, Tensor]
-
-
-def on_ranks(work: Work, folder: Path) -> list[Any]:
-    """What a function of this file returns on each of two processes."""
-    multiprocessing.spawn(_process, (work, folder), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
-
-
-def _process(rank: int, work: Work, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
-    try:
-        torch.save(work(rank), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def backward(run: Any, rank: int | None = None) -> None:
