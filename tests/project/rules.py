@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 
@@ -119,7 +119,9 @@ def files() -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names))
 
 
+@cache
 def sources() -> list[Source]:
+    """Every file of Python, parsed once."""
     paths = [path.relative_to(ROOT) for path in files() if path.suffix == ".py"]
     paths = [path for path in paths if path.parts[0] in CODE]
     return [Source(path.as_posix(), (ROOT / path).read_text("utf-8")) for path in paths]

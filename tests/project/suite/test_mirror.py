@@ -42,8 +42,8 @@ ELSEWHERE: dict[str, str] = {
         f"mhc_compile/codegen/triton/{name}.py": "tests/mhc_compile/codegen/test_kernels.py"
         for name in "forward fragments grad_logits grad_streams grad_sums host leave one_launch replay sinkhorn".split()
     },
-    "mhc_compile/distributed/sharding.py": "tests/end_to_end/test_distributed.py",
-    "mhc_compile/distributed/tokens.py": "tests/end_to_end/test_tensor_parallel.py",
+    "mhc_compile/distributed/sharding.py": "tests/end_to_end/distributed/test_sharding.py",
+    "mhc_compile/distributed/tokens.py": "tests/end_to_end/distributed/test_tensor_parallel.py",
     "mhc_compile/model/attach.py": "tests/mhc_compile/api/test_upgrade.py",
     "mhc_compile/ops/fused.py": "tests/mhc_compile/ops/test_seams.py",
     "mhc_compile/ops/limits.py": "tests/mhc_compile/ops/test_replay.py",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from tests.nets.ranks import RANKS, on_ranks
+from tests.end_to_end.distributed.ranks import RANKS, on_ranks
 from tests.nets.small import compiled, gradient_error, inputs, made, upgraded
 
 dist: Any = torch.distributed

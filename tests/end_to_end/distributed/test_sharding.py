@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError, NarrowParametersError, NotUpgradedError, ShardedParametersError
-from tests.nets.ranks import RANKS, on_ranks
+from tests.end_to_end.distributed.ranks import RANKS, on_ranks
 from tests.nets.small import Block, compile_blocks, gradient_error, inputs, made, upgraded
 
 dist: Any = torch.distributed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from tests.nets.ranks import on_ranks
+from tests.end_to_end.distributed.ranks import on_ranks
 from tests.nets.small import compiled, inputs, made, relative, upgraded
 
 checkpoint: Any = pytest.importorskip("torch.distributed.checkpoint")
