@@ -101,6 +101,7 @@ def test_upgrade_and_explain_leave_a_cache_alone() -> None:
     assert cache.get_seq_length() == 6
 
 
+@pytest.mark.core(1)
 def test_generate_of_the_compiled_object(moved: bool) -> None:
     """torch.compile(model).generate runs the forward that was not compiled, which compiles itself."""
     model = llama()
@@ -126,6 +127,7 @@ def test_generate_compiles_no_more_than_it_must(graphs: list[object]) -> None:
     assert torch.equal(generated(model), without_cache(model))
 
 
+@pytest.mark.core(1)
 def test_compiled_forward(moved: bool) -> None:
     """The other way: compile forward, and hand the model to generate."""
     model = llama()
@@ -136,6 +138,7 @@ def test_compiled_forward(moved: bool) -> None:
     assert torch.equal(generated(model), expected)
 
 
+@pytest.mark.core(1)
 def test_modes(moved: bool) -> None:
     """The same function with gradients, without, in inference mode, in training and in evaluation."""
     model = upgraded_llama(moved, "eager")
