@@ -19,7 +19,7 @@ SIZE, DPI = (13.0, 4.2), 120  # inches, dots per inch
 
 def plot(records: Mapping[Trial, Record], path: Path) -> Path | None:
     """Draw the contenders of `connections`, each at its best learning rate; nothing where none was trained."""
-    there = {trial: records[trial] for trial in questions.connections() if trial in records}
+    there = {trial: records[trial] for trial in questions.QUESTIONS["connections"]() if trial in records}
     best = {(one.name, one.lr): one for one in verdicts.summaries(there) if one.best}
     if not best:
         return None
