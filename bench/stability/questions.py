@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from bench.stability.trial import Trial
+from mhc_compile.cli.language import usual_inner
 
 SEEDS = (0, 1, 2)
 RATES = (1e-3, 3e-3, 1e-2)
@@ -41,8 +42,7 @@ def as_large(trial: Trial) -> int:
     """Return the width of a plain MLP at which the plain model has no fewer parameters than the upgraded one."""
     n, sites = trial.streams, 2 * trial.layers
     added = sites * ((trial.hidden * n + 1) * (n * n + 2 * n) + 3)
-    usual = trial.hidden * 8 // 3 // 32 * 32
-    return usual + -(-added // (3 * trial.hidden * trial.layers))
+    return usual_inner(trial.hidden) + -(-added // (3 * trial.hidden * trial.layers))
 
 
 def depth() -> Trials:

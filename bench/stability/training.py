@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,11 +18,11 @@ from mhc_compile.api.gains import Observer
 from mhc_compile.api.gains.result import DEAD
 from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.cli import language
+from mhc_compile.cli.training import BETAS, Run, rate
 
 Record = dict[str, Any]
 Told = Callable[[int, float], object]
 LOOKS = 5  # at validation and gains
-CLIP = 1.0  # of the gradient's norm
 DECAY = 0.1
 
 
@@ -71,30 +71,27 @@ def chunked(values: Sequence[float], together: Callable[[Sequence[float]], float
     return [round(together(values[at : at + EVERY]), 5) for at in range(0, len(values), EVERY)]
 
 
-class Phase:
+class Phase(Run):
     """A model in training, with an optimizer and a schedule of its own."""
 
     def __init__(self, model: nn.Module, trial: Trial, steps: int, connection: str, compiler: str) -> None:
         """Upgrade the model where it is no residual one, and compile its layers one by one."""
-        self.model, self.steps, self.warmup = model, steps, min(trial.warmup, steps // 5)
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.seconds: list[float] = []
         self.observer: Observer | None = None
         upgraded = connection != "residual" and trial.streams > 1
         groups: Any = [{"params": list(model.parameters()), "weight_decay": DECAY}]
         if upgraded:
-            self._upgrade(trial, connection)
+            self._upgrade(model, trial, connection)
             groups = mhc.param_groups(model, trial.lr, DECAY, phi_lr_scale=trial.phi_lr_scale)
         how: Any = {"backend": compiler}
         if upgraded:
             how = {"backend": mhc_backend, "options": {"compiler": compiler}}
         for layer in model.get_submodule("model.layers").children():
             layer.compile(**how)
-        self.optimizer = torch.optim.AdamW(groups, lr=trial.lr, betas=(0.9, 0.95))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
+        optimizer = torch.optim.AdamW(groups, lr=trial.lr, betas=BETAS)
+        factor = functools.partial(rate, steps=steps, warmup=min(trial.warmup, steps // 5))
+        super().__init__(connection, model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor))
 
-    def _upgrade(self, trial: Trial, connection: str) -> None:
+    def _upgrade(self, model: nn.Module, trial: Trial, connection: str) -> None:
         config = mhc.Config(
             streams=trial.streams,
             connection=connection,
@@ -103,17 +100,10 @@ class Phase:
             alpha=trial.alpha,
         )
         ids = torch.zeros(trial.batch, trial.length, dtype=torch.long)
-        mhc.upgrade(self.model, (), {"input_ids": ids, "labels": ids}, config=config, verify=False)
-        starts.begin(self.model, trial.start)
-        starts.freeze(self.model, trial.frozen)
-        self.observer = Observer(self.model)
-
-    def rate(self, step: int) -> float:
-        """Return the factor on the learning rate: linear warm-up, then a cosine down to a tenth."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+        mhc.upgrade(model, (), {"input_ids": ids, "labels": ids}, config=config, verify=False)
+        starts.begin(model, trial.start)
+        starts.freeze(model, trial.frozen)
+        self.observer = Observer(model)
 
     def run(self, batches: Sequence[Tensor], told: Told) -> Iterator[int]:
         """Train on the batches; yield the number of steps done, from 0, until all are or the loss is no number."""
@@ -124,24 +114,6 @@ class Phase:
             yield done
             if not math.isfinite(self.losses[-1]):
                 return
-
-    def step(self, batch: Tensor) -> None:
-        """Take one step."""
-        begun = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss = self.loss(batch)
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.schedule.step()
-        self.losses.append(loss.item())
-        self.norms.append(norm.item())
-        self.seconds.append(time.perf_counter() - begun)
-
-    def loss(self, batch: Tensor) -> Tensor:
-        """Return the mean loss of the next byte, in nats."""
-        found: Tensor = self.model(input_ids=batch, labels=batch).loss
-        return found
 
     def look(self, step: int, validation: Sequence[Tensor]) -> Record:
         """Measure validation loss and gains; the graph of training is used, since the model has no dropout."""

@@ -76,26 +76,26 @@ class Summary:
 
 def summaries(records: Records) -> list[Summary]:
     """Return every contender at every learning rate, contenders in the order of their first trial."""
-    found: dict[str, dict[float, dict[int, Record]]] = defaultdict(lambda: defaultdict(dict))
-    warmups: dict[str, int] = {}
+    found: dict[str, dict[float, dict[Trial, Record]]] = defaultdict(lambda: defaultdict(dict))
     for trial, record in records.items():
-        found[trial.name][trial.lr][trial.seed] = record
-        warmups[trial.name] = trial.warmup
+        found[trial.name][trial.lr][trial] = record
     made = []
     for name, rates in found.items():
-        best = min(rates, key=lambda lr: statistics.fmean(final(record) for record in rates[lr].values()))
-        made += [_summary(name, lr, lr == best, by_seed, warmups[name]) for lr, by_seed in sorted(rates.items())]
+        best = min(rates, key=lambda lr: statistics.fmean(map(final, rates[lr].values())))
+        made += [_summary(name, lr, lr == best, seeds) for lr, seeds in sorted(rates.items())]
     return made
 
 
-def _summary(name: str, lr: float, best: bool, records: dict[int, Record], warmup: int) -> Summary:
+def _summary(name: str, lr: float, best: bool, records: Records) -> Summary:
     looks = [look for record in records.values() for look in record["looks"]]
     return Summary(
         name=name,
         lr=lr,
         best=best,
-        validation={seed: final(record) for seed, record in sorted(records.items())},
-        norm=max(worst_norm(record, warmup) for record in records.values()),
+        validation={
+            trial.seed: final(record) for trial, record in sorted(records.items(), key=lambda one: one[0].seed)
+        },
+        norm=max(worst_norm(record, trial.warmup) for trial, record in records.items()),
         rise=max(rise(record["loss"]) for record in records.values()),
         forward=max((look["forward"] for look in looks if "forward" in look), default=None),
         backward=max((look["backward"] for look in looks if "backward" in look), default=None),

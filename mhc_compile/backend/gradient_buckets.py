@@ -33,4 +33,6 @@ def keep_whole() -> None:
             return self.backend_compile_fn(gm, example_inputs, **rest)
         return cut(self, gm, example_inputs, **rest)
 
-    DDPOptimizer.compile_fn = compile_fn  # type: ignore[method-assign]  # Dynamo asks nobody
+    # Dynamo puts a DDPOptimizer of its own around any backend, and cuts before the backend hears of the graph. The
+    # only other way is `optimize_ddp = False`, which holds for the whole process: for other people's models, too.
+    DDPOptimizer.compile_fn = compile_fn  # type: ignore[method-assign]  # a method is replaced on purpose

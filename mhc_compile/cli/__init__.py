@@ -1,8 +1,8 @@
 """The command line: `mhc-compile explain | bench | demo | report`, or `python -m mhc_compile` with the same.
 
 `explain`, `bench`, `demo`, `report`: the commands, each with its arguments and its `main`.
-`factory`: the user's model and options, as the command line names them.
-`measure`: times, bytes and the environment, for bench and demo.
+`factory`: the user's model and options, as the command line names them; `from_config`: a model by its config alone.
+`measure`: times, bytes and the environment, for bench and demo; `language`, `training`: what the demo trains, and how.
 """
 
 from __future__ import annotations

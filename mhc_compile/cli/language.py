@@ -38,6 +38,11 @@ def batches(steps: int, batch: int, length: int, seed: int) -> tuple[list[torch.
     return drawn[0], drawn[1]
 
 
+def usual_inner(hidden: int) -> int:
+    """Return the features of the MLP of a Llama of so many features."""
+    return hidden * 8 // 3 // 32 * 32
+
+
 def llama(hidden: int, layers: int, length: int, *, inner: int = 0, seed: int = 0) -> torch.nn.Module:
     """Return a LlamaForCausalLM, as Hugging Face ships it, whose layers are nearly all of its work.
 
@@ -54,7 +59,7 @@ def llama(hidden: int, layers: int, length: int, *, inner: int = 0, seed: int = 
     config = transformers.LlamaConfig(
         vocab_size=256,
         hidden_size=hidden,
-        intermediate_size=inner or hidden * 8 // 3 // 32 * 32,
+        intermediate_size=inner or usual_inner(hidden),
         num_hidden_layers=layers,
         num_attention_heads=max(1, hidden // 64),
         max_position_embeddings=length,

@@ -31,10 +31,8 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    sites = [site for _, site in sites_in(model)]
-    if not sites:
-        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
-    late = next((site for site in sites if isinstance(getattr(site.phi, "placements", None), tuple)), None)
+    sites = sites_of(model)
+    late = next((site for site in sites if site.is_sharded), None)
     if late is not None:
         raise ShardedParametersError(f"the parameters of site {late.path!r} were sharded before shard_sites was called")
     if not _WITH_HOOKS.isdisjoint(sites):
@@ -50,6 +48,18 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
         first.unshard()
 
     model.register_forward_pre_hook(gather)
+
+
+def sites_of(model: nn.Module) -> list[SiteModule]:
+    """Return the sites of an upgraded model.
+
+    Raises:
+        NotUpgradedError: there are none.
+    """
+    sites = [site for _, site in sites_in(model)]
+    if not sites:
+        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    return sites
 
 
 def keeps_hooks(site: SiteModule) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhc_compile.distributed.sharding import keeps_hooks
-from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from mhc_compile.model.sites import sites_in
+from mhc_compile.distributed.sharding import keeps_hooks, sites_of
+from mhc_compile.errors import ShardedParametersError
 
 
 def sum_gradients(model: nn.Module, group: Any) -> None:
@@ -28,9 +27,7 @@ def sum_gradients(model: nn.Module, group: Any) -> None:
         NotUpgradedError: the model holds no mHC parameters.
         ShardedParametersError: FSDP2 has sharded sites with their layers, not by `shard_sites`.
     """
-    sites = [site for _, site in sites_in(model)]
-    if not sites:
-        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    sites = sites_of(model)
     processes = group.get_group() if hasattr(group, "get_group") else group
 
     def add_up(grad: Tensor) -> None:
@@ -46,7 +43,7 @@ def sum_gradients(model: nn.Module, group: Any) -> None:
         sharded.set_all_reduce_hook(add_up)
         return
     for site in sites:
-        if isinstance(getattr(site.phi, "placements", None), tuple):
+        if site.is_sharded:
             raise ShardedParametersError(f"the parameters of site {site.path!r} are sharded with their layer")
         keeps_hooks(site)
         for parameter in site.parameters():

@@ -130,6 +130,11 @@ class SiteModule(nn.Module):
         """Return alpha at the start as fp32 holds it, so that it is the same after `.double()`."""
         return torch.tensor(start_values.alpha(self.config, self.channels), dtype=torch.float32, device="cpu").item()
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the parameters are DTensors, as FSDP2 makes them."""
+        return isinstance(getattr(self.phi, "placements", None), tuple)
+
     def mark(self) -> None:
         """Make the parameters inputs of the graph that is being captured.
 
@@ -137,7 +142,7 @@ class SiteModule(nn.Module):
             NotCompiledError: nothing is being captured.
             ShardedParametersError: FSDP2 has not gathered the parameters.
         """
-        if isinstance(getattr(self.phi, "placements", None), tuple):  # a DTensor's
+        if self.is_sharded:
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
         exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         if exports or not torch.compiler.is_compiling():

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from mhc_compile.passes.graph.effects.aliases import last_changes, overwritten
+from mhc_compile.passes.graph.effects.aliases import last_changes
 from mhc_compile.passes.graph.fixed import constant_nodes, static_nodes
 from mhc_compile.passes.graph.slices import Slice, slices
 
@@ -31,7 +31,7 @@ class GraphFacts:
     @cached_property
     def overwritten(self) -> set[fx.Node]:
         """The nodes whose value may change after they were computed."""
-        return overwritten(self._gm)
+        return set(self.last_changes)
 
     @cached_property
     def last_changes(self) -> dict[fx.Node, fx.Node]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from mhc_compile.backend import mhc as mhc_backend
 from mhc_compile.cli import bench, language, measure
 from mhc_compile.cli.demo import summary
 from mhc_compile.cli.demo.summary import Runner
+from mhc_compile.cli.training import BETAS, rate
 
 if TYPE_CHECKING:
     from mhc_compile.api.report import Report
@@ -45,11 +45,7 @@ class Length:
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate: linear warm-up, then a cosine down to a tenth."""
-        warm = max(1, min(20, self.steps // 5))
-        if step < warm:
-            return (step + 1) / warm
-        progress = min(1.0, (step - warm) / max(1, self.steps - warm))
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+        return rate(step, self.steps, warmup=max(1, min(20, self.steps // 5)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +112,7 @@ def prepare(args: argparse.Namespace, length: Length, batch: torch.Tensor, conso
             observer = Observer(model)
         for layer in model.get_submodule("model.layers").children():
             layer.compile() if name == "residual" else layer.compile(backend=mhc_backend)
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, length.rate)
         extra = sum(p.numel() for p in model.parameters()) - size
         runners.append(Runner(name, model, optimizer, schedule, extra, observer))

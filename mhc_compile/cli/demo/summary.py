@@ -4,56 +4,28 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mhc_compile.api.gains import Observer
 from mhc_compile.api.gains.result import DEAD, Gains
 from mhc_compile.api.gains.tables import number
 from mhc_compile.cli import measure
+from mhc_compile.cli.training import CLIP, Run
 
-CLIP = 1.0  # of the gradient's norm
 TAIL = 20  # training losses are averaged over the last so many steps
 
 
 @dataclass
-class Runner:
+class Runner(Run):
     """One of the three: its model, its optimizer and what was measured on it."""
 
-    name: str
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
     extra_parameters: int
     observer: Observer | None = None  # residual has no streams
-    losses: list[float] = field(default_factory=list)  # nats per byte, one per step
-    norms: list[float] = field(default_factory=list)  # of the gradient before clipping, one per step
-    seconds: list[float] = field(default_factory=list)  # per step
     validation: list[tuple[int, float]] = field(default_factory=list)  # (step, nats per byte)
     gains: list[tuple[int, Gains]] = field(default_factory=list)
     saved: int = 0  # bytes saved for backward
-
-    def loss(self, batch: torch.Tensor) -> torch.Tensor:
-        """Mean next-byte loss, in nats per byte."""
-        loss: torch.Tensor = self.model(input_ids=batch, labels=batch).loss
-        return loss
-
-    def step(self, batch: torch.Tensor) -> None:
-        """One optimizer step, timed."""
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss = self.loss(batch)
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.losses.append(loss.item())
-        self.norms.append(norm.item())
-        self.seconds.append(time.perf_counter() - start)
-        self.schedule.step()
 
     @property
     def gain(self) -> float | None:

@@ -53,22 +53,13 @@ def same_storage(node: fx.Node, but: Collection[fx.Node] = ()) -> set[fx.Node]:
     return seen
 
 
-def overwritten(gm: fx.GraphModule) -> set[fx.Node]:
-    """Return the nodes whose value may change after they were computed."""
-    found: set[fx.Node] = set()
-    for node in gm.graph.nodes:
-        for target in schemas.changed(node):
-            if target not in found:
-                found |= same_storage(target)
-    return found
-
-
 def last_changes(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return the last node that changes the memory of each node whose value may change: from then on it stays."""
+    """Return the last node that changes the memory of each node whose value may change after it was computed."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
+    for node in reversed(gm.graph.nodes):
         for target in schemas.changed(node):
-            last |= dict.fromkeys(same_storage(target), node)
+            if target not in last:  # else a later node changes all that shares with it
+                last |= dict.fromkeys(same_storage(target) - last.keys(), node)
     return last
 
 

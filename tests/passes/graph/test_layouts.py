@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhc_compile.passes.graph import layouts
-from mhc_compile.passes.graph.effects.aliases import overwritten
+from mhc_compile.passes.graph.facts import GraphFacts
 from tests.nets.structures import Layer, Step, graph, tokens
 
 IMAGE = torch.empty(2, 3, 4, 5)
@@ -34,7 +34,7 @@ def test_axes_in_memory(tensor: Tensor, axes: tuple[int, ...], last: bool) -> No
 
 def returned(step: Step) -> tuple[Any, set[Any]]:
     gm = graph(Layer(step), tokens())
-    return gm.graph.find_nodes(op="output")[0].all_input_nodes[0], overwritten(gm)
+    return gm.graph.find_nodes(op="output")[0].all_input_nodes[0], GraphFacts(gm).overwritten
 
 
 @pytest.mark.parametrize(

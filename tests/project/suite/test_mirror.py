@@ -30,6 +30,7 @@ ELSEWHERE: dict[str, str] = {
     "mhc_compile/capture/graphs.py": "tests/mhc_compile/capture/test_model_run.py",
     "mhc_compile/cli/bench.py": "tests/mhc_compile/cli/test_cli.py",
     "mhc_compile/cli/demo/summary.py": "tests/mhc_compile/cli/test_demo.py",
+    "mhc_compile/cli/training.py": "tests/mhc_compile/cli/test_demo.py",
     "mhc_compile/cli/explain.py": "tests/mhc_compile/cli/test_cli.py",
     "mhc_compile/cli/factory.py": "tests/mhc_compile/cli/test_cli.py",
     "mhc_compile/codegen/inspect/subprocess_call.py": "tests/mhc_compile/codegen/runtime/test_interpreter.py",

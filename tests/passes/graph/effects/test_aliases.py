@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
-from mhc_compile.passes.graph.effects.aliases import last_changes, overwritten, same_storage, shares_with
+from mhc_compile.passes.graph.effects.aliases import last_changes, same_storage, shares_with
+from mhc_compile.passes.graph.facts import GraphFacts
 from tests.nets.structures import Layer, Step, graph, tokens
 
 
@@ -145,7 +146,7 @@ def statistics(_: Any, x: Tensor) -> Tensor:
 def test_overwritten(step: Step, found: set[str]) -> None:
     """What the change is made to, and all that shares its memory."""
     gm, _ = made(step)
-    names = {node.name for node in overwritten(gm)}
+    names = {node.name for node in GraphFacts(gm).overwritten}
     assert {name.rstrip("_") for name in names} == {name.rstrip("_") for name in found}
 
 
@@ -171,4 +172,4 @@ def test_last_changes(step: Step, found: set[str]) -> None:
     gm, _ = made(step)
     last = last_changes(gm)
     assert {node.name.rstrip("_") for node in last.values()} == found
-    assert last.keys() == overwritten(gm)
+    assert last.keys() == GraphFacts(gm).overwritten
