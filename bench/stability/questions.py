@@ -95,7 +95,7 @@ AGAINST = {"fair": "mhc", "learning": "mhc", "ablations": "mhc"}  # what losses 
 
 
 def quick() -> Trials:
-    """What takes ten minutes: the connections, small and short, one seed."""
+    """What takes two minutes: the connections, small and short, one seed."""
     kinds = [dataclasses.replace(QUICK, connection=connection) for connection in ("residual", "hc", "mhc")]
     return each(kinds, RATES[:2], (0,))
 

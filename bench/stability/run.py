@@ -1,6 +1,6 @@
 """The command line of `python -m bench.stability [QUESTION ...]`: train what no result is there of, and print tables.
 
-Hours on two cores; what is there already is kept, so the command may be stopped and given again. `--quick` takes ten
+Hours on two cores; what is there already is kept, so the command may be stopped and given again. `--quick` takes two
 minutes, and leaves the results alone.
 """
 
