@@ -22,6 +22,7 @@ from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
 from mhc_compile.distributed.sharding import shard_sites
+from mhc_compile.distributed.stages import connect_stages
 from mhc_compile.distributed.tokens import sum_gradients
 from mhc_compile.errors import MHCError, MHCWarning
 from mhc_compile.integrations.pretrained import from_pretrained
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "Site",
     "__version__",
+    "connect_stages",
     "explain",
     "export",
     "from_pretrained",

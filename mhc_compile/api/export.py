@@ -168,6 +168,8 @@ def _as_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     _bind(gm, model, seen.inputs, placeholders, leaves)
     info = _PyTreeInfo([*names_of(model, args), *kwargs], in_spec, out_spec)
     gm.graph.set_codegen(_PyTreeCodeGen(info))
+    for node in gm.graph.nodes:  # sites stand between modules' calls, which torch.export would nest by these again
+        node.meta.pop("nn_module_stack", None)
     gm.graph.lint()
     gm.recompile()
     return gm

@@ -12,8 +12,8 @@ from mhc_compile.api.checkpoints import Checkpoint
 from mhc_compile.capture.frames import original
 from mhc_compile.errors import AlreadyUpgradedError, NotUpgradedError, PlanMismatchError, TrainedParametersError
 from mhc_compile.model.attach import attach_sites, detach_sites
+from mhc_compile.model.phase import set_removed
 from mhc_compile.model.sites import OwnerSites, sites_in
-from mhc_compile.model.stage import set_removed
 
 
 @contextlib.contextmanager

@@ -37,7 +37,9 @@ def planned(model: nn.Module) -> tuple[nn.Module, ModelPlan]:
             if not found
             else f"{len(found)} models in {type(model).__name__} were upgraded, each by itself; pass one of them"
         )
-    return found[0], ModelPlan.from_json(str(_text(found[0])))
+    plan = ModelPlan.from_json(str(_text(found[0])))
+    kept = getattr(found[0]._modules[ATTRIBUTE], "kept", None)
+    return found[0], plan if kept is None else plan.without({site.name for site in plan.sites} - kept)
 
 
 def is_planned(model: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from mhc_compile.backend.rewriting import check_without_markers, config_of_marke
 from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
-from mhc_compile.model.stage import close_first_call, stage_of
+from mhc_compile.model.phase import close_first_call, phase_of
 from mhc_compile.ops import connections
 
 
@@ -58,7 +58,7 @@ def mhc(
             return carry.connect_graphs(inner, rewritten.takes, rewritten.gives, rewritten.starts, made_with.streams)
         if planned.any:
             check_without_markers(gm, config, planned)
-        elif config.rewrites and stage_of(root).plans_graphs:
+        elif config.rewrites and phase_of(root).plans_graphs:
             draft = first_call.draft_frame(gm, root, config)
             if root is not None and draft.plan.sites:
                 return first_call.first_call(gm, root, draft.plan)  # exact at the start; the next call has its sites

@@ -225,6 +225,12 @@ def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
     return streams
 
 
+def carried_from(tensor: Any) -> tuple[str, bool] | None:
+    """Return the site whose streams a tensor carries, and whether it is no mean of them; None where it has none."""
+    carried = getattr(_before_hooks(tensor), _ATTRIBUTE, None) if isinstance(tensor, Tensor) else None
+    return (carried.site, carried.lifted) if isinstance(carried, _Carried) else None
+
+
 def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
     """Refuse a tensor that carries streams to a site that starts its own.
 

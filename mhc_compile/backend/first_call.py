@@ -1,6 +1,6 @@
 """Without upgrade: the backend gives a model its parameters at the first compiled call.
 
-`model.stage` says in which stages of a model a graph comes here.
+`model.phase` says in which phases of a model a graph comes here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config
 from mhc_compile.errors import FirstCallError, warn
 from mhc_compile.model.attach import attach_sites
-from mhc_compile.model.stage import Stage, stage_of
+from mhc_compile.model.phase import Phase, phase_of
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.plan.drafting import Draft, number, plan_graph
 from mhc_compile.plan.joints import BROKEN
@@ -93,7 +93,7 @@ def first_call(gm: fx.GraphModule, root: nn.Module, plan: ModelPlan) -> Callable
 
 def warn_nothing_found(gm: fx.GraphModule, root: nn.Module | None, draft: Draft) -> None:
     """Warn that a graph has no site, where that says something about the model."""
-    if stage_of(root) is Stage.COLLECTING or not _worth_warning(gm, root, draft):
+    if phase_of(root) is Phase.COLLECTING or not _worth_warning(gm, root, draft):
         return
     name = type(root).__name__ if root is not None else "the function"
     warn(

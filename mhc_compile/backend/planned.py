@@ -10,8 +10,8 @@ from torch import fx, nn
 from mhc_compile.capture.frames import is_in_parts, module_called
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
+from mhc_compile.model.phase import is_collecting, is_planned, left_out
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
-from mhc_compile.model.stage import is_collecting, is_planned, left_out
 from mhc_compile.model.subclasses import known
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
@@ -50,8 +50,8 @@ class Planned:
             number = key.partition("@")[0]
             if number not in called and (module := remembered.get(number) or module_called(source, number)) is not None:
                 called[number] = module
-        whole = _holds_plan(root) and not is_in_parts(gm)
-        return cls(root, called, whole or any(map(_holds_plan, called.values())))
+        whole = _is_whole(root) and not is_in_parts(gm)
+        return cls(root, called, whole or any(map(_is_whole, called.values())))
 
     @property
     def models(self) -> list[nn.Module]:
@@ -113,6 +113,12 @@ def _holds_plan(module: nn.Module | None) -> bool:
     return module is not None and isinstance(module._modules.get(ATTRIBUTE), RootSites)
 
 
+def _is_whole(module: nn.Module | None) -> bool:
+    """Tell whether a module holds a plan and all sites of it."""
+    held = module._modules.get(ATTRIBUTE) if module is not None else None
+    return isinstance(held, RootSites) and held.kept is None
+
+
 def _is_disabled(module: nn.Module) -> bool:
     held = module._modules.get(ATTRIBUTE)
     return isinstance(held, OwnerSites) and held.disabled
@@ -141,7 +147,8 @@ def _check_sites(model: nn.Module) -> None:
     found = set()
     for path, site in sites_in(model):
         owner = f".{path}".rpartition(f".{ATTRIBUTE}.")[0].removeprefix(".")
-        if site.path not in planned or not _is_within(planned[site.path], owner):
+        stays = held.kept is not None or _is_within(planned.get(site.path, ""), owner)  # a stage may number layers anew
+        if site.path not in planned or not stays:
             raise PlanMismatchError(
                 f"{owner or 'the model'!r} holds site {site.path!r}, which is not its place in the plan: layers were"
                 f" added, moved, copied or taken away since upgrade; {_AGAIN}"

@@ -1,5 +1,7 @@
 """Upgraded models on several devices.
 
 `sharding`: FSDP2, where the parameters of all sites form a group of their own.
+`stages`: pipelines, whose parts hand on streams.
+`boundary`: what crosses from one stage to the next.
 `tokens`: sequence parallel, where gradients of sites are summed.
 """

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mhc_compile.config import Config
-from mhc_compile.model import config_note, owners, stage
+from mhc_compile.model import config_note, owners, phase
 from mhc_compile.model.optimizers import watch_optimizers
 from mhc_compile.model.sites import ATTRIBUTE, Flow, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
@@ -55,11 +55,11 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     except BaseException:
         detach_sites(model)
         raise
-    (stage.set_collecting if first_call else stage.set_planned)(model)
+    (phase.set_collecting if first_call else phase.set_planned)(model)
     known = dict(model.named_modules())
     for path, spots in plan.left_out.items():
         if path in known:
-            stage.leave_out(known[path], spots)
+            phase.leave_out(known[path], spots)
     config_note.write(model, plan)
     watch_optimizers(model)
     return held
@@ -94,5 +94,5 @@ def detach_sites(model: nn.Module) -> None:
     """Take all sites away; modules get their classes back."""
     for module in list(model.modules()):
         owners.release(module)
-        stage.forget_stage(module)
+        phase.forget_phase(module)
     config_note.erase(model)

@@ -236,9 +236,11 @@ class RootSites(OwnerSites):
 
     Attributes:
         is_one_graph: True where upgrade saw no graph break in the model's forward.
+        kept: names of the sites of the plan that are here, where the model is one stage of a pipeline; else None.
     """
 
     is_one_graph = False
+    kept: frozenset[str] | None = None
 
     def __init__(self, plan: str) -> None:
         """Hold the plan as its JSON text."""
@@ -246,9 +248,9 @@ class RootSites(OwnerSites):
         self.text = plan
 
     def sites_of_plan(self) -> list[dict[str, Any]]:
-        """Return what identifies each site of the plan."""
+        """Return what identifies each site of the plan; in a stage of a pipeline, each that it keeps."""
         sites: list[dict[str, Any]] = json.loads(self.text)["sites"]
-        return sites
+        return [site for site in sites if self.kept is None or site["name"] in self.kept]
 
     def get_extra_state(self) -> Tensor:
         """Return the plan as bytes in a uint8 tensor, which every checkpoint format can hold."""

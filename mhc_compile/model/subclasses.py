@@ -17,7 +17,9 @@ from torch import nn
 from mhc_compile.model.sites import ATTRIBUTE
 from mhc_compile.model.uncompiled import compiled, compiles_itself
 
+Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
+_AROUND: dict[type[nn.Module], tuple[type[nn.Module], Around]] = {}
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WALKS = frozenset({"children", "named_children"})
@@ -151,6 +153,41 @@ def rebuild(base: type[nn.Module]) -> nn.Module:
     """Make an empty instance for copy and pickle to fill."""
     made: nn.Module = object.__new__(subclass(base))
     know(made)
+    return made
+
+
+# -- what stands around a call ----------------------------------------------------------------------------------------
+
+
+def around_calls(module: nn.Module, around: Around) -> None:
+    """Let `around(module, call, args, kwargs)` run instead of each call of a module, outside of what is compiled.
+
+    No hook: those are compiled with the module, by `module.compile()`.
+    """
+    if not issubclass(type(module), tuple(made for made, by in _AROUND.values() if by is around)):
+        module.__class__ = _with_call(type(module), around)
+
+
+def _with_call(base: type[nn.Module], around: Around) -> type[nn.Module]:
+    if base not in _AROUND:
+
+        @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # torch leaves it untyped
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return around(self, super(made, self).__call__, args, kwargs)
+
+        def reduce(self: Any, protocol: Any) -> Any:
+            make, given, *rest = super(made, self).__reduce_ex__(protocol)
+            return (_rebuild_around, (make, tuple(base if each is made else each for each in given), around), *rest)
+
+        body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
+        made = _derive(base, body | {"__call__": call, "__reduce_ex__": reduce})
+        _AROUND[base] = made, around
+    return _AROUND[base][0]
+
+
+def _rebuild_around(make: Callable[..., nn.Module], given: tuple[Any, ...], around: Around) -> nn.Module:
+    made = make(*given)
+    around_calls(made, around)
     return made
 
 

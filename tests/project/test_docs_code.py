@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from tests.project.documents import documents
 from tests.project.rules import ROOT
 
-NOT_RUN = 3
+NOT_RUN = 4
 LANGUAGES = {"", "python", "text", "sh"}
 _NOT_RUN = re.compile(r"# not run here: \w+")
 _ELSEWHERE = re.compile(r"(\w+\.py):\d+")  # a line of another library's, which moves with its version

@@ -30,6 +30,11 @@ MISTAKES = {
         "next(graph.parameters()).zero_(); program = torch.export.export(graph, (x,))",
         "saved and loaded, the exported program is not the model",
     ),
+    "pipeline": (
+        "mhc.connect_stages(parts, STAGES)",
+        "mhc.connect_stages(parts, STAGES); next(parts[rank].parameters()).data.mul_(2)",
+        "four stages do not train what one process trains",
+    ),
     "upgrade": (
         "mhc.restore(restored, torch.load(file))",
         "mhc.restore(restored, torch.load(file)); restored.lm_head.weight.data.mul_(1.5)",

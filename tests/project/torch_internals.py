@@ -104,6 +104,7 @@ USES = {
     "torch._dynamo.utils.graph_break_reasons": Use(
         "reasons of graph breaks, with the user's lines", "test_graph_breaks_are_listed"
     ),
+    "torch._functorch.config.donated_buffer": Use("zero bubbles run a backward twice", "test_schedules"),
     "torch._inductor.compile_fx": Use('compiler="inductor"', "test_inductor"),
     "torch._inductor.config": Use(
         "its `aot_inductor.metadata` is hashed into the keys of all caches",

@@ -244,3 +244,25 @@ def test_a_named_tuple_is_a_structure() -> None:
     result = mhc.export(model, (inputs(),))(inputs())
     assert isinstance(result, Result)
     torch.testing.assert_close(result.logits, compiled(model)(inputs()).logits)
+
+
+class Split(Net):
+    """Says where a pipeline is cut, as torch.distributed.pipelining asks for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.blocks
+        out = first(self.stem(x))
+        torch.ops.pippy._pipe_split()
+        result: Tensor = self.head(second(out))
+        return result
+
+
+def test_a_graph_with_splits_becomes_stages_of_torchs() -> None:
+    """Streams cross a split as any other tensor of the graph does."""
+    pipelining = pytest.importorskip("torch.distributed.pipelining")
+    model, x = upgraded(Split, moved=True), inputs()
+    pipe = pipelining.pipeline(mhc.export(model, (x,)), mb_args=(x,))
+    assert pipe.num_stages == 2
+    crossing = pipe.get_stage_module(0)(x)
+    assert (3, 5, 4, 16) in [tuple(tensor.shape) for tensor in crossing]
+    near({"out": pipe.get_stage_module(1)(*crossing)}, {"out": compiled(model)(x)}, 1e-5)

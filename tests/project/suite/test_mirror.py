@@ -43,7 +43,9 @@ ELSEWHERE: dict[str, str] = {
         f"mhc_compile/codegen/triton/{name}.py": "tests/mhc_compile/codegen/test_kernels.py"
         for name in "forward fragments grad_logits grad_streams grad_sums host leave one_launch replay sinkhorn".split()
     },
+    "mhc_compile/distributed/boundary.py": "tests/end_to_end/distributed/test_boundary.py",
     "mhc_compile/distributed/sharding.py": "tests/end_to_end/distributed/test_sharding.py",
+    "mhc_compile/distributed/stages.py": "tests/end_to_end/distributed/test_stages.py",
     "mhc_compile/distributed/tokens.py": "tests/end_to_end/distributed/test_tensor_parallel.py",
     "mhc_compile/model/attach.py": "tests/mhc_compile/api/test_upgrade.py",
     "mhc_compile/ops/fused.py": "tests/mhc_compile/ops/test_seams.py",

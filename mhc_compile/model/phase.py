@@ -4,7 +4,7 @@ A graph with markers says itself which sites it holds. One without may be the fi
 a graph of a planned model that happens to hold no site, or the original function on purpose. Which of these it is
 depends on the module whose forward the graph is, and this file alone knows it:
 
-| stage | who moves a module there | what the backend does with a graph without markers |
+| phase | who moves a module there | what the backend does with a graph without markers |
 | --- | --- | --- |
 | `NOT_PLANNED` | every module starts here | plans it: the first call creates the sites found |
 | `REMOVED` | `remove`: only `upgrade` and `restore` give it sites again | compiles it as it is |
@@ -27,12 +27,12 @@ from torch import nn
 
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
 
-_KEY = "_mhc_stage"  # in the module's own __dict__, so that copies and pickles of it keep their stage
+_KEY = "_mhc_phase"  # in the module's own __dict__, so that copies and pickles of it keep their phase
 _LEFT_OUT = "_mhc_left_out"  # likewise
 
 
-class Stage(enum.Enum):
-    """How far a module has come; the table above says what each stage means."""
+class Phase(enum.Enum):
+    """How far a module has come; the table above says what each phase means."""
 
     NOT_PLANNED = enum.auto()
     REMOVED = enum.auto()
@@ -45,35 +45,35 @@ class Stage(enum.Enum):
     @property
     def plans_graphs(self) -> bool:
         """Whether a graph without markers is planned; otherwise it is compiled as it is."""
-        return self in (Stage.NOT_PLANNED, Stage.COLLECTING)
+        return self in (Phase.NOT_PLANNED, Phase.COLLECTING)
 
 
-def stage_of(module: nn.Module | None) -> Stage:
-    """Return the stage of the module whose forward a graph is; without a module, `NOT_PLANNED`."""
+def phase_of(module: nn.Module | None) -> Phase:
+    """Return the phase of the module whose forward a graph is; without a module, `NOT_PLANNED`."""
     if module is None:
-        return Stage.NOT_PLANNED
+        return Phase.NOT_PLANNED
     held = [each for each in module.modules() if isinstance(each, OwnerSites)]
     if held and all(sites.disabled for sites in held):
-        return Stage.DISABLED
-    stage: Stage = vars(module).get(_KEY, Stage.HOLDS_SITES if held else Stage.NOT_PLANNED)
-    return stage
+        return Phase.DISABLED
+    phase: Phase = vars(module).get(_KEY, Phase.HOLDS_SITES if held else Phase.NOT_PLANNED)
+    return phase
 
 
 def set_planned(model: nn.Module) -> None:
     """Move a model to `PLANNED`, and every module in it to `PART_OF_PLANNED`."""
     for module in model.modules():
-        vars(module)[_KEY] = Stage.PART_OF_PLANNED
-    vars(model)[_KEY] = Stage.PLANNED
+        vars(module)[_KEY] = Phase.PART_OF_PLANNED
+    vars(model)[_KEY] = Phase.PLANNED
 
 
 def is_planned(module: nn.Module) -> bool:
     """Tell whether the module is a planned model or was a part of one when that was planned."""
-    return vars(module).get(_KEY) in (Stage.PLANNED, Stage.PART_OF_PLANNED) or ATTRIBUTE in module._modules
+    return vars(module).get(_KEY) in (Phase.PLANNED, Phase.PART_OF_PLANNED) or ATTRIBUTE in module._modules
 
 
 def is_collecting(module: nn.Module) -> bool:
     """Tell whether a first call has created sites of some graphs, and others may come."""
-    return vars(module).get(_KEY) is Stage.COLLECTING
+    return vars(module).get(_KEY) is Phase.COLLECTING
 
 
 def leave_out(module: nn.Module, spots: Iterable[str]) -> None:
@@ -89,22 +89,22 @@ def left_out(module: nn.Module) -> frozenset[str]:
 
 def set_collecting(model: nn.Module) -> None:
     """Move a model to `COLLECTING`: a first call has created sites of one of its graphs."""
-    vars(model)[_KEY] = Stage.COLLECTING
+    vars(model)[_KEY] = Phase.COLLECTING
 
 
 def close_first_call(module: nn.Module | None) -> None:
     """Move from `COLLECTING` to `PLANNED`: graphs come back with their markers now, so all have been seen once."""
     if module is not None and is_collecting(module):
-        vars(module)[_KEY] = Stage.PLANNED
+        vars(module)[_KEY] = Phase.PLANNED
 
 
 def set_removed(model: nn.Module) -> None:
     """Move a model, and every module in it, to `REMOVED`."""
     for module in model.modules():
-        vars(module)[_KEY] = Stage.REMOVED
+        vars(module)[_KEY] = Phase.REMOVED
 
 
-def forget_stage(module: nn.Module) -> None:
+def forget_phase(module: nn.Module) -> None:
     """Move one module back to `NOT_PLANNED`."""
     vars(module).pop(_KEY, None)
     vars(module).pop(_LEFT_OUT, None)
