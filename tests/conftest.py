@@ -14,7 +14,7 @@ import torch
 import mhc_compile as mhc
 from mhc_compile import backend
 from mhc_compile.backend import compilers
-from tests.cases import compiles, core
+from tests.cases import MOVED, START, compiles, core, is_repeated
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=[True, False], ids=["moved", "start"])
+@pytest.fixture(params=[True, False], ids=[MOVED, START])
 def moved(request: pytest.FixtureRequest) -> bool:
     """Whether phi, alpha and biases have left their start, where a lost connection looks right; so that comes last."""
     return bool(request.param)
@@ -48,15 +48,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark what `make quick` leaves out, what `make test` does (see `tests.cases`), and what lacks a GPU.
 
-    Of tests with `@pytest.mark.core(...)` some cases run in `make test`; the others are slow.
+    Of tests with `@pytest.mark.core(...)` some cases run in `make test`; the others are slow. So are cases at the start
+    where there is the same one with parameters that have moved.
     """
     tests: dict[str, list[pytest.Function]] = defaultdict(list)
+    known = {item.nodeid for item in items}
     for item in items:
         if compiles(item.nodeid):
             item.add_marker(pytest.mark.compiles)
         if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("core") is not None:
+        if is_repeated(item.nodeid, known):
+            item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("core") is not None:
             tests[item.nodeid.partition("[")[0]].append(item)
     for cases in tests.values():
         mark = cases[0].get_closest_marker("core")

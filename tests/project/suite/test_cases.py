@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from tests.cases import COMPILES, core
+from tests.cases import COMPILES, core, is_repeated
 from tests.project.rules import ROOT
 
 
@@ -25,6 +25,11 @@ def test_so_many_cases(cases: int, most: int) -> None:
     assert len(kept) == min(cases, most)
     assert kept <= set(range(cases))
     assert 0 in kept
+
+
+def test_the_start_repeats_what_has_moved() -> None:
+    known = {"f.py::t[moved-a]", "f.py::t[start-a]", "f.py::t[start-b]", "f.py::t[moved]@group", "f.py::t[start]@group"}
+    assert {each for each in known if is_repeated(each, known)} == {"f.py::t[start-a]", "f.py::t[start]@group"}
 
 
 def test_what_quick_leaves_out_is_there() -> None:
