@@ -180,7 +180,7 @@ def _memory(result: Result) -> str:
 
 
 def passes() -> str:
-    """Return the table of `bench.rewrite_cost`."""
+    """Return the table of `bench.compile_time.passes`."""
     return _each("rewrite_cost-*.json", _passes)
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from bench import compile_time
+from bench.compile_time import run as compile_time
 from bench.memory import resident
 from bench.memory import run as memory_run
 from bench.train.contenders import is_ours

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from bench import page
+from bench.pipeline import page as pipeline_page
 from bench.stability import page as evidence
 from mhc_compile import errors
 from mhc_compile.codegen import Spec
@@ -165,6 +166,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "errors": every_error,
     "torch internals": lambda: "\n".join(torch_internals.table()),
     **page.MAKERS,
+    **pipeline_page.MAKERS,
     **evidence.MAKERS,
 }
 

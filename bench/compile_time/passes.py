@@ -30,7 +30,7 @@ from mhc_compile.passes.runner import run
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every depth, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.rewrite_cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.compile_time.passes", description=__doc__)
     parser.add_argument("--layers", type=int, nargs="*", default=[12, 24, 48, 96])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--streams", type=int, default=4)

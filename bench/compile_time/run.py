@@ -77,7 +77,7 @@ def process(case: str, name: str, folder: str, setup: Setup) -> dict[str, Any]:
     given = json.dumps({"case": case, "name": name, "setup": asdict(setup)})
     done = subprocess.run(
         [sys.executable, "-m", "bench.compile_time", "--worker", given],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder},
         stdout=subprocess.PIPE,
         text=True,
@@ -113,7 +113,3 @@ def work(case: str, name: str, setup: Setup) -> dict[str, Any]:
         # torch's own account: nested phases, so they do not add up
         "phases_seconds": {k: sum(v) for k, v in torch._dynamo.utils.compilation_time_metrics.items()},
     }
-
-
-if __name__ == "__main__":
-    main()
