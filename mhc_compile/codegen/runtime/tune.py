@@ -1,7 +1,8 @@
 """Tiles of a launch: the default ones, or those that a tuning run on this device found fastest, kept on disk.
 
 Nothing is tuned unless MHC_TUNE is set: then each kernel is, once per device, file and power of two of tokens, at its
-first call.
+first call. Several processes of one group tune nothing, since each would find tiles of its own and so sums of another
+order: they take what one process has found before.
 """
 
 from __future__ import annotations
@@ -54,8 +55,13 @@ def tiles(module: ModuleType, direction: str, tensors: Sequence[Tensor], tokens:
 
 
 def asked() -> bool:
-    """Return whether the user wants kernels tuned at their first call."""
-    return os.environ.get(VARIABLE, "0") not in ("", "0")
+    """Return whether the user wants kernels tuned at their first call, and this process is alone."""
+    return os.environ.get(VARIABLE, "0") not in ("", "0") and not _is_one_of_several()
+
+
+def _is_one_of_several() -> bool:
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def key(module: ModuleType, direction: str, device: str, tokens: int) -> str:

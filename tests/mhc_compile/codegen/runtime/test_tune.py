@@ -118,6 +118,23 @@ def test_tuned_once_per_power_of_two(gpu: list[Any], folder: Path, monkeypatch: 
     assert tune.tiles(machine.module, "forward", gpu, 129) == machine.module.TILES
 
 
+def test_processes_of_one_group_take_what_one_has_found(
+    gpu: list[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(lambda tiles: 1.0 if "both" in tiles else 2.0)
+    monkeypatch.setenv(tune.VARIABLE, "1")
+    monkeypatch.setattr(tune, "_median", machine.clock)
+    found = tune.tiles(machine.module, "forward", gpu, 100)
+    before = machine.runs
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for _ in range(2):  # each of two processes
+        tune._KNOWN.clear()
+        assert tune.tiles(machine.module, "forward", gpu, 100) == found
+        assert tune.tiles(machine.module, "backward", gpu, 100) == machine.module.TILES
+    assert machine.runs == before
+
+
 def test_nothing_is_tuned_while_a_graph_is_captured(gpu: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(lambda _: 1.0)
     monkeypatch.setenv(tune.VARIABLE, "1")
