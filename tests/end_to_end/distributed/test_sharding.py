@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,43 @@ def test_whole_models(tmp_path: Path) -> None:
     """In DistributedDataParallel and in FSDP2."""
     expected = alone()
     for found in on_ranks(wrapped, tmp_path):
+        for each in found:
+            check(each, expected)
+
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"static_graph": True},
+    {"find_unused_parameters": True},
+    {"gradient_as_bucket_view": True},
+)
+
+
+def by_options(rank: int) -> list[Tensors]:
+    """A step at once, and one of two microbatches, of which the first is not synchronised."""
+    found = []
+    upstream = torch.randn(4, 5, 4, generator=torch.Generator().manual_seed(11))
+    x, grad = inputs(4, 5).chunk(RANKS)[rank], upstream.chunk(RANKS)[rank]
+    for options, blocks in itertools.product(OPTIONS, (False, True)):
+        torch._dynamo.reset()
+        model = upgraded(moved=True)
+        if blocks:
+            compile_blocks(model, compiler="aot_eager")
+        parallel: Any = nn.parallel.DistributedDataParallel(model, **options)
+        run = parallel if blocks else compiled(parallel)
+        run(x).backward(grad)
+        parallel.zero_grad()
+        with parallel.no_sync():
+            run(x[:1]).backward(grad[:1])
+        run(x[1:]).backward(grad[1:])
+        found.append(grads(parallel))
+    return found
+
+
+@pytest.mark.slow
+def test_options_of_distributed_data_parallel(tmp_path: Path) -> None:
+    expected = alone()
+    for found in on_ranks(by_options, tmp_path):
+        assert len(found) == 2 * len(OPTIONS)
         for each in found:
             check(each, expected)
 
