@@ -16,7 +16,7 @@ from mhc_compile.api.explain import explain
 from mhc_compile.api.export import export, rewrite
 from mhc_compile.api.gains import gains
 from mhc_compile.api.gains.result import Gains
-from mhc_compile.api.lifecycle import plain, remove, restore
+from mhc_compile.api.lifecycle import plain, remove, reset_parameters, restore
 from mhc_compile.api.monitor import Monitor
 from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
@@ -55,6 +55,7 @@ __all__ = [
     "param_groups",
     "plain",
     "remove",
+    "reset_parameters",
     "restore",
     "rewrite",
     "save_adapter",

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from mhc_compile.errors import NotUpgradedError
-from mhc_compile.model.sites import ATTRIBUTE, decode, encode
+from mhc_compile.model.plan_text import decode, encode
+from mhc_compile.model.sites import ATTRIBUTE
 from mhc_compile.passes.base import site_name
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 

@@ -58,6 +58,19 @@ def remove(model: nn.Module, force: bool = False) -> None:
     set_removed(model)
 
 
+def reset_parameters(model: nn.Module) -> None:
+    """Set all mHC parameters to the values at which the model computes what it computed before its upgrade.
+
+    For models that were upgraded on the meta device: after `model.to_empty(device=...)`, beside what initialises or
+    loads the model's own parameters.
+
+    Args:
+        model: an upgraded model, or a part of one.
+    """
+    for _, site in sites_in(model):
+        site.reset_parameters()
+
+
 def restore(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
     """Upgrade a model by the plan of a checkpoint, and load the checkpoint.
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
+from mhc_compile.model.phase import is_planned
 from mhc_compile.model.sites import SiteModule, sites_in
 
 _WITH_HOOKS: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # on parameters, which FSDP2 replaces
@@ -32,6 +33,8 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     sites = sites_of(model)
+    if not sites:
+        return
     late = next((site for site in sites if site.is_sharded), None)
     if late is not None:
         raise ShardedParametersError(f"the parameters of site {late.path!r} were sharded before shard_sites was called")
@@ -51,13 +54,13 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
 
 
 def sites_of(model: nn.Module) -> list[SiteModule]:
-    """Return the sites of an upgraded model.
+    """Return the sites of an upgraded model, or of a part of one, which may have none.
 
     Raises:
-        NotUpgradedError: there are none.
+        NotUpgradedError: it is neither.
     """
     sites = [site for _, site in sites_in(model)]
-    if not sites:
+    if not sites and not is_planned(model):
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
     return sites
 

@@ -16,15 +16,15 @@ from torch import nn
 
 from mhc_compile.distributed.boundary import Boundary, set_boundaries
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError
+from mhc_compile.model.owners import is_owner
+from mhc_compile.model.phase import set_part
 from mhc_compile.model.sites import ATTRIBUTE, RootSites, sites_in
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 _REMEDY = "Upgrade the whole model alike on every process, and cut copies of it between two connections"
 
 
-def connect_stages(
-    parts: Mapping[int, nn.Module], count: int, group: Any = None, model: nn.Module | None = None
-) -> None:
+def connect_stages(parts: Mapping[int, nn.Module], count: int, group: Any = None) -> None:
     """Let the streams of an upgraded model cross the boundaries between pipeline stages.
 
     Call it once on every process, with the parts that this process runs; then make stages of them as usual, such as
@@ -42,20 +42,22 @@ def connect_stages(
         count: number of stages.
         group: the processes of the pipeline, a process group or a `DeviceMesh` of one dimension; the default group
             where there is one.
-        model: the upgraded model, for parts that hold no plan since they are modules of your own.
 
     Raises:
         NotUpgradedError: no process has a plan.
         PlanMismatchError: the parts are not the plan's sites, each once and in order; the same text on all processes.
     """
-    mine = [_Held.of(index, part, model) for index, part in parts.items()]
+    mine = [_Held.of(index, part) for index, part in parts.items()]
     held = sorted(_told(mine, group), key=lambda each: each.stage)
     plan = _agreed(held, count)
     edges = boundaries(plan, {name: each.stage for each in held for name in each.sites})
     for index, part in parts.items():
+        if is_owner(part) and part._modules.get(ATTRIBUTE) is None:  # whoever cut the model did not know it
+            part.add_module(ATTRIBUTE, RootSites(plan.to_json()))
         root = part._modules.get(ATTRIBUTE)
         if isinstance(root, RootSites):
             root.kept = frozenset(site.path for _, site in sites_in(part))
+        set_part(part)
         set_boundaries(part, edges.get(index - 1), edges.get(index))
     torch._functorch.config.donated_buffer = False  # torch asks while a backward runs, so no context would do
 
@@ -70,10 +72,13 @@ class _Held:
     sites: tuple[str, ...]
 
     @classmethod
-    def of(cls, stage: int, part: nn.Module, model: nn.Module | None) -> _Held:
-        roots = [each for whole in (part, model) if whole is not None for each in whole.modules()]
-        plan = next((root.text for root in roots if isinstance(root, RootSites)), "")
-        return cls(rank=_rank(), stage=stage, plan=plan, sites=tuple(site.path for _, site in sites_in(part)))
+    def of(cls, stage: int, part: nn.Module) -> _Held:
+        """Describe a part; where whoever cut the model took the plan away, its sites still know it."""
+        sites = [site for _, site in sites_in(part)]
+        roots = (each.text for each in part.modules() if isinstance(each, RootSites))
+        of_sites = (site.flow.plan.text for site in sites if site.flow.plan is not None)
+        plan = next(filter(None, (*roots, *of_sites)), "")
+        return cls(rank=_rank(), stage=stage, plan=plan, sites=tuple(site.path for site in sites))
 
     def __str__(self) -> str:
         return f"stage {self.stage} (rank {self.rank})"
@@ -133,11 +138,6 @@ def _check_sites(held: Sequence[_Held], plan: ModelPlan) -> None:
     names = {site.name for site in plan.sites}
     seen = Counter(name for each in held for name in each.sites)
     for each in held:
-        if each.sites and not each.plan:
-            raise PlanMismatchError(
-                f"{each} holds site {each.sites[0]!r} but no plan, since it is a module of its own. Pass the upgraded"
-                " model, which has it: connect_stages(parts, count, model=model)"
-            )
         for name in each.sites:
             if name not in names or seen[name] > 1:
                 where = [str(other) for other in held if name in other.sites]

@@ -38,7 +38,7 @@ def sum_gradients(model: nn.Module, group: Any) -> None:
         add_up(total)
         return total
 
-    sharded: Any = sites[0]
+    sharded: Any = next(iter(sites), None)
     if hasattr(sharded, "set_all_reduce_hook"):  # all sites are one group of FSDP2's
         sharded.set_all_reduce_hook(add_up)
         return

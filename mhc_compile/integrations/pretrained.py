@@ -17,7 +17,8 @@ from torch import nn
 from mhc_compile.api.checkpoints import EXTRA_STATE
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites
-from mhc_compile.model.sites import ATTRIBUTE, decode
+from mhc_compile.model.plan_text import decode
+from mhc_compile.model.sites import ATTRIBUTE
 from mhc_compile.plan.model_plan import ModelPlan
 
 M = TypeVar("M")

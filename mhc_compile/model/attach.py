@@ -11,6 +11,7 @@ from torch import nn
 from mhc_compile.config import Config
 from mhc_compile.model import config_note, owners, phase
 from mhc_compile.model.optimizers import watch_optimizers
+from mhc_compile.model.plan_text import PlanText
 from mhc_compile.model.sites import ATTRIBUTE, Flow, OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
@@ -48,7 +49,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     try:
         model.add_module(ATTRIBUTE, held)
         owners.adopt(model)
-        same, successors = object(), Counter(site.predecessor for site in new)
+        same, successors = PlanText("" if first_call else held.text), Counter(site.predecessor for site in new)
         for site in new:
             made = _create(found[site.owner], site, plan.config)
             made.flow = Flow(plan=same, successors=successors[site.name], starts=site.starts)

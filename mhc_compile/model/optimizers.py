@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from mhc_compile.errors import NotUpgradedError, warn
+from mhc_compile.model.phase import is_planned
 from mhc_compile.model.sites import SiteModule, sites_in
 
 _NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
@@ -54,10 +55,10 @@ def param_groups(
         Groups with the keys params, lr and weight_decay, in that order.
 
     Raises:
-        NotUpgradedError: the model holds no mHC parameters.
+        NotUpgradedError: the model holds no mHC parameters, and is no part of one that does.
     """
     mine = dict(named_parameters(model))
-    if not mine:
+    if not mine and not is_planned(model):
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
     phi = [p for name, p in mine.items() if name.endswith(".phi") and p.requires_grad]
     rest = [p for name, p in mine.items() if not name.endswith(".phi") and p.requires_grad]

@@ -10,7 +10,7 @@ depends on the module whose forward the graph is, and this file alone knows it:
 | `REMOVED` | `remove`: only `upgrade` and `restore` give it sites again | compiles it as it is |
 | `COLLECTING` | a first call that has created sites | plans it too: other graphs of this forward may hold more |
 | `PLANNED` | `upgrade`, `restore`; after a first call the first graph with markers | checks it, compiles it as it is |
-| `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it | checks it, compiles it as it is |
+| `PART_OF_PLANNED` | `upgrade` and `restore` of a model around it, `connect_stages` | checks it, compiles it as it is |
 | `HOLDS_SITES` | nobody: a module in it has sites, by the plan of another module | checks it, compiles it as it is |
 | `DISABLED` | `with plain(model)`, until it ends | compiles it as it is |
 
@@ -64,6 +64,11 @@ def set_planned(model: nn.Module) -> None:
     for module in model.modules():
         vars(module)[_KEY] = Phase.PART_OF_PLANNED
     vars(model)[_KEY] = Phase.PLANNED
+
+
+def set_part(module: nn.Module) -> None:
+    """Move a module to `PART_OF_PLANNED`, unless it was planned: a stage of a pipeline may be one of the user's own."""
+    vars(module).setdefault(_KEY, Phase.PART_OF_PLANNED)
 
 
 def is_planned(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from mhc_compile.config import Config, current_function
 from mhc_compile.errors import NotCompiledError, PlanMismatchError, ShardedParametersError
 from mhc_compile.model import start_values
 from mhc_compile.model.line_names import renamed, same_sites
+from mhc_compile.model.plan_text import PlanText, decode, encode
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
@@ -31,12 +32,12 @@ class Flow:
     """How streams flow through a site of the plan. Equal layers share code but not this, so no graph can hold it.
 
     Attributes:
-        plan: stands for the plan: one object for all sites of a model, and another one for those of a copy.
+        plan: the plan; None where it is not known.
         successors: number of sites that continue its streams; None where it is not known.
         starts: True where streams start here with a tensor that carried none when the model was upgraded.
     """
 
-    plan: object = None
+    plan: PlanText | None = None
     successors: int | None = None
     starts: bool = False
 
@@ -273,23 +274,3 @@ class RootSites(OwnerSites):
                     f"the checkpoint was made for another plan (its {key} differ). Load it into a model without mHC"
                     " parameters by mhc_compile.restore(model, state_dict), which rebuilds the checkpoint's own plan."
                 )
-
-
-def encode(plan: str) -> Tensor:
-    """Return a plan's JSON text as a checkpoint's extra state."""
-    return torch.tensor(list(plan.encode()), dtype=torch.uint8)
-
-
-def decode(state: Any) -> str:
-    """Return the JSON text of a plan from a checkpoint's extra state, also from one whose bytes were cast to floats.
-
-    Who loads a model in 16 bits casts all that a checkpoint holds, and these hold whole numbers up to 256.
-
-    Raises:
-        PlanMismatchError: the state is not what `RootSites.get_extra_state` returns.
-    """
-    known = isinstance(state, Tensor) and (state.dtype == torch.uint8 or state.is_floating_point())
-    text = bytes(state.to(torch.uint8).tolist()).decode(errors="replace") if known else ""
-    if not text.startswith("{"):
-        raise PlanMismatchError("the checkpoint's mhc._extra_state is not a plan of mhc_compile; was it cut off?")
-    return text

@@ -94,6 +94,15 @@ def test_example_fails_with_a_mistake_in_it(name: str, tmp_path: Path) -> None:
     assert f"failed: {complaint}" in done.stderr
 
 
+@pytest.mark.slow
+def test_torchtitan() -> None:
+    """In an environment that has it."""
+    pytest.importorskip("torchtitan")
+    done = run(FOLDER / "torchtitan" / "train.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not missing(promised("torchtitan/train"), done.stdout), done.stdout
+
+
 def test_a_line_that_is_not_printed_is_missed() -> None:
     printed = "loss 5.56 -> 2.5 in 60 steps\nit writes 'abc def'\n"
     assert missing(["loss 1.0 -> 7 in 5 steps", "it writes 'abc ..."], printed) == []

@@ -102,7 +102,7 @@ def test_a_stage_keeps_its_names_and_survives_copies() -> None:
 
 
 def test_layers_may_be_numbered_anew_and_modules_be_the_users_own() -> None:
-    """Slices of a list start from 0, and a stage need be no copy of the model, if it is told whose plan it has."""
+    """Slices of a list start from 0, a stage need be no copy of the model, and what cuts one may drop the plan."""
 
     class Listed(nn.Module):
         def __init__(self, model: Any) -> None:
@@ -121,7 +121,8 @@ def test_layers_may_be_numbered_anew_and_modules_be_the_users_own() -> None:
     stages = {0: Listed(copy.deepcopy(model)), 1: parts(model, (1, 1))[1]}
     last: Any = stages[1]
     last.blocks = nn.ModuleDict({"0": last.blocks["1"]})
-    mhc.connect_stages(stages, 2, model=model)
+    last.mhc = None
+    mhc.connect_stages(stages, 2)
     assert torch.equal(run(stages, x)[0], expected)
 
 
@@ -145,7 +146,11 @@ def test_where_a_region_ends_hidden_states_cross() -> None:
     assert agree((out, []), (compiled(model)(x), []))
     assert shapes == [(2, 3, WIDTH)]
     model = upgraded(Staged, 2, moved=True, config=BITWISE)
-    out, shapes = run(connected(model, (0, 2, 0)), x)
+    stages = connected(model, (0, 2, 0))
+    own, phi, rest = (group["params"] for group in mhc.param_groups(stages[0], lr=0.1))
+    assert [len(each) for each in (own, phi, rest)] == [2, 0, 0]
+    mhc.shard_sites(stages[0])  # there is none
+    out, shapes = run(stages, x)
     assert torch.equal(out, compiled(model)(x))
     assert shapes == [(2, 3, WIDTH)] * 2
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.api.checkpoints import EXTRA_STATE, Checkpoint
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError
-from mhc_compile.model.sites import decode, encode
+from mhc_compile.model.plan_text import decode, encode
 from tests.nets.small import Net, Wrapper, compiled, inputs, made, perturb, relative, upgraded
 
 State = dict[str, Any]

@@ -87,10 +87,7 @@ def test_meta(connection: str) -> None:
     assert len(report.sites) == 4
     assert all(p.is_meta for p in model.parameters())
     model.to_empty(device="cpu")
-    for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    mhc.reset_parameters(model)
     reference = upgraded(config=config)
     ours, theirs = mhc_state(model), mhc_state(reference)
     assert list(ours) == list(theirs)

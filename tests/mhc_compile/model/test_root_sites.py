@@ -11,7 +11,8 @@ import torch
 
 from mhc_compile.config import Config
 from mhc_compile.errors import PlanMismatchError
-from mhc_compile.model.sites import RootSites, decode
+from mhc_compile.model.plan_text import decode
+from mhc_compile.model.sites import RootSites
 
 PLAN: dict[str, Any] = {
     "version": 1,

@@ -48,6 +48,7 @@ ELSEWHERE: dict[str, str] = {
     "mhc_compile/distributed/stages.py": "tests/end_to_end/distributed/test_stages.py",
     "mhc_compile/distributed/tokens.py": "tests/end_to_end/distributed/test_tensor_parallel.py",
     "mhc_compile/model/attach.py": "tests/mhc_compile/api/test_upgrade.py",
+    "mhc_compile/model/plan_text.py": "tests/mhc_compile/model/test_root_sites.py",
     "mhc_compile/ops/fused.py": "tests/mhc_compile/ops/test_seams.py",
     "mhc_compile/ops/limits.py": "tests/mhc_compile/ops/test_replay.py",
     "mhc_compile/ops/norms.py": "tests/mhc_compile/ops/test_seams.py",
