@@ -131,8 +131,8 @@ def _cross(stage: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kw
 
 
 def _is_plain(stage: nn.Module) -> bool:
-    """Tell whether the original function was asked for, by `mhc_compile.plain`."""
-    return next((each.disabled for each in stage.modules() if isinstance(each, OwnerSites)), False)
+    """Tell whether the original function was asked for, by `mhc_compile.plain` or for good by `mhc_compile.remove`."""
+    return next((each.disabled for each in stage.modules() if isinstance(each, OwnerSites)), True)
 
 
 def _packed(made: Any, gives: Boundary) -> Any:

@@ -52,14 +52,21 @@ def connect_stages(parts: Mapping[int, nn.Module], count: int, group: Any = None
     plan = _agreed(held, count)
     edges = boundaries(plan, {name: each.stage for each in held for name in each.sites})
     for index, part in parts.items():
-        if is_owner(part) and part._modules.get(ATTRIBUTE) is None:  # whoever cut the model did not know it
-            part.add_module(ATTRIBUTE, RootSites(plan.to_json()))
-        root = part._modules.get(ATTRIBUTE)
-        if isinstance(root, RootSites):
-            root.kept = frozenset(site.path for _, site in sites_in(part))
+        _keep_plan(part, plan)
         set_part(part)
         set_boundaries(part, edges.get(index - 1), edges.get(index))
     torch._functorch.config.donated_buffer = False  # torch asks while a backward runs, so no context would do
+
+
+def _keep_plan(part: nn.Module, plan: ModelPlan) -> None:
+    """Let what is left of the model in a part know which sites it has; it may be inside of wrappers."""
+    kept = frozenset(site.path for _, site in sites_in(part))
+    for module in list(part.modules()):
+        if is_owner(module) and module._modules.get(ATTRIBUTE) is None:  # whoever cut the model did not know it
+            module.add_module(ATTRIBUTE, RootSites(plan.to_json()))
+        root = module._modules.get(ATTRIBUTE)
+        if isinstance(root, RootSites):
+            root.kept = kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,8 @@ def _agreed(held: Sequence[_Held], count: int) -> ModelPlan:
     stages = [each.stage for each in held]
     if sorted(stages) != list(range(count)):
         raise PlanMismatchError(
-            f"a pipeline of {count} stages has each once, but the processes have {stages}. {_REMEDY}"
+            f"a pipeline of {count} stages has each once, but the processes have {stages}. Give each process its own"
+            " stages, and as group the processes of one pipeline"
         )
     planned = [each for each in held if each.plan]
     if not planned:

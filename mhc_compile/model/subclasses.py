@@ -19,7 +19,7 @@ from mhc_compile.model.uncompiled import compiled, compiles_itself
 
 Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
-_AROUND: dict[type[nn.Module], tuple[type[nn.Module], Around]] = {}
+_AROUND: dict[tuple[type[nn.Module], Around], type[nn.Module]] = {}
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WALKS = frozenset({"children", "named_children"})
@@ -75,6 +75,9 @@ def base_of(cls: type[nn.Module]) -> type[nn.Module]:
         return cast("type[nn.Module]", base)
     if getattr(cls, "_mhc_base", None) is None:
         return cls
+    if "_mhc_around" in vars(cls):
+        below, around = vars(cls)["_mhc_around"]
+        return _with_call(base_of(below), around)
     body = {name: held for name, held in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     parent, *_ = (base_of(each) for each in cls.__bases__)
     return _derive(parent, body | {"__name__": cls.__name__})
@@ -164,12 +167,12 @@ def around_calls(module: nn.Module, around: Around) -> None:
 
     No hook: those are compiled with the module, by `module.compile()`.
     """
-    if not issubclass(type(module), tuple(made for made, by in _AROUND.values() if by is around)):
+    if all(vars(each).get("_mhc_around", (None, None))[1] is not around for each in type(module).__mro__):
         module.__class__ = _with_call(type(module), around)
 
 
 def _with_call(base: type[nn.Module], around: Around) -> type[nn.Module]:
-    if base not in _AROUND:
+    if (base, around) not in _AROUND:
 
         @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # torch leaves it untyped
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -180,9 +183,9 @@ def _with_call(base: type[nn.Module], around: Around) -> type[nn.Module]:
             return (_rebuild_around, (make, tuple(base if each is made else each for each in given), around), *rest)
 
         body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
-        made = _derive(base, body | {"__call__": call, "__reduce_ex__": reduce})
-        _AROUND[base] = made, around
-    return _AROUND[base][0]
+        body |= {"_mhc_around": (base, around), "__call__": call, "__reduce_ex__": reduce}
+        made = _AROUND[base, around] = _derive(base, body)
+    return _AROUND[base, around]
 
 
 def _rebuild_around(make: Callable[..., nn.Module], given: tuple[Any, ...], around: Around) -> nn.Module:

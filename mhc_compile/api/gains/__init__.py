@@ -105,7 +105,7 @@ def plan_of(model: nn.Module) -> ModelPlan:
         NotUpgradedError: the model holds no mHC parameters.
     """
     for module in model.modules():
-        if isinstance(module, RootSites):
+        if isinstance(module, RootSites) and module.kept is None:
             return ModelPlan.from_json(module.text)
     part = any(isinstance(module, OwnerSites) for module in model.modules())
     raise NotUpgradedError(

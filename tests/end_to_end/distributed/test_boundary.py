@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError
-from tests.end_to_end.distributed.staged import Staged, compile_stage, connected, parts
+from tests.end_to_end.distributed.staged import Staged, connected, parts
 from tests.nets.small import (
     WIDTH,
     PostBlock,
@@ -28,6 +28,7 @@ from tests.nets.small import (
 )
 
 N = 4
+AOT: dict[str, Any] = {"compiler": "aot_eager"}
 BITWISE = mhc.Config(kernels="reference")  # kernels fuse other neighbours where a graph ends
 
 
@@ -63,21 +64,26 @@ def test_stages_are_the_model(block: Any, sizes: tuple[int, ...]) -> None:
     assert run(stages, x)[1] == [(3, 5, rows * WIDTH)] * (len(sizes) - 1)
 
 
-@pytest.mark.core(1)
-@pytest.mark.parametrize("how", ["blocks", "whole", "inductor"])
+@pytest.mark.core(2)
+@pytest.mark.parametrize("how", ["blocks", "whole", "object", "inductor"])
 def test_who_compiles_a_stage(how: str) -> None:
+    """Its blocks, itself, an object around it, before or after."""
     model = upgraded(Staged, 2, moved=True, config=BITWISE)
     x = inputs(2, 3)
     expected = results(compiled(model), model, x)
-    stages = connected(model, (1, 1))
+    stages: dict[int, Any] = {**parts(model, (1, 1))}
+    if how == "object":
+        stages = {i: torch.compile(stage, backend="mhc", options=AOT) for i, stage in stages.items()}
+    mhc.connect_stages(stages, 2)
     for stage in stages.values():
         if how == "blocks":
-            for block in stage.get_submodule("blocks").children():
-                compile_stage(block, "aot_eager")
-        else:
-            compile_stage(stage, "inductor" if how == "inductor" else "aot_eager")
+            for block in stage.blocks.children():
+                block.compile(backend="mhc", options=AOT)
+        elif how != "object":
+            stage.compile(backend="mhc", options={"compiler": "inductor"} if how == "inductor" else AOT)
     out, found = gradients_of(stages, x)
     assert relative(out, expected[0]) < 1e-5
+    found = {name.replace("_orig_mod.", ""): grad for name, grad in found.items()}
     for (name, _), want in zip(model.named_parameters(), expected[1][1:], strict=True):
         assert want is not None
         grad = found[name]
@@ -134,6 +140,11 @@ def test_the_original_function_of_stages() -> None:
         expected = model(x)
     with mhc.plain(stages[0]), mhc.plain(stages[1]):
         out, shapes = run(stages, x)
+    assert torch.equal(out, expected)
+    assert shapes == [(2, 3, WIDTH)]
+    for stage in stages.values():
+        mhc.remove(stage, force=True)
+    out, shapes = run(stages, x)
     assert torch.equal(out, expected)
     assert shapes == [(2, 3, WIDTH)]
 

@@ -15,7 +15,7 @@ from mhc_compile.distributed.stages import boundaries
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError
 from mhc_compile.plan.model_plan import ModelPlan
 from tests.end_to_end.distributed.staged import Staged, parts
-from tests.nets.small import made, upgraded
+from tests.nets.small import inputs, made, upgraded
 
 Parts = dict[int, nn.Module]
 pytestmark = pytest.mark.xdist_group("stages")  # they share a model
@@ -62,7 +62,7 @@ def skipped(stages: Parts, whole: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("mistake", "count", "text"),
     [
-        (missing, 2, r"2 stages has each once, but the processes have \[0\]"),
+        (missing, 2, r"2 stages has each once, but the processes have \[0\]\. .*as group"),
         (lost, 2, r"site 'blocks\.3\.attn' of the plan is in no stage"),
         (twice, 2, r"site 'blocks\.1\.attn' is in stage 0 \(rank 0\) and stage 1 \(rank 0\)"),
         (swapped, 2, r"'blocks\.2\.attn' continues the streams of site 'blocks\.1\.mlp', from stage 1 to an earlier"),
@@ -108,9 +108,12 @@ def test_two_tensors_of_streams_cannot_cross_one_boundary(model: nn.Module) -> N
         boundaries(dataclasses.replace(plan, sites=tuple(sites)), stages)
 
 
-def test_gains_and_checkpoints_of_a_stage_are_of_its_sites(model: nn.Module) -> None:
+def test_a_stage_holds_its_own_sites(model: nn.Module) -> None:
+    """In checkpoints, and for the optimizer; gains are those of a whole model."""
     stages = parts(model, (2, 2))
     mhc.connect_stages(stages, 2)
+    with pytest.raises(NotUpgradedError, match="part of an upgraded model"):
+        mhc.gains(stages[0], (inputs(),))
     names = [name for name, _ in mhc.named_parameters(stages[1])]
     assert {name.partition(".mhc")[0] for name in names} == {"blocks.2", "blocks.3"}
     whole = upgraded(Staged, 4, moved=True).state_dict()
