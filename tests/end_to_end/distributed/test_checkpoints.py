@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from tests.end_to_end.distributed.ranks import on_ranks
+from tests.end_to_end.distributed.staged import Staged, parts
 from tests.nets.small import compiled, inputs, made, relative, upgraded
 
 checkpoint: Any = pytest.importorskip("torch.distributed.checkpoint")
@@ -76,3 +77,30 @@ def test_saved_by_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     plain = made()
     mhc.restore(plain, torch.load(whole, weights_only=False)["model"])
     assert relative(compiled(plain)(inputs()), expected) < 1e-5
+
+
+def saved_in_stages(rank: int) -> bool:
+    """One layer on the first process and three on the second save; two on each load, and one process in the test."""
+    whole = upgraded(Staged, 4, moved=True)
+    stage = parts(whole, (1, 3))[rank]
+    mhc.connect_stages({rank: stage}, 2)
+    checkpoint.save({"model": states.get_model_state_dict(stage)}, checkpoint_id=FOLDER)
+    other = parts(upgraded(Staged, 4), (2, 2))[rank]
+    mhc.connect_stages({rank: other}, 2)
+    state = {"model": states.get_model_state_dict(other)}
+    checkpoint.load(state, checkpoint_id=FOLDER)
+    states.set_model_state_dict(other, state["model"])
+    expected = whole.state_dict()
+    return all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.slow
+def test_saved_by_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert on_ranks(saved_in_stages, tmp_path) == [True, True]
+    whole, plain = upgraded(Staged, 4), made(Staged, 4)
+    state = {"model": states.get_model_state_dict(whole)}
+    checkpoint.load(state, checkpoint_id=FOLDER)
+    mhc.restore(plain, state["model"])
+    expected = upgraded(Staged, 4, moved=True)
+    assert torch.equal(compiled(plain)(inputs()), compiled(expected)(inputs()))
