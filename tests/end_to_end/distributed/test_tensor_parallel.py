@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import NotUpgradedError, ShardedParametersError
 from tests.end_to_end.distributed.ranks import RANKS, on_ranks
-from tests.nets.small import compiled, gradient_error, inputs, made, upgraded
+from tests.nets.small import compiled, gradient_error, inputs, made, perturb, upgraded
 
 dist: Any = torch.distributed
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 Tensors = dict[str, Tensor]
+FOLDER = "pretrained"  # in the working folder
 
 
 def pulled(model: nn.Module, part: int | None = None) -> Tensors:
@@ -70,6 +72,37 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for each in found:
             assert each.keys() == expected.keys()
             assert gradient_error([each[name] for name in expected], list(expected.values())) < 3e-5
+
+
+def hugging_face(rank: int) -> list[Tensors]:
+    """A Llama that transformers itself shards, and the same whole."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers import AutoModelForCausalLM
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS))  # by which transformers knows it
+    batch = {"input_ids": torch.randint(64, (2, 8), generator=torch.Generator().manual_seed(0))}
+    found = []
+    for options in ({}, {"tp_plan": "auto", "device_mesh": init_device_mesh("cpu", (RANKS,))}):
+        model: Any = AutoModelForCausalLM.from_pretrained(FOLDER, use_cache=False, **options)
+        assert hasattr(model.model.layers[0].mlp.up_proj.weight, "placements") == bool(options)
+        mhc.upgrade(model, (), batch)
+        perturb(model)
+        logits = compiled(model, compiler="aot_eager")(**batch).logits
+        logits.backward(torch.randn(logits.shape, generator=torch.Generator().manual_seed(11)))
+        grads: dict[str, Any] = {name: p.grad for name, p in model.named_parameters()}
+        found.append({name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()})
+    return found
+
+
+@pytest.mark.slow
+def test_a_plan_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **sizes)).save_pretrained(FOLDER)
+    for expected, found in on_ranks(hugging_face, tmp_path):
+        assert found.keys() == expected.keys()
+        assert gradient_error([found[name] for name in expected], list(expected.values())) < 3e-5
 
 
 @pytest.fixture
