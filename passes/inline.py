@@ -20,6 +20,7 @@ from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import value
 
 _COEFFICIENTS = torch.ops.mhc.coefficients.default
+_SPLIT = "pippy._pipe_split"  # torch.distributed.pipelining.pipe_split, where somebody has imported it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Inline:
         if not request.inline:
             return
         modes = Modes(results[GraphFacts].nodes)
+        for node in results[GraphFacts].nodes:
+            if str(node.target) == _SPLIT:
+                _split_behind_streams(node)
         for node in results[GraphFacts].nodes:
             if node.op == "call_function" and node.target in _BODIES:
                 for enter in modes.autocast(node)[-1:] if node.target is _COEFFICIENTS else ():
@@ -73,6 +77,14 @@ def _inline(
     else:
         node.replace_all_uses_with(made.node)
     graph.erase_node(node)
+
+
+def _split_behind_streams(split: fx.Node) -> None:
+    """Cut a pipeline where only streams cross: a site's maps and what its branch reads are made behind the cut."""
+    before = split.prev
+    while "mhc_site" in before.meta and before.target is not torch.ops.mhc.write.default:
+        before = before.prev
+    before.append(split)
 
 
 def _keep_fp32(node: fx.Node, enter: fx.Node) -> None:

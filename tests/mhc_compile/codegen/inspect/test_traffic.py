@@ -61,6 +61,7 @@ def test_toy_is_counted_to_the_byte() -> None:
     assert not rows
 
 
+@pytest.mark.core(14)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(
     ("options", "forward", "backward", "again"),
