@@ -17,6 +17,7 @@ from tests.nets.small import compiled, inputs, made, relative, upgraded
 checkpoint: Any = pytest.importorskip("torch.distributed.checkpoint")
 states: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
 FOLDER = "checkpoint"  # in the working folder
+pytestmark = pytest.mark.xdist_group("processes")
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

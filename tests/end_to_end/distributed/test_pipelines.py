@@ -20,7 +20,10 @@ from tests.end_to_end.distributed.staged import Staged, alone, compile_stage, da
 from tests.nets.small import gradient_error, same, upgraded
 
 dist: Any = torch.distributed
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("processes"),
+]
 Run = tuple[list[Tensor], dict[str, Tensor]]  # losses and gradients
 REFERENCE = mhc.Config(kernels="reference")
 SOME = ("1F1B", "Interleaved1F1B", "DualPipeV")  # one for each way to give stages to processes
@@ -206,5 +209,5 @@ def mixed_up(rank: int) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_fails_leaves_none_waiting(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"PlanMismatchError|CarryError|onnection"):
+    with pytest.raises(RuntimeError, match=r"PlanMismatchError|CarryError|onnection"):
         on_ranks(mixed_up, tmp_path, deadline=60)

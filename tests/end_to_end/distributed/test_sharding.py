@@ -18,7 +18,10 @@ from tests.end_to_end.distributed.ranks import RANKS, on_ranks
 from tests.nets.small import Block, compile_blocks, gradient_error, inputs, made, upgraded
 
 dist: Any = torch.distributed
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("processes"),
+]
 Tensors = dict[str, Tensor]
 
 

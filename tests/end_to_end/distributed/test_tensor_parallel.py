@@ -17,7 +17,10 @@ from tests.end_to_end.distributed.ranks import RANKS, on_ranks
 from tests.nets.small import compiled, gradient_error, inputs, made, perturb, upgraded
 
 dist: Any = torch.distributed
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("processes"),
+]
 Tensors = dict[str, Tensor]
 FOLDER = "pretrained"  # in the working folder
 

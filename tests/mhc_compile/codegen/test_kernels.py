@@ -106,7 +106,7 @@ def test_rows_sum_to_one(n: int) -> None:
     assert columns < 0.1
 
 
-@pytest.mark.parametrize("n", [2, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5, 8))])
+@pytest.mark.parametrize("n", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 5, 8))])
 def test_far_logits(n: int) -> None:
     """Padding has neither a row nor a column; what underflows in 50 iterations comes back at n = 4."""
     for span in (95.0, 120.0, 1000.0):

@@ -79,7 +79,7 @@ def branches_first(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("step", "adds", "reasons"),
     [
-        (mixture, [1], {"branch-sum": 499}),
+        pytest.param(mixture, [1], {"branch-sum": 499}, marks=pytest.mark.slow),
         (branches, [500], {}),
         (branches_first, [], {"no-skip": 500, "single-site-region": 0}),
     ],
