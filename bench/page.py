@@ -219,10 +219,21 @@ def zoo() -> str:
 
 
 def _zoo(result: Result) -> str:
-    libraries = Counter(row["library"] for row in result["rows"])
-    passed = Counter(row["library"] for row in result["rows"] if row["verdict"] == "pass")
-    rows = [(name, str(count), str(passed[name])) for name, count in sorted(libraries.items())]
-    return table(("library", "architectures", "pass"), [*rows, ("all", str(libraries.total()), str(passed.total()))])
+    modes = dict.fromkeys(row.get("mode", "eval") for row in result["rows"])
+    cells: dict[str, Counter[tuple[str, bool]]] = {name: Counter() for name in sorted({*_libraries(result)})}
+    for row, library in zip(result["rows"], _libraries(result), strict=True):
+        if row["verdict"] != "none":  # the family has no such switch
+            cells[library][row.get("mode", "eval"), row["verdict"] == "pass"] += 1
+    cells["all"] = sum(cells.values(), Counter())
+    rows = [
+        (name, *(f"{counts[mode, True]} of {counts[mode, True] + counts[mode, False]}" for mode in modes))
+        for name, counts in cells.items()
+    ]
+    return table(("passes", *modes), rows)
+
+
+def _libraries(result: Result) -> list[str]:
+    return [row["library"] for row in result["rows"]]
 
 
 def _each(pattern: str, made: Callable[[Result], str]) -> str:
