@@ -86,28 +86,33 @@ def rows(shape: Shape, layers: float = 4.0, microbatches: int = 4) -> Iterator[d
         microbatches: of each process.
     """
     for schedule in SCHEDULES:
-        each = layers / 2 if schedule in FOLDED else layers
+        each = _of_stage(schedule, layers)
         for ranks in STAGES:
             steps = table(schedule, ranks, microbatches * ranks)
+            silent = {n: simulate(steps, Costs(shape.costs(each, n, 1.0).seconds)) for n in (1, shape.streams)}
             for network, bandwidth in NETWORKS.items():
                 row: dict[str, Any] = {"schedule": schedule, "ranks": ranks, "network": network}
                 for name, streams, overlapped in (
                     ("plain", 1, True), ("mhc", shape.streams, False), ("mhc overlapped", shape.streams, True)
                 ):  # fmt: skip
                     costs = shape.costs(each, streams, bandwidth, overlapped=overlapped)
-                    silent = simulate(steps, Costs(costs.seconds))
                     seconds = simulate(steps, costs).seconds
                     row[name] = {
                         "seconds": seconds,
-                        "bubble": silent.idle,
-                        "exposed": (seconds - silent.seconds) / seconds,
+                        "bubble": silent[streams].idle,
+                        "exposed": (seconds - silent[streams].seconds) / seconds,
                     }
                 yield row
 
 
+def _of_stage(schedule: str, layers: float) -> float:
+    """Return how many of a process's layers each of its stages has."""
+    return layers / 2 if schedule in FOLDED else layers
+
+
 def costs_below(shape: Shape, schedule: str, ranks: int, layers: float = 4.0, microbatches: int = 4) -> float:
     """Return the bandwidth, in bytes per second, below which streams that overlap cost a hundredth of the step."""
-    each = layers / 2 if schedule in FOLDED else layers
+    each = _of_stage(schedule, layers)
     steps = table(schedule, ranks, microbatches * ranks)
     silent = simulate(steps, Costs(shape.costs(each, shape.streams, 1.0).seconds)).seconds
     low, high = 1e8, 1e13

@@ -24,14 +24,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
-torch._utils._get_available_device_type = lambda: "cpu"  # torchtitan says "cuda" where there is no device
-from torchtitan.config import JobConfig  # noqa: E402
-from torchtitan.distributed import ParallelDims  # noqa: E402
-from torchtitan.distributed.pipeline_parallel import pipeline_llm  # noqa: E402
-from torchtitan.models.llama3 import get_train_spec, llama3_args  # noqa: E402
-from torchtitan.models.llama3.infra.parallelize import apply_compile  # noqa: E402
+import mhc_compile as mhc
 
-import mhc_compile as mhc  # noqa: E402
+torch._utils._get_available_device_type = lambda: "cpu"  # torchtitan says "cuda" where there is no device
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.pipeline_parallel import pipeline_llm
+from torchtitan.models.llama3 import get_train_spec, llama3_args
+from torchtitan.models.llama3.infra.parallelize import apply_compile
 
 # processes, of these in a pipeline, schedule; the others share the stages' parameters and the batch
 CUTS = ((1, 1, "1F1B"), (2, 1, "1F1B"), (2, 2, "1F1B"), (2, 2, "Interleaved1F1B"), (4, 2, "1F1B"))

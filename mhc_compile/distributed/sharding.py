@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mhc_compile.errors import NotUpgradedError, ShardedParametersError
-from mhc_compile.model.phase import is_planned
-from mhc_compile.model.sites import SiteModule, sites_in
+from mhc_compile.errors import ShardedParametersError
+from mhc_compile.model.phase import sites_of
+from mhc_compile.model.sites import SiteModule
 
 _WITH_HOOKS: weakref.WeakSet[SiteModule] = weakref.WeakSet()  # on parameters, which FSDP2 replaces
 
@@ -51,18 +51,6 @@ def shard_sites(model: nn.Module, **kwargs: Any) -> None:
         first.unshard()
 
     model.register_forward_pre_hook(gather)
-
-
-def sites_of(model: nn.Module) -> list[SiteModule]:
-    """Return the sites of an upgraded model, or of a part of one, which may have none.
-
-    Raises:
-        NotUpgradedError: it is neither.
-    """
-    sites = [site for _, site in sites_in(model)]
-    if not sites and not is_planned(model):
-        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
-    return sites
 
 
 def keeps_hooks(site: SiteModule) -> None:

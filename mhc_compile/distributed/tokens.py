@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhc_compile.distributed.sharding import keeps_hooks, sites_of
+from mhc_compile.distributed.sharding import keeps_hooks
 from mhc_compile.errors import ShardedParametersError
+from mhc_compile.model.phase import sites_of
 
 
 def sum_gradients(model: nn.Module, group: Any) -> None:

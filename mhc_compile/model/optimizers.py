@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from mhc_compile.errors import NotUpgradedError, warn
-from mhc_compile.model.phase import is_planned
+from mhc_compile.errors import warn
+from mhc_compile.model.phase import sites_of
 from mhc_compile.model.sites import SiteModule, sites_in
 
 _NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
@@ -57,9 +57,8 @@ def param_groups(
     Raises:
         NotUpgradedError: the model holds no mHC parameters, and is no part of one that does.
     """
+    sites_of(model)  # refuses a model that was never upgraded
     mine = dict(named_parameters(model))
-    if not mine and not is_planned(model):
-        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
     phi = [p for name, p in mine.items() if name.endswith(".phi") and p.requires_grad]
     rest = [p for name, p in mine.items() if not name.endswith(".phi") and p.requires_grad]
     held = {id(p) for p in mine.values()}

@@ -25,7 +25,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
+from mhc_compile.errors import NotUpgradedError
+from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, SiteModule, sites_in
 
 _KEY = "_mhc_phase"  # in the module's own __dict__, so that copies and pickles of it keep their phase
 _LEFT_OUT = "_mhc_left_out"  # likewise
@@ -74,6 +75,18 @@ def set_part(module: nn.Module) -> None:
 def is_planned(module: nn.Module) -> bool:
     """Tell whether the module is a planned model or was a part of one when that was planned."""
     return vars(module).get(_KEY) in (Phase.PLANNED, Phase.PART_OF_PLANNED) or ATTRIBUTE in module._modules
+
+
+def sites_of(model: nn.Module) -> list[SiteModule]:
+    """Return the sites of an upgraded model, or of a part of one, which may have none.
+
+    Raises:
+        NotUpgradedError: it is neither.
+    """
+    sites = [site for _, site in sites_in(model)]
+    if not sites and not is_planned(model):
+        raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
+    return sites
 
 
 def is_collecting(module: nn.Module) -> bool:

@@ -95,8 +95,8 @@ def alone(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, target: 
     return losses
 
 
-def compile_stage(model: nn.Module, compiler: str, **options: Any) -> None:
-    model.compile(backend="mhc", options={"compiler": compiler, **options})
+def compile_stage(model: nn.Module, compiler: str) -> None:
+    model.compile(backend="mhc", options={"compiler": compiler})
 
 
 def connected(model: nn.Module, sizes: Sequence[int]) -> dict[int, nn.Module]:
