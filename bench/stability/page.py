@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ def measured(path: Path = PATH) -> str:
         return NOTHING
     asked = {name: list(dict.fromkeys(make())) for name, make in questions.QUESTIONS.items()}
     counts = ", ".join(f"{name} {sum(t in store.records for t in ts)} of {len(ts)}" for name, ts in asked.items())
-    return f"{where(store.last)}\n\nRuns that are there: {counts}."
+    machines = Counter(record["cpu"] for record in store.records.values())
+    ran = ", ".join(f"{count} on {cpu}" for cpu, count in machines.most_common())
+    return f"The last of them: {where(store.last)}\n\nRuns that are there: {counts}; {ran}."
 
 
 def question(name: str, path: Path = PATH) -> str:

@@ -6,7 +6,7 @@ Contenders are compared each at its own best learning rate, so all that are comp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from bench.stability.trial import Trial
 from mhc_compile.cli.language import usual_inner
@@ -106,7 +106,6 @@ def compared(name: str) -> Trials:
     return list(dict.fromkeys([*(usual if name in AGAINST else ()), *QUESTIONS[name]()]))
 
 
-def answering(names: Sequence[str]) -> Iterator[Trial]:
-    """Iterate over the trials of questions, in their order."""
-    for name in names:
-        yield from QUESTIONS[name]()
+def answering(names: Sequence[str]) -> Trials:
+    """Return the trials of questions, one seed of all of them before the next."""
+    return sorted((trial for name in names for trial in QUESTIONS[name]()), key=lambda trial: trial.seed)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and tell; return 1 where a trial failed."""
     args = arguments(argv)
     measure.require("transformers", "rich", "matplotlib")
-    trials = questions.quick() if args.quick else list(questions.answering(args.questions))
+    trials = questions.quick() if args.quick else questions.answering(args.questions)
     store = Store(args.out)
     failed = train(store, trials, args.jobs, args.compiler)
     there = {trial: store.records[trial] for trial in trials if trial in store.records}

@@ -36,7 +36,7 @@ class Store:
     def add(self, trial: Trial, record: dict[str, Any]) -> None:
         """Keep a result."""
         made = measure.environment()
-        self.records[trial] = record | {key: made[key] for key in ("date", "git", "load")}
+        self.records[trial] = record | {key: made[key] for key in ("date", "git", "cpu", "load")}
         rows = [
             {"trial": t.to_dict(), "record": r} for t, r in sorted(self.records.items(), key=lambda one: one[0].key)
         ]

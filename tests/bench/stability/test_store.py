@@ -21,7 +21,7 @@ def test_results_stay_under_their_trial(tmp_path: Path) -> None:
     again = Store(path)
     assert again.missing([one, other]) == [other]
     assert again.records[one]["loss"] == [1.0]
-    assert {"date", "git", "load"} <= again.records[one].keys()
+    assert {"date", "git", "cpu", "load"} <= again.records[one].keys()
 
 
 def test_every_trial_has_a_key_of_its_own() -> None:
@@ -33,10 +33,11 @@ def test_every_trial_has_a_key_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", list(questions.QUESTIONS))
 def test_seeds_go_last(name: str) -> None:
-    """A run that is stopped has whole comparisons."""
-    seeds = [trial.seed for trial in questions.QUESTIONS[name]()]
-    assert seeds == sorted(seeds)
-    assert len(set(seeds)) >= 2
+    """A run that is stopped has whole comparisons, of one question and of several."""
+    for names in ([name], ["connections", name]):
+        seeds = [trial.seed for trial in questions.answering(names)]
+        assert seeds == sorted(seeds)
+        assert len(set(seeds)) >= 2
 
 
 def test_the_wide_residual_is_as_large() -> None:
