@@ -12,7 +12,7 @@ from typing import Any
 from mhc_compile.errors import ConfigError, PlanMismatchError
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "connection": ("mhc", "hc", "residual"),
+    "connection": ("mhc", "deepseek-v4", "hc", "residual"),
     "kernels": ("auto", "triton", "cpp", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
@@ -30,8 +30,9 @@ class Config:
 
     Attributes:
         streams: number n of residual streams, any integer >= 1 (1 leaves the model as it is).
-        connection: "mhc" (arXiv 2512.24880), "hc" (unconstrained, arXiv 2409.19606) or "residual" (no rewrite).
-        projection: registered map from logits to H_res, "sinkhorn" or "identity" (mhc only).
+        connection: "mhc" (arXiv 2512.24880), "deepseek-v4" (the same as DeepSeek-V4 computes it, with an eps in H_pre
+            and in every sum of Sinkhorn), "hc" (unconstrained, arXiv 2409.19606) or "residual" (no rewrite).
+        projection: registered map from logits to H_res, "sinkhorn" or "identity" (not of hc).
         sinkhorn_iters: iterations of the Sinkhorn projection; each scales columns, then rows (paper Eq. 9).
         eps: added to the mean square inside the norm of the streams (paper Eq. 15).
         alpha: gate of the dynamic part at the start; "auto" is 0.01 * 8192 / (n C), at most 1.

@@ -31,6 +31,7 @@ from mhc_compile.errors import (
 from mhc_compile.model import config_note
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
+from mhc_compile.ops import connections
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
@@ -88,7 +89,8 @@ def upgrade(
     if captured is None or not report.sites or not config.rewrites:
         return report
     attach_sites(model, report.plan).is_one_graph = report.graphs == 1
-    error = None if verify is False else _verify(model, args, kwargs, captured, verify)
+    drift = len(report.sites) * connections.get(config.connection).drift
+    error = None if verify is False else _verify(model, args, kwargs, captured, verify, drift)
     del captured
     _finish(outer, model)
     return dataclasses.replace(report, max_error=error)
@@ -167,7 +169,9 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
-def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float) -> float:
+def _verify(
+    model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, drift: float
+) -> float:
     """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
 
     def backend(gm: Any, inputs: Any) -> Any:
@@ -175,19 +179,19 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, toleranc
 
     try:
         after = run_captured(model, args, kwargs, backend)
-        return _compare(before.output, after.output, tolerance)
+        return _compare(before.output, after.output, tolerance, drift)
     except BaseException:
         detach_sites(model)
         raise
 
 
-def _compare(before: Any, after: Any, tolerance: bool | float) -> float:
+def _compare(before: Any, after: Any, tolerance: bool | float, drift: float = 0.0) -> float:
     worst = 0.0
     for old, new in zip(_floats(before), _floats(after), strict=True):
         if old.is_meta or old.numel() == 0:
             continue
         error = difference(new, old)
-        allowed = TOLERANCE.get(old.dtype, 1e-4) if tolerance is True else float(tolerance)
+        allowed = TOLERANCE.get(old.dtype, 1e-4) + drift if tolerance is True else float(tolerance)
         if not error <= allowed:
             raise VerificationError(
                 f"the rewritten model differs from the original by {error:.2e} of the largest output (allowed"

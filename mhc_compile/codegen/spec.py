@@ -40,6 +40,7 @@ class Spec:
         branch: dtype of the branch's output f.
         projection: "sinkhorn" or "identity".
         iters: iterations of the Sinkhorn projection.
+        smooth: what is added to H_pre and in Sinkhorn's sums (`ops.projections.SmoothSinkhorn`); 0 in the paper.
         eps: added to the mean square of the streams (paper Eq. 15).
         norm: the branch's norm, taken in: "none", "rms", "rms_cast" or "layer".
         norm_eps: its eps.
@@ -72,6 +73,7 @@ class Spec:
     equal_streams: bool = False
     history: tuple[Step, ...] = ()
     equal_head: bool = False
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can be written for."""
@@ -135,7 +137,7 @@ class Spec:
     @property
     def name(self) -> str:
         """Return a file name's stem, readable."""
-        flags = [self.norm] * (self.norm != "none")
+        flags = ["smooth"] * bool(self.smooth) + [self.norm] * (self.norm != "none")
         flags += [word for word in ("offset", "scale") if getattr(self, word)] + ["plain"] * self.equal_streams
         if self.history:
             flags += [f"replay{len(self.history)}", *["plain"] * self.equal_head]
@@ -143,12 +145,13 @@ class Spec:
         return "_".join([self.op, f"n{self.n}", f"c{self.channels}", dtype, *flags])
 
     def table(self) -> dict[str, Any]:
-        """Return all fields as Python's own types, those of a history only where there is one.
+        """Return all fields as Python's own types, those of a history, and `smooth`, only where there is one.
 
         Files that exist already, and what was tuned for them, go by the names in `_WRITTEN`.
         """
         fields = {_WRITTEN.get(name, name): value for name, value in dataclasses.asdict(self).items()}
-        return {name: fields[name] for name in fields if self.history or name not in ("history", "plain_head")}
+        absent = () if self.history else ("history", "plain_head")
+        return {name: fields[name] for name in fields if name not in absent and (self.smooth or name != "smooth")}
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Spec:

@@ -23,8 +23,8 @@ _BYTES_PER_SECOND = 4.3e12  # what copying reaches
 
 def why_not(n: int, connection: str, projection: str, dtype: torch.dtype, device: str = "cuda") -> str | None:
     """Return why no kernel is generated for such a site, in a few words, or None where one is."""
-    if connection != "mhc":
-        return f"there are kernels for the connection 'mhc', not for {connection!r}"
+    if connection not in ("mhc", "deepseek-v4"):
+        return f"there are kernels for the connections 'mhc' and 'deepseek-v4', not for {connection!r}"
     if projection not in ("sinkhorn", "identity"):
         return f"there are kernels for the projections 'sinkhorn' and 'identity', not for {projection!r}"
     if n > MOST_STREAMS:

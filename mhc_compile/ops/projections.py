@@ -10,6 +10,7 @@ from torch import Tensor
 from mhc_compile.errors import ConfigError
 from mhc_compile.ops import reference
 
+SMOOTH = 1e-6  # hc_eps of DeepSeek-V4's models
 
 class Projection(Protocol):
     """A map `[..., m]` logits -> `[..., n, n]`, with its own vector-Jacobian product."""
@@ -111,6 +112,40 @@ def _tokens_last(rows: Tensor, n: int) -> Tensor:
 def _tokens_first(m: Tensor, like: Tensor) -> Tensor:
     """Copy `[n, n, T]` back to the shape of `like`, `[..., n n]`."""
     return m.flatten(0, 1).t().contiguous().view(like.shape)
+
+
+class SmoothSinkhorn(Sinkhorn):
+    """Sinkhorn-Knopp with `SMOOTH` in every sum but the first (DeepSeek-V4); it is no option of its own."""
+
+    def apply(self, logits: Tensor, n: int, iters: int) -> Tensor:
+        """Return the iteration's value after `iters` steps."""
+        return reference.smooth_sinkhorn(logits.unflatten(-1, (n, n)), iters, SMOOTH)
+
+    def run(self, logits: Tensor, n: int, iters: int) -> Tensor:
+        """Return the same with the tokens last; its bits depend on no number of tokens."""
+        *_, m = _smooth_steps(logits, n, iters)
+        return _tokens_first(m, logits).view(*logits.shape[:-1], n, n)
+
+    def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
+        """Return the exact gradient of the unrolled iteration, as `Sinkhorn` does, and through the softmax."""
+        first, *steps = _smooth_steps(logits, n, iters)
+        g = _tokens_last(grad.flatten(-2), n).mul_(steps[-1])
+        for t, made in reversed(list(enumerate(steps, 1))):
+            g.addcmul_(made, g.sum(t % 2, keepdim=True), value=-1)
+        g.mul_(first / (first + SMOOTH))
+        return _tokens_first(g.addcmul_(first, g.sum(0, keepdim=True), value=-1), logits)
+
+
+def _smooth_steps(logits: Tensor, n: int, iters: int) -> list[Tensor]:
+    """Return the softmax `[n, n, T]` of `reference.smooth_sinkhorn`, and what every half step behind it makes."""
+    z = _tokens_last(logits, n)
+    z.sub_(z.amax(0, keepdim=True)).exp_()
+    steps = [z.div_(_total(z, 0))]
+    m = z + SMOOTH
+    for t in range(1, 2 * iters):
+        m = m / _total(m, t % 2).add_(SMOOTH)
+        steps.append(m)
+    return steps
 
 
 class Identity:

@@ -83,6 +83,27 @@ def lasting(n: int) -> int:
     return 1 + int(88 / (2 * math.log(n - 1))) if n > 2 else sys.maxsize
 
 
+def smooth_sinkhorn(logits: Tensor, iters: int, smooth: float) -> Tensor:
+    """Sinkhorn-Knopp as DeepSeek-V4 does it: the first columns by a softmax, `smooth` added to it and to later sums.
+
+    That is the code of their release (inference/kernel.py, hc_split_sinkhorn), whose matrix is this one transposed.
+
+    Args:
+        logits: `[..., n, n]`.
+        iters: number of iterations, >= 1.
+        smooth: what is added, 1e-6 in their models.
+
+    Returns:
+        A matrix of the same shape with rows summing to 1 less `smooth`, and columns nearly.
+    """
+    m = torch.softmax(logits, -2) + smooth
+    m = m / (m.sum(-1, keepdim=True) + smooth)
+    for _ in range(iters - 1):
+        m = m / (m.sum(-2, keepdim=True) + smooth)
+        m = m / (m.sum(-1, keepdim=True) + smooth)
+    return m
+
+
 def sinkhorn(logits: Tensor, iters: int, lasts: int = 20) -> Tensor:
     """Sinkhorn-Knopp from exp(logits): each iteration makes columns, then rows, sum to 1 (Eq. 9, paper convention).
 

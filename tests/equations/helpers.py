@@ -16,7 +16,7 @@ from mhc_compile.ops.signatures import OPS, Coefficients, MapOptions, Parameters
 Tensors = tuple[Tensor, ...]
 Function = Callable[..., Tensor | Sequence[Tensor]]
 
-EPS = 1e-6
+EPS = SMOOTH = 1e-6
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 # what may be a tensor among the arguments of an op, and which of its results have gradients
@@ -26,7 +26,7 @@ GIVE_GRADIENTS = {
     "enter": ("u", "h_post", "h_res"),
     "seam": ("x", "u", "h_post", "h_res"),
 }
-KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("hc", "sinkhorn")]
+KINDS = [("mhc", "sinkhorn"), ("mhc", "identity"), ("deepseek-v4", "sinkhorn"), ("hc", "sinkhorn")]
 
 # token axes: none, one, several, empty ones
 TOKENS = [(), (1,), (3, 2), (0,), (2, 0, 3)]
@@ -81,7 +81,7 @@ class Case:
         """phi, alpha, the learned delta and the fixed base, all random."""
         kind = connections.get(self.connection)
         k, m = kind.phi_shape(self.maps, self.c)
-        width = m if self.connection == "mhc" else self.n * (self.n + 2)
+        width = self.n * (self.n + 2) if self.connection == "hc" else m
         phi = self.scale * normal(k, m, seed=3, dtype=self.wide) / k**0.5
         alpha = 1 + 0.3 * normal(kind.gates(), seed=4, dtype=self.wide)
         return phi, alpha, normal(width, seed=5, dtype=self.wide), normal(width, seed=6, dtype=self.wide)
@@ -92,7 +92,7 @@ class Case:
 
     def reference(self, x: Tensor, phi: Tensor, alpha: Tensor, delta: Tensor, base: Tensor) -> Tensors:
         """The coefficients by the equations; base is a buffer, so it gets no gradient."""
-        maps = mhc_maps if self.connection == "mhc" else hc_maps
+        maps = hc_maps if self.connection == "hc" else mhc_maps
         return maps(x, phi, alpha, delta + base.detach(), self)
 
 
@@ -139,6 +139,16 @@ def sinkhorn(z: Tensor, iters: int) -> Tensor:
     return m
 
 
+def smooth_sinkhorn(z: Tensor, iters: int) -> Tensor:
+    """As transformers' DeepseekV4HyperConnection writes it, whose comb is H_res transposed."""
+    comb = torch.softmax(z.transpose(-1, -2), -1) + SMOOTH
+    comb = comb / (comb.sum(-2, keepdim=True) + SMOOTH)
+    for _ in range(iters - 1):
+        comb = comb / (comb.sum(-1, keepdim=True) + SMOOTH)
+        comb = comb / (comb.sum(-2, keepdim=True) + SMOOTH)
+    return comb.transpose(-1, -2)
+
+
 def mhc_maps(x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor, case: Case) -> Tensors:
     """Eq. 14-19 of arXiv 2512.24880."""
     n = case.n
@@ -147,10 +157,12 @@ def mhc_maps(x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor, case: Case) ->
     p = torch.einsum("...k,km->...m", normed, phi)
     pre = 1 / (1 + torch.exp(-(alpha[0] * p[..., :n] + bias[:n])))
     post = 2 / (1 + torch.exp(-(alpha[1] * p[..., n : 2 * n] + bias[n : 2 * n])))
+    smooth = case.connection == "deepseek-v4"
+    pre = pre + SMOOTH if smooth else pre
     if case.projection == "identity":
         return pre, post, torch.eye(n, dtype=x.dtype).expand(*x.shape[:-2], n, n)
     z = (alpha[2] * p[..., 2 * n :] + bias[2 * n :]).reshape(*x.shape[:-2], n, n)
-    return pre, post, sinkhorn(z, case.iters)
+    return pre, post, smooth_sinkhorn(z, case.iters) if smooth else sinkhorn(z, case.iters)
 
 
 def hc_maps(x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor, case: Case) -> Tensors:

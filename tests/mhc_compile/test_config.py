@@ -21,7 +21,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("sinkhorn_iters", 1.5, r"not 1\.5"),
     ("every", 0, r"every must be an integer >= 1, not 0; for example every=1"),
     ("every", True, r"not True"),
-    ("connection", "mch", r"connection must be one of 'mhc', 'hc', 'residual', not 'mch'"),
+    ("connection", "mch", r"connection must be one of 'mhc', 'deepseek-v4', 'hc', 'residual', not 'mch'"),
     ("connection", None, r"not None"),
     ("recompute", "on", r"recompute must be 'auto', 'off', a number of sites .*'memory:2GiB', not 'on'"),
     ("recompute", 0, r"not 0"),

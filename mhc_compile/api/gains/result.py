@@ -19,7 +19,7 @@ class Gains:
 
     Attributes:
         streams: number n of streams.
-        connection: "mhc" or "hc".
+        connection: "mhc", "deepseek-v4" or "hc".
         projection: the map to H_res (of "mhc").
         sites: every site in every call, in the order in which they ran.
     """

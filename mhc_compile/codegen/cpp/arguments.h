@@ -158,7 +158,9 @@ struct Given {
 
   void read_maps(Reader& in) {
     n = in.integer();
-    fit = in.text() == "mhc" && fit;
+    const std::string& connection = in.text();
+    fit = fit && (connection == "mhc" || connection == "deepseek-v4");
+    call.site.smooth = connection == "mhc" ? 0.0f : 1e-6f;
     const std::string& projection = in.text();
     fit = fit && (projection == "sinkhorn" || projection == "identity");
     call.site.mixes = projection == "sinkhorn";

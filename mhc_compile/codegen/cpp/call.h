@@ -27,6 +27,7 @@ struct Site {
   const float *phi, *alpha, *bias;  // [nC, m], [3], [m]
   bool mixes;                       // by Sinkhorn; else H_res is I
   int iters;
+  float smooth;  // what DeepSeek-V4 adds to H_pre and in Sinkhorn's sums; else 0
   float eps;
   Norm norm;
   const float *weight, *shift;  // [C] or null

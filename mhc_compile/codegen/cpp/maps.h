@@ -24,9 +24,10 @@ inline Vec logarithm(Vec v) {
 
 // Let the N entries of a row or column, `stride` apart, sum to 1; return their sum, of entries times weights where there
 // are some. What is divided is rounded as in the reference; a product with the inverse is faster.
-inline Vec normalise(Vec* m, int stride, const Vec* weights, bool divides) {
+inline Vec normalise(Vec* m, int stride, const Vec* weights, bool divides, float more = 0.0f) {
   Vec sum = weights ? m[0] * weights[0] : m[0];
   for (int i = 1; i < N; ++i) sum = sum + (weights ? m[i * stride] * weights[i] : m[i * stride]);
+  if (more) sum = sum + more;
   const Vec inverse = 1.0f / sum;
   for (int i = 0; i < N; ++i) m[i * stride] = divides ? m[i * stride] / sum : m[i * stride] * inverse;
   return sum;
@@ -73,9 +74,34 @@ inline void sinkhorn(Vec* m, int iters, Vec* history) {
   }
 }
 
+// The same as DeepSeek-V4 does it: columns by a softmax, then `smooth` is added to it and to every sum. So nothing
+// vanishes, and nothing has to be made again.
+inline void smooth_sinkhorn(Vec* m, int iters, float smooth, Vec* history) {
+  for (int j = 0; j < N; ++j) {
+    Vec most = m[j];
+    for (int i = 1; i < N; ++i) most = larger(m[i * N + j], most);
+    for (int i = 0; i < N; ++i) m[i * N + j] = exponential(m[i * N + j] - most);
+  }
+  for (int half = 0; half < 2 * iters; ++half) {
+    const int stride = half % 2 ? 1 : N, next = half % 2 ? N : 1;
+    for (int k = 0; k < N; ++k) normalise(m + k * next, stride, nullptr, true, half ? smooth : 0.0f);
+    if (history)
+      for (int k = 0; k < SQUARE; ++k) *history++ = m[k];
+    if (!half)
+      for (int k = 0; k < SQUARE; ++k) m[k] = m[k] + smooth;
+  }
+}
+
+inline void project(const Site& site, Vec* m, Vec* history) {
+  if (site.smooth)
+    smooth_sinkhorn(m, site.iters, site.smooth, history);
+  else
+    sinkhorn(m, site.iters, history);
+}
+
 // The gradient of the logits for that of the matrix, in place. Of logarithms, a normalisation's gradient is that of
 // what it made, less the matrix times the sums of it: nothing is divided by what may have underflowed.
-inline void sinkhorn_backward(Vec* g, int iters, const Vec* history) {
+inline void sinkhorn_backward(Vec* g, int iters, float smooth, const Vec* history) {
   const Vec* made = history + (2 * iters - 1) * SQUARE;
   for (int k = 0; k < SQUARE; ++k) g[k] = g[k] * made[k];
   for (int done = 0; done < iters; ++done) {
@@ -85,6 +111,8 @@ inline void sinkhorn_backward(Vec* g, int iters, const Vec* history) {
       for (int j = 0; j < N; ++j) g[i * N + j] = g[i * N + j] - made[i * N + j] * sum;
     }
     made -= SQUARE;
+    if (smooth && done == iters - 1)  // of the softmax, to which it was added
+      for (int k = 0; k < SQUARE; ++k) g[k] = g[k] * made[k] / (made[k] + smooth);
     for (int j = 0; j < N; ++j) {
       Vec sum = g[j];
       for (int i = 1; i < N; ++i) sum = sum + g[i * N + j];
@@ -127,10 +155,10 @@ inline void maps(const Call& call, long first, int count, const float* projected
     z[k] = logit(site, k, y);
   }
   for (int i = 0; i < N; ++i) {
-    scatter(to.pre + first * N + i, N, count, sigmoid(z[i]));
+    scatter(to.pre + first * N + i, N, count, site.smooth ? sigmoid(z[i]) + site.smooth : sigmoid(z[i]));
     scatter(to.post + first * N + i, N, count, 2.0f * sigmoid(z[N + i]));
   }
-  if (site.mixes) sinkhorn(z + 2 * N, site.iters, nullptr);
+  if (site.mixes) project(site, z + 2 * N, nullptr);
   for (int k = 0; k < SQUARE; ++k)
     scatter(to.res + first * SQUARE + k, SQUARE, count, site.mixes ? z[2 * N + k] : all(k % (N + 1) == 0));
 }
@@ -156,8 +184,8 @@ inline void maps_backward(const Call& call, long first, int count, const float* 
       z[k] = logit(site, 2 * N + k, y[2 * N + k]);
       d[2 * N + k] = gather(call.upstream.res + first * SQUARE + k, SQUARE, count);
     }
-    sinkhorn(z, site.iters, history.data());
-    sinkhorn_backward(d + 2 * N, site.iters, history.data());
+    project(site, z, history.data());
+    sinkhorn_backward(d + 2 * N, site.iters, site.smooth, history.data());
   }
   const Vec r = gather(call.arrival.r + first, 1, count);
   Vec along = {};

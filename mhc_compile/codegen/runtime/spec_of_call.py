@@ -10,6 +10,7 @@ from torch import Tensor
 from mhc_compile.codegen.runtime.dtypes import TORCH
 from mhc_compile.codegen.spec import Spec, Step
 from mhc_compile.ops import limits
+from mhc_compile.ops.projections import SMOOTH
 from mhc_compile.ops.signatures import (
     OPS,
     Enter,
@@ -73,6 +74,8 @@ def coefficient_fields(op: str, x: Tensor, maps: MapOptions) -> Fields | None:
     if not maps.kernels or limits.why_not(maps.n, maps.connection, maps.projection, x.dtype) is not None:
         return None
     how = {"n": maps.n, "projection": maps.projection, "iters": maps.iters, "eps": maps.eps}
+    if maps.connection == "deepseek-v4":
+        how["smooth"] = SMOOTH
     return {"op": op, "channels": x.shape[-1], "dtype": NAMES[x.dtype], **how}
 
 

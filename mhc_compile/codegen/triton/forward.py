@@ -59,7 +59,7 @@ def read_tokens($read, T, token, BT: tl.constexpr, BC: tl.constexpr, SPLITS: tl.
     logit = y + token * $logits
     tl.store(logit[:, None] + k[None, :], pre_logits, pair)
     tl.store(logit[:, None] + $n + k[None, :], post_logits, pair)
-    h_pre = tl.sigmoid(gated(pre_logits, alpha, delta, base, k[None, :], known))
+    h_pre = tl.sigmoid(gated(pre_logits, alpha, delta, base, k[None, :], known))$more
     h_post = 2 * tl.sigmoid(gated(post_logits, alpha + 1, delta + $n, base + $n, k[None, :], known))
     tl.store(pre + token[:, None] * $n + k[None, :], h_pre, pair)
     tl.store(post_out + token[:, None] * $n + k[None, :], h_post, pair)
@@ -236,6 +236,7 @@ def read(spec: Spec) -> str:
         _READ,
         **words,
         **arguments(spec),
+        more=f" + {spec.smooth!r}" if spec.smooth else "",
         doc="H_pre and H_post of every token" + ", and the branch's input" * spec.reads,
         how=", by Sinkhorn in registers" if mixes else ": streams do not mix",
         res=fill(_SINKHORN, **words, matrix=sinkhorn.matrix(spec)) if mixes else fill(_IDENTITY, **words),

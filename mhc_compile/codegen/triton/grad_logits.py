@@ -22,6 +22,7 @@ def gates_back($gates, T, token, pid, BT: tl.constexpr, BC: tl.constexpr):
     sums = partial + pid * $four_n
     pre_logits = tl.load(logit[:, None] + k[None, :], pair, other=0.0)
     post_logits = tl.load(logit[:, None] + $n + k[None, :], pair, other=0.0)
+    $less
     dz = d_pre * h_pre * (1 - h_pre)
     half = tl.sigmoid(post_logits * tl.load(alpha + 1) + tl.load(bias + $n + k, known, other=0.0)[None, :])
     dz_post = tl.load(g_post + token[:, None] * $n + k[None, :], pair, other=0.0) * 2 * half * (1 - half)
@@ -142,6 +143,7 @@ def coefs(spec: Spec) -> str:
         _COEFS,
         **words,
         read=_sums(spec) if spec.reads else given,
+        less=f"h_pre = h_pre - {spec.smooth!r}" if spec.smooth else "",
         how=", by the exact gradient of the unrolled iteration" if mixes else ", of which there are none",
         res=fill(_RES, **words, gradient=sinkhorn.gradient(spec)) if mixes else fill(_NO_RES, **words),
     )

@@ -42,7 +42,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "half a stream": ({"streams": 2.5}, "streams must be an integer >= 1, not 2.5"),
     "text": ({"streams": "4"}, "streams must be an integer >= 1, not '4'"),
     "true": ({"streams": True}, "streams must be an integer >= 1, not True"),
-    "connection": ({"connection": "mhcc"}, "connection must be one of 'mhc', 'hc', 'residual'"),
+    "connection": ({"connection": "mhcc"}, "connection must be one of 'mhc', 'deepseek-v4', 'hc', 'residual'"),
     "projection": ({"projection": "qr"}, "sinkhorn"),
     "compiler": ({"compiler": "nvcc"}, "compiler must be one of 'inductor', 'aot_eager', 'eager'"),
     "alpha": ({"alpha": 2}, "alpha must be 'auto' or a number"),

@@ -20,6 +20,7 @@ SPACE: dict[str, Any] = {
     "tokens": [(), (0,), (1,), (2, 0, 3), (3, 7), (130,)],
     "norm": NORMS,
     "equal": EQUAL,
+    "connection": ["mhc", "deepseek-v4"],
     "projection": ["sinkhorn", "identity"],
     "iters": [1, 4, 5, 6, 20],  # the way back goes in segments of five
     "offset": [False, True],

@@ -1,0 +1,166 @@
+"""DeepSeek-V4's layout, with transformers' own modules as the oracle."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhc_compile as mhc
+from bench.train.peers import deepseek
+from mhc_compile.errors import NotUpgradedError, PlanMismatchError, UnsupportedModelError
+from mhc_compile.integrations import from_deepseek_v4, to_deepseek_v4
+from tests.equations.helpers import near
+from tests.nets.small import perturb
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.xdist_group("deepseek")
+
+IDS = torch.arange(16).reshape(2, 8)
+GIVEN = {"input_ids": IDS, "use_cache": False}
+SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+
+
+def llama(layers: int = 2) -> Any:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_hidden_layers=layers))
+
+
+def upgraded(connection: str = "deepseek-v4", **options: Any) -> Any:
+    model = llama()
+    config = mhc.Config(connection=connection, streams=3, compiler="eager", recompute="off", **options)
+    mhc.upgrade(model, (), GIVEN, config=config)
+    perturb(model)
+    return model
+
+
+def theirs(tensors: dict[str, Tensor]) -> Any:
+    """The same Llama with transformers' connections around its layers, which hold these tensors."""
+    model = llama()
+    deepseek.widen(model, 3)
+    head = {name.replace("model.hc_head", "model.layers.1.leave"): t for name, t in tensors.items()}
+    lost, unknown = model.load_state_dict(head, strict=False)
+    assert not unknown
+    assert not [name for name in lost if "hc" in name]
+    return model
+
+
+def values(model: Any, compiled: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of all parameters for a random gradient of the logits."""
+    run = torch.compile(model, backend="mhc") if compiled else model
+    logits = run(**GIVEN).logits
+    logits.backward(torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_their_layout(grads: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Gradients of hyper-connections by their names: the layout is linear, so they go as the values do."""
+    shadow = copy.deepcopy(model)
+    for name, parameter in shadow.named_parameters():
+        if ".mhc." in name:
+            parameter.data.copy_(grads[name])
+    for name, buffer in shadow.named_buffers():
+        if name.endswith("base"):
+            buffer.zero_()
+    return to_deepseek_v4(shadow)
+
+
+@pytest.mark.parametrize(("connection", "limit"), [("deepseek-v4", 1e-6), ("mhc", 2e-5)])
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_their_code_computes_the_same(connection: str, limit: float, kernels: str) -> None:
+    model = upgraded(connection, kernels=kernels)
+    tensors = to_deepseek_v4(model)
+    logits, grads = values(model, compiled=True)
+    expected, wanted = values(theirs(tensors), compiled=False)
+    near(logits, expected, limit)
+    assert float((logits - llama()(**GIVEN).logits).abs().max()) > 1e-2 * float(logits.abs().max())
+    made = {name: g for name, g in grads.items() if ".mhc." not in name} | in_their_layout(grads, model)
+    for name, gradient in wanted.items():
+        if "leave" not in name:
+            near(made[name], gradient, 20 * limit)
+
+
+def test_there_and_back() -> None:
+    model, other = upgraded(), upgraded()
+    tensors = to_deepseek_v4(model)
+    paths = [f"model.layers.{i}.{hc}." for i in (0, 1) for hc in ("attn_hc", "ffn_hc")] + ["model.hc_head.hc_"]
+    assert set(tensors) == {f"{path}{part}" for path in paths for part in ("fn", "base", "scale")}
+    with torch.no_grad():
+        for parameter in mhc.named_parameters(other):
+            parameter[1].add_(1.0)
+    assert not torch.equal(to_deepseek_v4(other)["model.layers.0.ffn_hc.fn"], tensors["model.layers.0.ffn_hc.fn"])
+    own = {  # the names in DeepSeek's own checkpoints
+        name.removeprefix("model.").replace("hc_head.hc_", "hc_head_").replace("attn_hc.", "hc_attn_").replace(
+            "ffn_hc.", "hc_ffn_"
+        ): tensor
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+    assert "layers.0.hc_attn_fn" in own
+    from_deepseek_v4(other, own | {"layers.0.attn.wq.weight": torch.zeros(1)})
+    for name, tensor in to_deepseek_v4(other).items():
+        near(tensor, tensors[name], 1e-6)
+
+
+def test_a_trained_config_of_their_class() -> None:
+    """Their class creates parameters of these shapes."""
+    module = transformers.models.deepseek_v4.modeling_deepseek_v4
+    config = module.DeepseekV4Config(hidden_size=16, hc_mult=3)
+    tensors = to_deepseek_v4(upgraded())
+    for made, path in ((module.DeepseekV4HyperConnection(config), "model.layers.0.attn_hc"),
+                       (module.DeepseekV4HyperHead(config), "model.hc_head")):  # fmt: skip
+        assert {name: p.shape for name, p in made.named_parameters()} == {
+            name.removeprefix(f"{path}."): t.shape for name, t in tensors.items() if name.startswith(f"{path}.")
+        }
+
+
+def test_what_has_no_such_layout() -> None:
+    with pytest.raises(NotUpgradedError, match="upgrade"):
+        to_deepseek_v4(llama())
+    for options in ({"connection": "hc"}, {"projection": "identity"}):
+        with pytest.raises(UnsupportedModelError, match='connection="deepseek-v4"'):
+            to_deepseek_v4(upgraded(**options))
+    with torch.device("meta"):
+        empty = llama()
+    mhc.upgrade(empty, (), GIVEN, config=mhc.Config(streams=3), verify=False)
+    with pytest.raises(NotUpgradedError, match="meta device"):
+        to_deepseek_v4(empty)
+
+
+def test_two_towers_have_no_common_head() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.down = nn.Linear(8, 8), nn.Linear(6, 6), nn.Linear(8, 6)
+            self.c, self.d = nn.Linear(8, 8), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.a(x)
+            y = self.down(x + self.c(x))
+            y = y + self.b(y)
+            return y + self.d(y)
+
+    model = Towers()
+    mhc.upgrade(model, (torch.randn(3, 8),), config=mhc.Config(streams=2, compiler="eager"))
+    with pytest.raises(UnsupportedModelError, match="several ends of streams"):
+        to_deepseek_v4(model)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "shape", "head"])
+def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
+    model = upgraded()
+    tensors = to_deepseek_v4(model)
+    if wrong == "missing":
+        del tensors["model.layers.1.ffn_hc.base"]
+    elif wrong == "shape":
+        tensors["model.layers.1.ffn_hc.fn"] = torch.zeros(15, 64)
+    else:
+        tensors["model.hc_head.hc_base"] = torch.tensor([0.1, 0.2, 0.3])
+    tensors["model.layers.0.attn_hc.fn"] = torch.ones_like(tensors["model.layers.0.attn_hc.fn"])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    told = {"missing": "no 'model.layers.1.ffn_hc.base'", "shape": "is .15, 64., and", "head": 'readout="learned"'}
+    with pytest.raises(PlanMismatchError, match=told[wrong]):
+        from_deepseek_v4(model, tensors)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
