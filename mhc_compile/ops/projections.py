@@ -129,7 +129,8 @@ class SmoothSinkhorn(Sinkhorn):
     def vjp(self, logits: Tensor, grad: Tensor, n: int, iters: int) -> Tensor:
         """Return the exact gradient of the unrolled iteration, as `Sinkhorn` does, and through the softmax."""
         first, *steps = _smooth_steps(logits, n, iters)
-        g = _tokens_last(grad.flatten(-2), n).mul_(steps[-1])
+        *_, last = steps
+        g = _tokens_last(grad.flatten(-2), n).mul_(last)
         for t, made in reversed(list(enumerate(steps, 1))):
             g.addcmul_(made, g.sum(t % 2, keepdim=True), value=-1)
         g.mul_(first / (first + SMOOTH))

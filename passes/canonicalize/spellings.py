@@ -19,6 +19,13 @@ _FUSED: dict[str, Callable[..., torch.Tensor]] = {
     "native_layer_norm": torch.nn.functional.layer_norm,
     "_fused_rms_norm": torch.nn.functional.rms_norm,
 }
+# what Dynamo makes of an attribute since torch 2.14, and the attribute
+_ATTRIBUTES = {
+    torch.ops.aten.mT: "mT",
+    torch.ops.aten.mH: "mH",
+    torch.ops.aten.numpy_T: "T",
+    torch.ops.aten.matrix_H: "H",
+}
 # keywords of tensors, each with its position
 _POSITIONS = {"input": 0, "self": 0, "tensors": 0, "other": 1, "end": 1, "tensor1": 1, "tensor2": 2}
 _BY_KEYWORD = (optable.LIGHT | optable.CONTRACTION | {"rsub"}) - {"where"}
@@ -29,6 +36,8 @@ def spell_out(node: fx.Node, facts: GraphFacts) -> None:
 
     Nothing is read elsewhere than before if it is overwritten somewhere, and no copy becomes what it was a copy of.
     """
+    if node.target in _ATTRIBUTES:
+        node.target, node.args = getattr, (*node.args, _ATTRIBUTES[node.target])
     op = optable.name(node)
     if node.kwargs and op in _BY_KEYWORD:
         _place_arguments(node)

@@ -92,7 +92,7 @@ def test_nothing_changes_without_kernels() -> None:
 @pytest.mark.parametrize(
     ("options", "dtype", "reason"),
     [
-        ({"connection": "hc"}, torch.float32, "the connection 'mhc'"),
+        ({"connection": "hc"}, torch.float32, "the connections 'mhc' and 'deepseek-v4'"),
         ({"streams": 17}, torch.float32, "up to 16 streams"),
         ({}, torch.float64, "torch.float64"),
     ],
