@@ -134,7 +134,9 @@ class Adapter:
                 " that wrote it"
             )
         plan = ModelPlan.from_json(note["plan"])
-        lost = [name for site in plan.sites for name in (_name(site, part) for part in _parts(site)) if name not in tensors]
+        lost = [
+            name for site in plan.sites for name in (_name(site, part) for part in _parts(site)) if name not in tensors
+        ]
         if lost:
             raise AdapterError(f"{file} lacks {lost[0]}, which its plan has; save it anew by mhc_compile.save_adapter")
         return cls(file, plan, tensors, note["shapes"])

@@ -58,7 +58,7 @@ def bias(place: Place, config: Config) -> Tensor:
 
 
 def head_bias(config: Config) -> Tensor:
-    """Return the bias `[n]` of a learned readout at the start, at which it weighs all streams alike: fp32, on the CPU."""
+    """Return the bias at which a learned readout weighs all streams alike, `[n]`, fp32 and on the CPU."""
     with torch.device("cpu"):
         n = config.streams
         start = dataclasses.replace(home(Place(0, 1), n), pre=torch.full((n,), 1 / n, dtype=torch.float64))

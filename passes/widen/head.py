@@ -35,7 +35,7 @@ def read_by_head(emit: Emitter, at: fx.Node, x: Any, head: Parameters, config: C
         config: with which the site was made.
 
     Returns:
-        The node of what is read. With kernels, fuse-seams makes one op of the last write and this, and of a norm behind.
+        The node of what is read. Where kernels are, fuse-seams makes one op of the last write, this and a norm behind.
     """
     n = config.streams
     phi, alpha, delta, base = (

@@ -247,7 +247,7 @@ class Widener:
             if not node.users:
                 self.graph.erase_node(node)
 
-    def _read_out(self, at: fx.Node, x: fx.Node) -> Any:
+    def _read_out(self, at: fx.Node, x: Any) -> Any:
         """Read the site's streams out: by its head, else as their mean."""
         head = _bound(self.site).head
         if head is not None:
