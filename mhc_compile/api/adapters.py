@@ -17,7 +17,7 @@ from mhc_compile.api.wrappers import inner, is_planned, planned, shapes, shown_s
 from mhc_compile.errors import AdapterError, NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.line_names import same_sites
-from mhc_compile.model.sites import ATTRIBUTE, PARTS
+from mhc_compile.model.sites import ATTRIBUTE, HEAD_PARTS, PARTS
 from mhc_compile.passes.base import site_name
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan, options_that_differ
 
@@ -177,7 +177,7 @@ class Adapter:
 
 
 def _parts(site: SitePlan) -> tuple[str, ...]:
-    return (*PARTS, *(f"head_{part}" for part in PARTS)) if site.head else PARTS
+    return PARTS + HEAD_PARTS if site.head else PARTS
 
 
 def _name(site: SitePlan, part: str) -> str:

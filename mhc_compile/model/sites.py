@@ -25,7 +25,8 @@ from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
 ATTRIBUTE = "mhc"  # where an owner keeps its sites
-PARTS = ("phi", "alpha", "bias", "base")  # of a site; those of its head, if it has one, are called head_phi and so on
+PARTS = ("phi", "alpha", "bias", "base")  # of a site
+HEAD_PARTS = tuple(f"head_{part}" for part in PARTS)  # of its head, where it has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,6 @@ class SiteModule(nn.Module):
     alpha: nn.Parameter
     bias: nn.Parameter
     base: Tensor
-    head_phi: nn.Parameter
-    head_alpha: nn.Parameter
-    head_bias: nn.Parameter
     head_base: Tensor
     place: start_values.Place
     flow = Flow()
@@ -105,20 +103,18 @@ class SiteModule(nn.Module):
         self.use(config)
         kind = connections.get(config.connection)
         width = start_values.bias(place, config).numel()
-        self._register("", kind.phi_shape(Maps.of(config), channels), kind.gates(), width)
+        self._register(PARTS, kind.phi_shape(Maps.of(config), channels), kind.gates(), width)
         if head:
-            self._register("head_", (config.streams * channels, config.streams), 1, config.streams)
+            self._register(HEAD_PARTS, (config.streams * channels, config.streams), 1, config.streams)
         self.reset_parameters()
         _SITES.add(self)
 
-    def _register(self, prefix: str, phi: tuple[int, int], gates: int, width: int) -> None:
+    def _register(self, names: tuple[str, ...], phi: tuple[int, int], gates: int, width: int) -> None:
         """Create parameters and a buffer, without values yet."""
-        for name, shape in zip(PARTS, (phi, (gates,), (width,), (width,)), strict=True):
-            tensor = torch.empty(shape, dtype=torch.float32)
-            if name == "base":
-                self.register_buffer(prefix + name, tensor)
-            else:
-                self.register_parameter(prefix + name, nn.Parameter(tensor))
+        *learned, base = (torch.empty(shape, dtype=torch.float32) for shape in (phi, gates, width, width))
+        for name, tensor in zip(names, learned, strict=False):
+            self.register_parameter(name, nn.Parameter(tensor))
+        self.register_buffer(names[-1], base)
 
     def use(self, config: Config) -> None:
         """Take a config of the same function: what it says of the compilation is what torch.compile's options do not.
@@ -171,9 +167,7 @@ class SiteModule(nn.Module):
         exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         if exports or not torch.compiler.is_compiling():
             raise NotCompiledError(self.path, transformed=torch._C._are_functorch_transforms_active())
-        parameters = [self.phi, self.alpha, self.bias, self.base]
-        if self.has_head:
-            parameters += [self.head_phi, self.head_alpha, self.head_bias, self.head_base]
+        parameters = [getattr(self, name) for name in (PARTS + HEAD_PARTS if self.has_head else PARTS)]
         torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -76,7 +76,7 @@ def test_exact_at_the_start(make: Any) -> None:
 
 
 def test_every_region_has_a_head() -> None:
-    model = upgraded(Net, config=mhc.Config(readout="learned", split="blocks.1.*"))
+    model = upgraded(Net, config=mhc.Config(readout="learned", split=("blocks.1.*",)))
     assert heads(model) == [f"blocks.{i}.mhc.mlp.{part}" for i in range(2) for part in PARTS]
 
 

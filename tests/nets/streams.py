@@ -148,7 +148,7 @@ class Part(nn.Module):
     ) -> tuple[Tensor, Callable[[Tensor], Streams]]:
         """What a branch reads from the streams, and what puts its output back."""
         assert self.hand is not None
-        site = self.hand.site(self.path, label)
+        hand, site = self.hand, self.hand.site(self.path, label)
         x = self.hand.arriving(site, x)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
         if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
@@ -161,7 +161,7 @@ class Part(nn.Module):
             new = torch.einsum("...ij,j...c->i...c", res, last)
             new = new + torch.einsum("...i,...c->i...c", post, f.movedim(x.axis, -1))
             new = new.movedim(-1, x.axis)
-            return Streams(new, x.axis, self.hand.read_out(site, new, x.axis))
+            return Streams(new, x.axis, hand.read_out(site, new, x.axis))
 
         return self.hand.lying(u), write
 

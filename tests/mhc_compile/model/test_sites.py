@@ -68,9 +68,9 @@ def test_parameters_of_a_head() -> None:
     shapes = {name: tuple(t.shape) for name, t in values(made).items() if name.startswith("head_")}
     assert shapes == {"head_phi": (15, 3), "head_alpha": (1,), "head_bias": (3,), "head_base": (3,)}
     assert {name for name, _ in made.named_buffers()} == {"base", "head_base"}
-    assert not made.head_phi.any()
-    assert not made.head_bias.any()
-    assert made.head_alpha.tolist() == made.alpha[:1].tolist()
+    assert not values(made)["head_phi"].any()
+    assert not values(made)["head_bias"].any()
+    assert values(made)["head_alpha"].tolist() == made.alpha[:1].tolist()
     assert torch.equal(made.head_base, start_values.head_bias(Config(streams=3)))
     assert {t.dtype for t in values(made.half()).values()} == {torch.float32}
     assert {t.dtype for t in values(made.double()).values()} == {torch.float64}

@@ -40,10 +40,11 @@ def test_the_last_sum_is_read_by_the_head() -> None:
     *_, last = nodes(gm, torch.ops.mhc.coefficients)
     *_, read = nodes(gm, torch.ops.mhc.read)
     given: Any = named(Coefficients, last.args)
-    assert (given.x, named(Read, read.args).x, given.maps.projection) == (write, write, "identity")
+    reads: Any = named(Read, read.args)
+    assert (given.x, reads.x, given.maps.projection) == (write, write, "identity")
     assert [pad.args[0].name for pad in given.parameters] == [f"site_1_{i}" for i in range(4, 8)]
     assert [tuple(pad.meta["example_value"].shape) for pad in given.parameters] == [(2 * C, 4), (3,), (4,), (4,)]
-    assert list(last.users) == [named(Read, read.args).h_pre]
+    assert list(last.users) == [reads.h_pre]
     assert {node.meta["mhc_site"] for node in (*given.parameters, last, read)} == {"up"}
 
 
