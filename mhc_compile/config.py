@@ -13,12 +13,14 @@ from mhc_compile.errors import ConfigError, PlanMismatchError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "connection": ("mhc", "deepseek-v4", "hc", "residual"),
+    "readout": ("mean", "learned"),
     "kernels": ("auto", "triton", "cpp", "reference"),
     "compiler": ("inductor", "aot_eager", "eager"),
 }
 # fields of earlier versions, which had one value each; plans in checkpoints still name them
-RETIRED = {"convention": "paper", "init": "home", "readout": "mean"}
-_FUNCTION = ("streams", "connection", "projection", "sinkhorn_iters", "eps", "alpha")
+RETIRED = {"convention": "paper", "init": "home"}
+_FUNCTION = ("streams", "connection", "projection", "sinkhorn_iters", "eps", "alpha", "readout")
+_ADDED = {"readout": "mean"}  # of _FUNCTION, what plans of earlier versions lack, and what these built
 _CHOICE = ("include", "exclude", "every", "split")
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(rf"memory: *(\d+(?:\.\d+)?(?:e\d+)?) *({'|'.join(_UNITS)})", re.IGNORECASE)
@@ -36,6 +38,8 @@ class Config:
         sinkhorn_iters: iterations of the Sinkhorn projection; each scales columns, then rows (paper Eq. 9).
         eps: added to the mean square inside the norm of the streams (paper Eq. 15).
         alpha: gate of the dynamic part at the start; "auto" is 0.01 * 8192 / (n C), at most 1.
+        readout: what ends a region: "mean" over the streams, or "learned", weights made of the streams by a head with
+            parameters of its own (not for "hc").
         include: glob patterns of site names to rewrite.
         exclude: glob patterns of site names to leave alone.
         every: rewrite every k-th site only.
@@ -60,6 +64,7 @@ class Config:
     sinkhorn_iters: int = 20
     eps: float = 1e-6
     alpha: float | str = 0.01
+    readout: str = "mean"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     every: int = 1
@@ -79,6 +84,11 @@ class Config:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        if self.readout == "learned" and self.connection == "hc":
+            raise ConfigError(
+                "readout='learned' weighs the streams by a sigmoid of all of them, which connection='hc' knows nothing"
+                " of; use connection='mhc', or readout='mean'"
+            )
         if not _is_number(self.eps) or not 0 < self.eps < 1:
             raise ConfigError(f"eps must be a number between 0 and 1, not {self.eps!r}; for example 1e-6")
         if self.alpha != "auto" and not (_is_number(self.alpha) and 0 < float(self.alpha) <= 1):
@@ -178,7 +188,9 @@ class Config:
 
 
 def current_function(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `Config.function()` of an earlier version as this version says it: without the fields that are gone.
+    """Return `Config.function()` of an earlier version as this version says it.
+
+    Fields that are gone are left out, and those that came since have what it built.
 
     Raises:
         PlanMismatchError: such a field has another value than the one that is left.
@@ -189,7 +201,7 @@ def current_function(function: Mapping[str, Any]) -> dict[str, Any]:
                 f"the plan was made with {name}={function[name]!r}, but this mhc_compile knows {value!r} only; install"
                 " the release that wrote it, or upgrade the model anew and load its own weights only"
             )
-    return {name: value for name, value in function.items() if name not in RETIRED}
+    return _ADDED | {name: value for name, value in function.items() if name not in RETIRED}
 
 
 def _is_number(value: object) -> bool:

@@ -40,7 +40,8 @@ class BindSites:
         y = x + f                                             y = x + f
 
     with a Binding(owner="layers.0", label="mlp", parameters=(phi, alpha, bias, base), ...) under the call of layers.0.
-    A module that is called twice marks its sites twice: each call has bindings of its own.
+    Where a learned readout follows a site, four more tensors are its head's parameters. A module that is called twice
+    marks its sites twice: each call has bindings of its own.
 
     This comes after the splice of activation checkpoints, since their bodies hold markers, too.
 
@@ -80,7 +81,8 @@ def _bind(marker: fx.Node, request: Request) -> Binding:
     """Return the binding of a marker's site."""
     given = named(Marker, marker.args)
     tensors: Any = given.parameters
-    parameters = Parameters(*tensors)
+    size = len(dataclasses.fields(Parameters))
+    parameters, head = Parameters(*tensors[:size]), tensors[size:]
     made = Binding(
         owner=request.namer.owner(marker),
         label=given.name,
@@ -89,14 +91,15 @@ def _bind(marker: fx.Node, request: Request) -> Binding:
         parameters=parameters,
         entry=given.entry,
         known=request.known(parameters.phi),
+        head=Parameters(*head) if head else None,
     )
-    _check_dtypes(parameters, made.title)
+    _check_dtypes(tensors, made.title)
     return made
 
 
-def _check_dtypes(parameters: Parameters, site: str) -> None:
+def _check_dtypes(parameters: Sequence[fx.Node], site: str) -> None:
     """Refuse parameters of fewer than 32 bits."""
-    dtypes = [tensor.dtype for node in vars(parameters).values() if (tensor := value(node)) is not None]
+    dtypes = [tensor.dtype for node in parameters if (tensor := value(node)) is not None]
     narrow = next((dtype for dtype in dtypes if dtype.itemsize < torch.float32.itemsize), None)
     if narrow is not None:
         raise NarrowParametersError(

@@ -17,13 +17,12 @@ from mhc_compile.api.wrappers import inner, is_planned, planned, shapes, shown_s
 from mhc_compile.errors import AdapterError, NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.line_names import same_sites
-from mhc_compile.model.sites import ATTRIBUTE
+from mhc_compile.model.sites import ATTRIBUTE, HEAD_PARTS, PARTS
 from mhc_compile.passes.base import site_name
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan, options_that_differ
 
 FORMAT = 1
 KEY = "mhc_compile"  # of safetensors' metadata
-_PARTS = ("phi", "alpha", "bias", "base")
 
 
 def save_adapter(model: nn.Module, file: str | os.PathLike[str]) -> None:
@@ -46,7 +45,7 @@ def save_adapter(model: nn.Module, file: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     config = plan.config
     for site, shown in shown_sites(root, plan):
-        for part in _PARTS:
+        for part in _parts(site):
             tensors[_name(site, part)] = _whole(getattr(shown, part), site)
         config = shown.config
     plan = dataclasses.replace(plan, config=config)
@@ -86,7 +85,7 @@ def load_adapter(model: nn.Module, file: str | os.PathLike[str]) -> Report:
     try:
         with torch.no_grad():
             for site, shown in shown_sites(root, plan):
-                for part in _PARTS:
+                for part in _parts(site):
                     _fill(shown, part, adapter.tensors[_name(site, part)])
     except BaseException:
         if not again:
@@ -135,7 +134,9 @@ class Adapter:
                 " that wrote it"
             )
         plan = ModelPlan.from_json(note["plan"])
-        lost = [name for site in plan.sites for name in (_name(site, part) for part in _PARTS) if name not in tensors]
+        lost = [
+            name for site in plan.sites for name in (_name(site, part) for part in _parts(site)) if name not in tensors
+        ]
         if lost:
             raise AdapterError(f"{file} lacks {lost[0]}, which its plan has; save it anew by mhc_compile.save_adapter")
         return cls(file, plan, tensors, note["shapes"])
@@ -173,6 +174,10 @@ class Adapter:
                 f"the model was upgraded with {what} than {self.file} has; mhc_compile.remove(model) first, or load"
                 " the adapter into a model that was not upgraded"
             )
+
+
+def _parts(site: SitePlan) -> tuple[str, ...]:
+    return PARTS + HEAD_PARTS if site.head else PARTS
 
 
 def _name(site: SitePlan, part: str) -> str:

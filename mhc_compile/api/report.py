@@ -118,7 +118,8 @@ class Report:
         kind, maps, total = connections.get(config.connection), Maps.of(config), 0
         for site in self.sites:
             bias = start_values.bias(start_values.Place(site.k, site.length), config)
-            total += math.prod(kind.phi_shape(maps, site.channels)) + kind.gates() + bias.numel()
+            head = config.streams * (config.streams * site.channels + 1) + 1 if site.head else 0
+            total += head + math.prod(kind.phi_shape(maps, site.channels)) + kind.gates() + bias.numel()
         return total
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from mhc_compile.errors import MissingDependencyError, NotUpgradedError
 from mhc_compile.integrations.accelerate import register_backend
-from mhc_compile.model.optimizers import named_parameters
+from mhc_compile.model.optimizers import is_phi, named_parameters
 
 
 class MHCTrainerMixin:
@@ -76,7 +76,7 @@ def regroup(optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None, phi
     named = dict(named_parameters(model))
     if not named:
         raise NotUpgradedError("the model holds no mHC parameters; call mhc_compile.upgrade(model, args) first")
-    phi = {id(p) for name, p in named.items() if name.endswith(".phi")}
+    phi = {id(p) for name, p in named.items() if is_phi(name)}
     rest = {id(p) for p in named.values()} - phi
     for group in list(optimizer.param_groups):
         options = {name: value for name, value in group.items() if name != "params"}

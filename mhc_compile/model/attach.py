@@ -83,6 +83,7 @@ def _create(module: nn.Module, site: SitePlan, config: Config) -> SiteModule:
             entry=site.predecessor is None,
             spot=site.spot,
             region=site.region,
+            head=site.head,
         )
     if reference is not None and reference.dtype == torch.float64:
         made.double()

@@ -24,11 +24,18 @@ _steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Iterate over the mHC parameters of a model (phi, alpha and bias of every site), named as state_dict names them.
 
+    A site that a learned readout follows also has head_phi, head_alpha and head_bias, which are treated as the others.
+
     Args:
         model: any module; without an upgrade there are none.
     """
     for path, site in sites_in(model):
         yield from site.named_parameters(path)
+
+
+def is_phi(name: str) -> bool:
+    """Tell whether a parameter of mHC, by its name, is a site's projection or that of its head."""
+    return name.endswith((".phi", ".head_phi"))
 
 
 def param_groups(
@@ -59,8 +66,8 @@ def param_groups(
     """
     sites_of(model)  # refuses a model that was never upgraded
     mine = dict(named_parameters(model))
-    phi = [p for name, p in mine.items() if name.endswith(".phi") and p.requires_grad]
-    rest = [p for name, p in mine.items() if not name.endswith(".phi") and p.requires_grad]
+    phi = [p for name, p in mine.items() if is_phi(name) and p.requires_grad]
+    rest = [p for name, p in mine.items() if not is_phi(name) and p.requires_grad]
     held = {id(p) for p in mine.values()}
     own = [p for p in model.parameters() if id(p) not in held and p.requires_grad]
     if own:
@@ -125,7 +132,7 @@ def _tell_of_groups(model: nn.Module, held: set[int], decayed: set[int]) -> None
     """
     named = dict(named_parameters(model))
     missing = [name for name, p in named.items() if p.requires_grad and p.grad is not None and id(p) not in held]
-    gates = [name for name, p in named.items() if name.endswith(".alpha") and id(p) in decayed]
+    gates = [name for name, p in named.items() if name.endswith((".alpha", ".head_alpha")) and id(p) in decayed]
     if missing:
         warn(
             f"{len(missing)} mHC parameters have gradients but are in no optimizer's groups (such as {missing[0]});"

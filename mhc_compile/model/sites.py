@@ -25,6 +25,8 @@ from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
 
 ATTRIBUTE = "mhc"  # where an owner keeps its sites
+PARTS = ("phi", "alpha", "bias", "base")  # of a site
+HEAD_PARTS = tuple(f"head_{part}" for part in PARTS)  # of its head, where it has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +56,20 @@ class SiteModule(nn.Module):
         alpha: gates of the dynamic part, `[3]`.
         bias: learned change of the bias, `[n^2 + 2n]`, so that weight decay pulls towards the original function.
         base: the bias at the start, `[n^2 + 2n]`, a buffer.
+        has_head: True where a learned readout ends the streams behind the site. It has further parameters, with the
+            same meaning: `head_phi` `[nC, n]`, `head_alpha` `[1]`, `head_bias` `[n]` and the buffer `head_base` `[n]`.
     """
 
+    phi: nn.Parameter
+    alpha: nn.Parameter
+    bias: nn.Parameter
     base: Tensor
+    head_base: Tensor
     place: start_values.Place
     flow = Flow()
     spot = ""  # of modules that an older release has pickled
     region = 0
+    has_head = False
 
     def __init__(
         self,
@@ -72,6 +81,7 @@ class SiteModule(nn.Module):
         entry: bool,
         spot: str = "",
         region: int = 0,
+        head: bool = False,
     ) -> None:
         """Create the parameters at their starting values, on torch's default device.
 
@@ -84,21 +94,27 @@ class SiteModule(nn.Module):
             entry: True where the region starts here, so that x is copied into the streams.
             spot: where in its owner it stands.
             region: index of the region.
+            head: True where a learned readout ends the streams here.
         """
         super().__init__()
         self.path, self.label, self.place, self.channels = path, label, place, channels
-        self.spot, self.region = spot, region
+        self.spot, self.region, self.has_head = spot, region, head
         self.entry = entry
         self.use(config)
         kind = connections.get(config.connection)
-        start = start_values.bias(place, config)
-        shape = kind.phi_shape(Maps.of(config), channels)
-        self.phi = nn.Parameter(torch.empty(shape, dtype=torch.float32))
-        self.alpha = nn.Parameter(torch.empty(kind.gates(), dtype=torch.float32))
-        self.bias = nn.Parameter(torch.empty(start.shape, dtype=torch.float32))
-        self.register_buffer("base", torch.empty(start.shape, dtype=torch.float32))
+        width = start_values.bias(place, config).numel()
+        self._register(PARTS, kind.phi_shape(Maps.of(config), channels), kind.gates(), width)
+        if head:
+            self._register(HEAD_PARTS, (config.streams * channels, config.streams), 1, config.streams)
         self.reset_parameters()
         _SITES.add(self)
+
+    def _register(self, names: tuple[str, ...], phi: tuple[int, int], gates: int, width: int) -> None:
+        """Create parameters and a buffer, without values yet."""
+        *learned, base = (torch.empty(shape, dtype=torch.float32) for shape in (phi, gates, width, width))
+        for name, tensor in zip(names, learned, strict=False):
+            self.register_parameter(name, nn.Parameter(tensor))
+        self.register_buffer(names[-1], base)
 
     def use(self, config: Config) -> None:
         """Take a config of the same function: what it says of the compilation is what torch.compile's options do not.
@@ -117,18 +133,21 @@ class SiteModule(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the values at which the model computes what it computed before the upgrade."""
-        self.phi.zero_()
-        self.bias.zero_()
-        self.alpha.fill_(self._gate())
+        for name, parameter in self.named_parameters():
+            parameter.fill_(self._start(name))
         self.base.copy_(start_values.bias(self.place, self.config))
+        if self.has_head:
+            self.head_base.copy_(start_values.head_bias(self.config))
 
     @torch.no_grad()
     def has_moved(self) -> bool:
         """Tell whether training has changed a parameter."""
-        return bool(self.phi.any() or self.bias.any() or (self.alpha != self._gate()).any())
+        return any(bool((parameter != self._start(name)).any()) for name, parameter in self.named_parameters())
 
-    def _gate(self) -> float:
-        """Return alpha at the start as fp32 holds it, so that it is the same after `.double()`."""
+    def _start(self, name: str) -> float:
+        """Return the value at the start; a gate's as fp32 holds it, so that it is the same after `.double()`."""
+        if not name.endswith("alpha"):
+            return 0.0
         return torch.tensor(start_values.alpha(self.config, self.channels), dtype=torch.float32, device="cpu").item()
 
     @property
@@ -148,7 +167,7 @@ class SiteModule(nn.Module):
         exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         if exports or not torch.compiler.is_compiling():
             raise NotCompiledError(self.path, transformed=torch._C._are_functorch_transforms_active())
-        parameters = [self.phi, self.alpha, self.bias, self.base]
+        parameters = [getattr(self, name) for name in (PARTS + HEAD_PARTS if self.has_head else PARTS)]
         torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

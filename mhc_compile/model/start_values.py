@@ -1,7 +1,8 @@
 """Values of a site's parameters at which the rewritten model equals the original and its streams can part.
 
 Let the entry copy x, let reads and the rows of H_res sum to 1, let writes be 1 and phi 0. Then every stream is the
-original residual stream, whatever stands between the adds, and the mean at the readout gives it back. H_pre and H_res
+original residual stream, whatever stands between the adds, and a readout gives it back: the mean, or weights that sum
+to 1 as those of a head do. H_pre and H_res
 are left free by this. `home` uses that: every site reads mostly from a stream of its own, so the gradients of the
 streams differ from the first step on, where a symmetric start would keep them equal for ever.
 """
@@ -54,6 +55,14 @@ def bias(place: Place, config: Config) -> Tensor:
             beta = _exact_logit(n, start.q, config.sinkhorn_iters)
             values[2 * n :] = beta * torch.eye(n, dtype=torch.float32).flatten()
     return values
+
+
+def head_bias(config: Config) -> Tensor:
+    """Return the bias at which a learned readout weighs all streams alike, `[n]`, fp32 and on the CPU."""
+    with torch.device("cpu"):
+        n = config.streams
+        start = dataclasses.replace(home(Place(0, 1), n), pre=torch.full((n,), 1 / n, dtype=torch.float64))
+        return connections.get(config.connection).start_bias(start, Maps.of(config))[:n].float()
 
 
 @functools.lru_cache(maxsize=256)

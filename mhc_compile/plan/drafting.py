@@ -138,7 +138,7 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
     whole = [chain for chain in chains if len(chain) > 1]
     rejections += [_single(chain[0].site) for chain in chains if len(chain) == 1]
     return Draft(
-        plan=ModelPlan(config, tuple(_placed(whole)), _left_out(rejections)),
+        plan=ModelPlan(config, tuple(_with_heads(tuple(_placed(whole)), config)), _left_out(rejections)),
         rejections=tuple(rejections),
         cuts=tuple(meetings.close()),
     )
@@ -152,6 +152,13 @@ def _placed(chains: Sequence[_Chain]) -> Iterator[SitePlan]:
     for region, chain in enumerate(chains):
         for k, linked in enumerate(chain):
             yield _place(linked, region, k, len(chain), named)
+
+
+def _with_heads(sites: Sequence[SitePlan], config: Config) -> Iterator[SitePlan]:
+    """Give a head to every site that no other one continues, where the readout is learned."""
+    continued = {site.predecessor for site in sites}
+    for site in sites:
+        yield dataclasses.replace(site, head=config.readout == "learned" and site.name not in continued)
 
 
 def _left_out(rejections: Sequence[Rejection]) -> dict[str, tuple[str, ...]]:

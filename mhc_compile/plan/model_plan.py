@@ -34,6 +34,7 @@ class SitePlan:
         lifts: ops applied to every stream on the way here.
         starts: True where the region starts with a tensor that no site of another graph had made.
         spot: where in its owner the add stands (`passes.base.Spot`), "" in plans of older releases.
+        head: True where no site continues its streams, and a learned readout ends them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SitePlan:
     lifts: tuple[str, ...]
     starts: bool = False
     spot: str = ""
+    head: bool = False
 
     @property
     def channels(self) -> int:

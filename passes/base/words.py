@@ -175,6 +175,7 @@ class Binding:
         parameters: the inputs that hold the site's parameters.
         entry: True where the region starts at the site.
         known: what its model knows of it.
+        head: the inputs that hold the parameters of a learned readout, where one ends the streams behind the site.
     """
 
     owner: str
@@ -184,6 +185,7 @@ class Binding:
     parameters: Parameters
     entry: bool
     known: Known | None
+    head: Parameters | None = None
 
     @property
     def title(self) -> str:

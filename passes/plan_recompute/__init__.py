@@ -14,6 +14,7 @@ from mhc_compile.ops.signatures import (
     History,
     Leave,
     LeaveInBlock,
+    Read,
     Replay,
     Seam,
     SeamInBlock,
@@ -28,7 +29,8 @@ from mhc_compile.passes.plan_recompute.site_run import SiteRun
 from mhc_compile.passes.widen import Widened
 
 _OPS = torch.ops.mhc
-_SEAM, _LEAVE, _WRITE, _READOUT = _OPS.seam.default, _OPS.leave.default, _OPS.write.default, _OPS.readout.default
+_SEAM, _LEAVE, _WRITE = _OPS.seam.default, _OPS.leave.default, _OPS.write.default
+_READ, _READOUT = _OPS.read.default, _OPS.readout.default
 _IN_BLOCK = {_SEAM: _OPS.seam_in_block.default, _LEAVE: _OPS.leave_in_block.default}
 _OPAQUE = frozenset((_OPS.coefficients.default, _OPS.enter.default, _SEAM, _LEAVE))  # ops that are never run again
 _SOURCES = frozenset((_OPS.expand.default, _WRITE))
@@ -97,7 +99,7 @@ def _tag(gm: fx.GraphModule, takes: int, blocks: dict[str, int]) -> dict[fx.Node
         if "mhc_site" not in node.meta or node.target in _OPAQUE:
             continue
         block = None if checkpoints.tags(node) else blocks.get(node.meta["mhc_site"])
-        if node.target is _READOUT:
+        if node.target is _READOUT or _is_by_head(node):
             node.meta |= {} if block is None else {"recompute": CheckpointPolicy.MUST_SAVE}
         elif node.target in _SOURCES or not flowing.isdisjoint(node.all_input_nodes):
             flowing.add(node)
@@ -108,6 +110,14 @@ def _tag(gm: fx.GraphModule, takes: int, blocks: dict[str, int]) -> dict[fx.Node
     if _switches_gradients(gm):  # a norm is an op with several results
         again = {node: block for node, block in again.items() if optable.name(node) not in optable.NORM}
     return again
+
+
+def _is_by_head(node: fx.Node) -> bool:
+    """Tell whether a node reads streams out by a head: of its coefficients nothing is used but the read weights."""
+    if node.target is not _READ:
+        return False
+    weights: Any = named(Read, node.args).h_pre
+    return len(weights.args[0].users) == 1
 
 
 def _switches_gradients(gm: fx.GraphModule) -> bool:

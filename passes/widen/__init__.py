@@ -26,7 +26,8 @@ class Widen:
                                          y = head(readout(S))
 
     What feeds the branch reads H_pre x, what lies between two sums is applied to every stream, and every other reader
-    of a sum gets the readout, also where it is the same op that the streams went through.
+    of a sum gets the readout, also where it is the same op that the streams went through. That is the mean, or what the
+    head reads where the site has one (see `head`).
     """
 
     name: ClassVar[str] = "widen"

@@ -26,6 +26,7 @@ from mhc_compile.passes.graph import ir, layouts, optable, views
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.walk import operands, value
 from mhc_compile.passes.widen.emitter import Emitter
+from mhc_compile.passes.widen.head import read_by_head
 from mhc_compile.passes.widen.layouts import settle
 from mhc_compile.passes.widen.widened import Crossing, Widened
 
@@ -240,12 +241,18 @@ class Widener:
                 self.site = self.sums[node]
                 readers = list(node.users)
                 at = self._behind_the_write(node)
-                readout = ir.args(Readout(self.streams[node], self.n))
-                out = self._from_streams(at, node, self.emit.op(at, _OPS.readout.default, *readout))
+                out = self._from_streams(at, node, self._read_out(at, self.streams[node]))
                 for user in readers:
                     user.replace_input_with(node, out)
             if not node.users:
                 self.graph.erase_node(node)
+
+    def _read_out(self, at: fx.Node, x: Any) -> Any:
+        """Read the site's streams out: by its head, else as their mean."""
+        head = _bound(self.site).head
+        if head is not None:
+            return read_by_head(self.emit, at, x, head, self.config)
+        return self.emit.op(at, _OPS.readout.default, *ir.args(Readout(x, self.n)))
 
     def _behind_the_write(self, total: fx.Node) -> fx.Node:
         """Return where to read a sum out: behind all that was put behind it, unless something there reads it."""

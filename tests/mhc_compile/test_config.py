@@ -23,6 +23,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("every", True, r"not True"),
     ("connection", "mch", r"connection must be one of 'mhc', 'deepseek-v4', 'hc', 'residual', not 'mch'"),
     ("connection", None, r"not None"),
+    ("readout", "sum", r"readout must be one of 'mean', 'learned', not 'sum'"),
     ("recompute", "on", r"recompute must be 'auto', 'off', a number of sites .*'memory:2GiB', not 'on'"),
     ("recompute", 0, r"not 0"),
     ("recompute", -2, r"not -2"),
@@ -66,7 +67,13 @@ def test_wrong_values_are_named(name: str, value: Any, message: str) -> None:
         dataclasses.replace(Config(), **{name: value})
 
 
-@pytest.mark.parametrize("name", ["connection", "kernels", "compiler"])
+def test_a_learned_readout_is_not_for_hc() -> None:
+    for base in (Config(connection="hc"), Config()):
+        with pytest.raises(ConfigError, match=r"which connection='hc' knows nothing of; use connection='mhc', or"):
+            Config.from_options({"readout": "learned", "connection": "hc"}, base)
+
+
+@pytest.mark.parametrize("name", ["connection", "readout", "kernels", "compiler"])
 def test_an_unhashable_choice_is_an_error_too(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} must be one of"):
         Config.from_options({name: ["mhc"]})
@@ -93,6 +100,7 @@ RIGHT: list[tuple[str, Any]] = [
     *(("kernels", name) for name in ("auto", "triton", "reference")),
     *(("compiler", name) for name in ("inductor", "aot_eager", "eager")),
     *(("projection", name) for name in ("sinkhorn", "identity")),
+    *(("readout", name) for name in ("mean", "learned")),
     *(("alpha", value) for value in ("auto", 1, 0.5, 1e-9)),
     ("eps", 1e-20),
     ("inductor", {"max_autotune": True}),
@@ -157,9 +165,9 @@ def test_rewrites(options: dict[str, Any], rewrites: bool) -> None:
     assert Config(**options).rewrites is rewrites
 
 
-# -- fields that are gone ---------------------------------------------------------------------------------------------
+# -- fields that are gone, or came since ------------------------------------------------------------------------------
 
-GONE = [("convention", "paper"), ("init", "home"), ("readout", "mean")]
+GONE = [("convention", "paper"), ("init", "home")]
 
 
 @pytest.mark.parametrize(("name", "value"), GONE, ids=[name for name, _ in GONE])
@@ -176,6 +184,9 @@ def test_a_function_of_an_earlier_version_is_the_same_function() -> None:
     assert set(RETIRED) == {name for name, _ in GONE}
     assert current_function(earlier) == config.function()
     assert Config.from_function(earlier) == Config.from_function(config.function()) == config
+    assert earlier.pop("readout") == "mean"
+    assert current_function(earlier) == config.function()
+    assert Config.from_function(earlier) == config
 
 
 @pytest.mark.parametrize(("name", "value"), GONE, ids=[name for name, _ in GONE])

@@ -26,7 +26,8 @@ ITERATIONS, EPS = 20, 1e-6
 class Streams:
     """The streams `[n, *shape]`, where in shape the features are, and what a reader outside the region sees.
 
-    That is the mean behind a connection; ops on the trunk behind it act on the mean for such a reader.
+    That is the mean behind a connection, or what its head reads; ops on the trunk behind it act on that for such a
+    reader.
     """
 
     x: Tensor
@@ -68,6 +69,18 @@ class Hand:
         phi, alpha, bias = (self.parameters[f"{site}.{name}"] for name in ("phi", "alpha", "bias"))
         x = streams.x.movedim(streams.axis, -1)
         return (self._mhc if self.connection == "mhc" else self._hc)(x, phi, alpha, bias)
+
+    def read_out(self, site: str, x: Tensor, axis: int) -> Tensor:
+        """What is seen of streams: h_i = sigmoid(<x, phi_i> / |x| alpha + b_i) of each where there is a head."""
+        if f"{site}.head_phi" not in self.parameters:
+            return x.mean(0)
+        phi, alpha, bias = (self.parameters[f"{site}.head_{name}"] for name in ("phi", "alpha", "bias"))
+        last = x.movedim(axis, -1)
+        n, c = last.shape[0], last.shape[-1]
+        size = (last.square().sum((0, -1)) / (n * c) + EPS).sqrt()
+        y = torch.einsum("n...c,nci->i...", last, phi.reshape(n, c, n)) / size
+        h = 1 / (1 + torch.exp(-(alpha * y + bias.reshape(n, *[1] * (y.dim() - 1)))))
+        return torch.einsum("i...,i...c->...c", h, last).movedim(-1, axis)
 
     def _mhc(self, x: Tensor, phi: Tensor, alpha: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, c = x.shape[0], x.shape[-1]
@@ -135,7 +148,7 @@ class Part(nn.Module):
     ) -> tuple[Tensor, Callable[[Tensor], Streams]]:
         """What a branch reads from the streams, and what puts its output back."""
         assert self.hand is not None
-        site = self.hand.site(self.path, label)
+        hand, site = self.hand, self.hand.site(self.path, label)
         x = self.hand.arriving(site, x)
         carried = x if scale is None else x.map(lambda stream: scale * stream)
         if f"{site}.phi" not in self.hand.parameters:  # left out: its add is an op on the trunk
@@ -148,7 +161,7 @@ class Part(nn.Module):
             new = torch.einsum("...ij,j...c->i...c", res, last)
             new = new + torch.einsum("...i,...c->i...c", post, f.movedim(x.axis, -1))
             new = new.movedim(-1, x.axis)
-            return Streams(new, x.axis, new.mean(0))
+            return Streams(new, x.axis, hand.read_out(site, new, x.axis))
 
         return self.hand.lying(u), write
 
@@ -171,9 +184,11 @@ def perturbed(report: mhc.Report, config: mhc.Config) -> dict[str, Tensor]:
         shapes = {"phi": (n * c, 2 * n + mixing), "alpha": (3,), "bias": (2 * n + mixing,)}
         if config.connection == "hc":
             shapes |= {"phi": (c, n + 2), "bias": (2 * n + n * n,)}
+        if site.head:
+            shapes |= {"head_phi": (n * c, n), "head_alpha": (1,), "head_bias": (n,)}
         owner = f"{site.owner}.mhc.{site.label}".removeprefix(".")
         for name, shape in shapes.items():
-            scale = shape[0] ** -0.5 if name == "phi" else 1.0
+            scale = shape[0] ** -0.5 if name.endswith("phi") else 1.0
             parameters[f"{owner}.{name}"] = (scale * torch.randn(shape, dtype=torch.float64)).requires_grad_()
     return parameters
 
@@ -184,7 +199,7 @@ def load(model: torch.nn.Module, parameters: dict[str, Tensor]) -> None:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     assert {name for name in tensors if name.endswith(".phi")} == {name for name in parameters if name.endswith(".phi")}
     for name, parameter in parameters.items():
-        start = tensors[f"{name.removesuffix('bias')}base"] if name.endswith(".bias") else 0.0
+        start = tensors[f"{name.removesuffix('bias')}base"] if name.endswith("bias") else 0.0
         tensors[name].copy_(parameter - start)
 
 

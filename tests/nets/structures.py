@@ -185,10 +185,14 @@ def marked(gm: fx.GraphModule, *, entry: bool | None = None, **options: Any) -> 
     kind = connections.get(config.connection)
     width = kind.start_bias(Start(torch.ones(config.streams), torch.ones(config.streams), 0.1, 0), maps).numel()
     inputs: list[list[fx.Node]] = []
+    continued = {site.predecessor for site in sites}
     for number, site in enumerate(sites):
         tensor = value(site.residual.total)
         assert tensor is not None
-        shapes = kind.phi_shape(maps, tensor.shape[site.residual.axis]), (kind.gates(),), (width,), (width,)
+        c, n = tensor.shape[site.residual.axis], config.streams
+        shapes = [kind.phi_shape(maps, c), (kind.gates(),), (width,), (width,)]
+        if config.readout == "learned" and number not in continued:
+            shapes += [(n * c, n), (1,), (n,), (n,)]
         inputs.append([_parameter(made.graph, f"site_{number}_{i}", shape) for i, shape in enumerate(shapes)])
     for site, parameters in zip(reversed(sites), reversed(inputs), strict=True):  # each goes in front of the others
         starts = entry if entry is not None else site.facts.starts

@@ -41,6 +41,14 @@ def test_markers_become_bindings_and_go() -> None:
     assert [node.name for node in vars(parameters).values()] == ["site_1_0", "site_1_1", "site_1_2", "site_1_3"]
 
 
+def test_eight_tensors_are_a_site_and_its_head() -> None:
+    proj, mlp = bound(marked(graph(Layer(two_sites), tokens()), readout="learned"))
+    assert proj.head is None
+    assert mlp.head is not None
+    names = [[node.name for node in vars(each).values()] for each in (mlp.parameters, mlp.head)]
+    assert names == [[f"site_1_{i}" for i in part] for part in (range(4), range(4, 8))]
+
+
 def test_a_graph_without_markers_binds_nothing() -> None:
     assert bound(graph(Layer(two_sites), tokens())) == Bindings({})
 
@@ -52,9 +60,10 @@ def test_the_model_may_know_a_site_by_a_longer_name() -> None:
     assert [binding.title for binding in found] == ["layers.3.site_0_0", "layers.3.site_1_0"]
 
 
-def test_parameters_in_16_bits_are_refused() -> None:
-    gm = marked(graph(Layer(two_sites), tokens()))
-    node = next(node for node in gm.graph.nodes if node.name == "site_1_2")
+@pytest.mark.parametrize("name", ["site_1_2", "site_1_4"], ids=["site", "head"])
+def test_parameters_in_16_bits_are_refused(name: str) -> None:
+    gm = marked(graph(Layer(two_sites), tokens()), readout="learned")
+    node = next(node for node in gm.graph.nodes if node.name == name)
     node.meta["example_value"] = node.meta["example_value"].bfloat16()
     with pytest.raises(NarrowParametersError, match=r"'mlp' reach this graph as torch\.bfloat16.*shard_sites"):
         bound(gm)

@@ -50,7 +50,8 @@ class SiteGains:
         spread: how different the streams are behind the site: sqrt(sum |x_i - mean|^2 / sum |x_i|^2), 0 where all are
             equal, at most 1.
         spread_max: the same, of the token where it is largest.
-        shares: of the readout, that each stream has: `<x_i, mean> / (n |mean|^2)`, which sum to 1.
+        shares: of the mean, that each stream has: `<x_i, mean> / (n |mean|^2)`, which sum to 1. A learned readout may
+            weigh streams otherwise.
     """
 
     name: str
@@ -71,5 +72,5 @@ class SiteGains:
 
     @property
     def dominance(self) -> float:
-        """The largest share that one stream has of the readout; 1/n where all are equal."""
+        """The largest share that one stream has of the mean; 1/n where all are equal."""
         return max(self.shares)

@@ -11,7 +11,7 @@ from mhc_compile.passes.graph.effects import schemas
 from mhc_compile.passes.graph.effects.modes import Modes
 from mhc_compile.passes.graph.facts import GraphFacts
 
-_CHEAP = optable.POINTWISE | optable.CAST | optable.SHUFFLE
+_CHEAP = optable.POINTWISE | optable.CAST | optable.SHUFFLE | {"pad"}  # widen pads the parameters of a head
 
 
 class Order:

@@ -48,6 +48,12 @@ def test_every_structure(net: str, connection: str) -> None:
     check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3 if connection == "mhc" else 2, connection=connection))
 
 
+@pytest.mark.core(6)
+@pytest.mark.parametrize("net", [*NETS, *spellings.NETS])
+def test_a_learned_readout(net: str) -> None:
+    check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3, readout="learned"))
+
+
 @pytest.mark.parametrize(
     "options", [{"exclude": "*.attn"}, {"every": 2}, {"include": ("blocks.0.*", "blocks.2.mlp")}], ids=str
 )

@@ -27,13 +27,13 @@ def fresh() -> Iterator[None]:
     optimizers._watched.clear()
 
 
-def upgraded() -> nn.Sequential:
-    """A model with two owners, each with two sites, as upgrade leaves it."""
+def upgraded(*, head: bool = False) -> nn.Sequential:
+    """A model with two owners, each with two sites, as upgrade leaves it; with heads or without."""
     model = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 5))
     for owner in (model[0], model[2]):
         sites = OwnerSites()
         for label in ("attn", "mlp"):
-            sites.add(SiteModule(label, label, Place(0, 2), 5, Config(streams=2), entry=True))
+            sites.add(SiteModule(label, label, Place(0, 2), 5, Config(streams=2), entry=True, head=head))
         owner.add_module("mhc", sites)
     return model
 
@@ -82,15 +82,16 @@ def test_groups_cover_every_parameter_once() -> None:
     AdamW(groups)
 
 
-def test_decay_and_learning_rates() -> None:
-    model = upgraded()
+@pytest.mark.parametrize("head", [False, True], ids=["mean", "learned"])
+def test_decay_and_learning_rates(head: bool) -> None:
+    model = upgraded(head=head)
     settings = {
         id(p): (group["lr"], group["weight_decay"])
         for group in param_groups(model, lr=0.1, weight_decay=0.2, phi_lr_scale=0.5)
         for p in group["params"]
     }
     for name, parameter in model.named_parameters():
-        part = name.rpartition(".")[2] if ".mhc." in name else "own"
+        part = name.rpartition(".")[2].removeprefix("head_") if ".mhc." in name else "own"
         expected = {"own": (0.1, 0.2), "phi": (0.05, 0.2), "alpha": (0.1, 0.0), "bias": (0.1, 0.0)}[part]
         assert settings[id(parameter)] == pytest.approx(expected), name
 

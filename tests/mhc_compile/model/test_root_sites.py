@@ -48,8 +48,13 @@ def test_checkpoints_of_another_plan_are_refused(key: str, value: Any) -> None:
         RootSites(json.dumps(PLAN)).set_extra_state(other)
 
 
-def test_a_checkpoint_from_before_fields_went_is_of_the_same_plan() -> None:
-    gone = {"convention": "paper", "init": "home", "readout": "mean"}
+def test_a_checkpoint_from_before_fields_went_or_came_is_of_the_same_plan() -> None:
+    gone = {"convention": "paper", "init": "home"}
+    function = {name: value for name, value in PLAN["function"].items() if name != "readout"}
+    for earlier in (function, function | gone, function | gone | {"readout": "mean"}):
+        RootSites(json.dumps(PLAN)).set_extra_state(
+            RootSites(json.dumps(PLAN | {"function": earlier})).get_extra_state()
+        )
     before = RootSites(json.dumps(PLAN | {"function": PLAN["function"] | gone})).get_extra_state()
     RootSites(json.dumps(PLAN)).set_extra_state(before)
     other = RootSites(json.dumps(PLAN | {"function": PLAN["function"] | gone | {"init": "split"}})).get_extra_state()

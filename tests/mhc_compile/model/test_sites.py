@@ -17,8 +17,9 @@ from mhc_compile.model.sites import OwnerSites, RootSites, SiteModule
 from mhc_compile.model.start_values import Place
 
 
-def site(label: str = "mlp", **options: Any) -> SiteModule:
-    return SiteModule(f"layer.{label}", label, Place(1, 7), 5, Config(**({"streams": 3} | options)), entry=True)
+def site(label: str = "mlp", head: bool = False, **options: Any) -> SiteModule:
+    config = Config(**({"streams": 3, "readout": "learned" if head else "mean"} | options))
+    return SiteModule(f"layer.{label}", label, Place(1, 7), 5, config, entry=True, head=head)
 
 
 def sites(*labels: str) -> OwnerSites:
@@ -60,6 +61,20 @@ def test_parameters(options: dict[str, Any], shape: tuple[int, int], bias: int) 
     assert {name: tuple(t.shape) for name, t in made.named_buffers()} == {"base": (bias,)}
     assert {t.dtype for t in values(made).values()} == {torch.float32}
     assert all(p.requires_grad for p in made.parameters())
+
+
+def test_parameters_of_a_head() -> None:
+    made = site(head=True, alpha=0.3)
+    shapes = {name: tuple(t.shape) for name, t in values(made).items() if name.startswith("head_")}
+    assert shapes == {"head_phi": (15, 3), "head_alpha": (1,), "head_bias": (3,), "head_base": (3,)}
+    assert {name for name, _ in made.named_buffers()} == {"base", "head_base"}
+    assert not values(made)["head_phi"].any()
+    assert not values(made)["head_bias"].any()
+    assert values(made)["head_alpha"].tolist() == made.alpha[:1].tolist()
+    assert torch.equal(made.head_base, start_values.head_bias(Config(streams=3)))
+    assert {t.dtype for t in values(made.half()).values()} == {torch.float32}
+    assert {t.dtype for t in values(made.double()).values()} == {torch.float64}
+    assert not made.has_moved()
 
 
 def test_starting_values() -> None:
@@ -174,16 +189,16 @@ def test_copies_and_pickles() -> None:
 # -- moved and reset --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["phi", "alpha", "bias"])
+@pytest.mark.parametrize("name", ["phi", "alpha", "bias", "head_phi", "head_alpha", "head_bias"])
 def test_has_moved(name: str) -> None:
-    made = site(alpha=0.3)
+    made = site(head=True, alpha=0.3)
     assert not made.has_moved()
     with torch.no_grad():
         made.get_parameter(name).view(-1)[-1] += 1e-6
     assert made.has_moved()
     made.reset_parameters()
     assert not made.has_moved()
-    assert same(made, site(alpha=0.3))
+    assert same(made, site(head=True, alpha=0.3))
 
 
 # -- the marker -------------------------------------------------------------------------------------------------------
@@ -222,6 +237,13 @@ def test_marking_under_capture_puts_one_marker_per_site_in_the_graph() -> None:
     markers = captured_markers(sites("attn", "mlp"))
     assert [(m[1], m[3], len(m[0])) for m in markers] == [("attn", True, 4), ("mlp", True, 4)]
     assert json.loads(markers[0][2]) == Config(streams=3).function()
+
+
+def test_a_head_comes_with_its_site() -> None:
+    held = OwnerSites()
+    for made in (site("attn"), site("mlp", head=True)):
+        held.add(made)
+    assert [len(m[0]) for m in captured_markers(held)] == [4, 8]
 
 
 def test_disabled_sites_mark_nothing() -> None:

@@ -20,6 +20,7 @@ ALL_LENGTHS = [*LENGTHS, 48, 1000]
 PLACES = [(k, length, n) for length in LENGTHS for n in STREAMS for k in {0, 1, n, length - 1} if k < length]
 places = pytest.mark.parametrize(("k", "length", "n"), PLACES)
 streams = pytest.mark.parametrize("n", STREAMS)
+narrow = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
 def start(k: int, length: int, config: Config, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +58,17 @@ def test_home_is_what_the_op_computes(k: int, length: int, n: int) -> None:
     torch.testing.assert_close(res.double(), mixed.expand(6, n, n), rtol=1e-6, atol=0)
     for sums in (pre.sum(-1), res.sum(-1), res.sum(-2)):
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=3e-7)
+
+
+@narrow
+@pytest.mark.parametrize("n", STREAMS)
+def test_a_head_weighs_all_streams_alike(n: int, dtype: torch.dtype) -> None:
+    base, phi = start_values.head_bias(Config(streams=n)), torch.zeros(n * 5, 2 * n)
+    x = torch.ops.mhc.expand(torch.randn(50, 5).to(dtype), n)
+    nothing = torch.zeros(2 * n), torch.cat([base, torch.zeros(n)])
+    pre, *_ = torch.ops.mhc.coefficients(x, phi, torch.ones(3), *nothing, n, "mhc", "identity", 20, 1e-6, True)
+    torch.testing.assert_close(pre, torch.full((50, n), 1 / n), rtol=3e-7, atol=0)
+    assert torch.equal(torch.ops.mhc.read(x, pre, n), x[:, 0])
 
 
 @streams
@@ -97,7 +109,6 @@ def test_streams_part_in_any_region_of_two_sites(n: int, length: int) -> None:
 
 # from these lengths on, regions of n streams keep every bit
 EXACT = [(n, length) for n, shortest in ((2, 1), (4, 2), (8, 3)) for length in {shortest, 3, 5, 12, 100}]
-narrow = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
 @narrow
