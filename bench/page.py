@@ -232,6 +232,18 @@ def _zoo(result: Result) -> str:
     return table(("passes", *modes), rows)
 
 
+def versions() -> str:
+    """Return what `tests.versions` recorded under each torch."""
+    found = [row for _, result in results("versions.json") for row in result["rows"]]
+    heads = ("torch", "triton", "Python", "tests", "passed", "failed", "on")
+    rows = [
+        (row["torch"], row["triton"], row["python"], row["tests"], str(row["passed"]),
+         "<br>".join(f"`{name}`" for name in row["failed"]) or "0", f"{row['date'][:10]}, {row['git']}")
+        for row in found
+    ]  # fmt: skip
+    return table(heads, rows) if rows else "Nothing has been measured yet."
+
+
 def _libraries(result: Result) -> list[str]:
     return [row["library"] for row in result["rows"]]
 
@@ -257,4 +269,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "passes": passes,
     "sites on GPUs": gpu,
     "zoo": zoo,
+    "versions": versions,
 }

@@ -1,9 +1,10 @@
 """Which versions of torch the project runs on: the tests under each, into bench/results/versions.json.
 
     python -m tests.versions                  under the torch that is there
-    python -m tests.versions 2.11.0 2.14.1    under these, each in a virtual environment of its own, without this index's pins
+    python -m tests.versions 2.11.0 2.14.1    under these, each in a virtual environment of its own
 
-Other builds than the one in constraints.txt are gigabytes. What was recorded of another version stays.
+All but torch and triton is as in constraints.txt. Builds of other versions may be gigabytes. What was recorded of
+another version stays.
 """
 
 from __future__ import annotations

@@ -169,9 +169,7 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
-def _verify(
-    model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, drift: float
-) -> float:
+def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, drift: float) -> float:
     """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
 
     def backend(gm: Any, inputs: Any) -> Any:

@@ -1,10 +1,10 @@
 """Values of a site's parameters at which the rewritten model equals the original and its streams can part.
 
 Let the entry copy x, let reads and the rows of H_res sum to 1, let writes be 1 and phi 0. Then every stream is the
-original residual stream, whatever stands between the adds, and a readout gives it back: the mean, or weights that sum
-to 1 as those of a head do. H_pre and H_res
-are left free by this. `home` uses that: every site reads mostly from a stream of its own, so the gradients of the
-streams differ from the first step on, where a symmetric start would keep them equal for ever.
+original residual stream, whatever stands between the adds, and a readout gives it back: the mean, or a head whose
+weights sum to 1. H_pre and H_res are left free by this. `home` uses that: every site reads mostly from a stream of its
+own, so the gradients of the streams differ from the first step on, where a symmetric start would keep them equal for
+ever.
 """
 
 from __future__ import annotations

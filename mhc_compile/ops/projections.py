@@ -12,6 +12,7 @@ from mhc_compile.ops import reference
 
 SMOOTH = 1e-6  # hc_eps of DeepSeek-V4's models
 
+
 class Projection(Protocol):
     """A map `[..., m]` logits -> `[..., n, n]`, with its own vector-Jacobian product."""
 
