@@ -89,8 +89,7 @@ def upgrade(
     if captured is None or not report.sites or not config.rewrites:
         return report
     attach_sites(model, report.plan).is_one_graph = report.graphs == 1
-    drift = len(report.sites) * connections.get(config.connection).drift
-    error = None if verify is False else _verify(model, args, kwargs, captured, verify, drift)
+    error = None if verify is False else _verify(model, args, kwargs, captured, verify, config)
     del captured
     _finish(outer, model)
     return dataclasses.replace(report, max_error=error)
@@ -169,7 +168,7 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
-def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, drift: float) -> float:
+def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, config: Config) -> float:
     """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
 
     def backend(gm: Any, inputs: Any) -> Any:
@@ -177,6 +176,7 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, toleranc
 
     try:
         after = run_captured(model, args, kwargs, backend)
+        drift = connections.get(config.connection).drift * sum(1 for _ in sites_in(model))
         return _compare(before.output, after.output, tolerance, drift)
     except BaseException:
         detach_sites(model)

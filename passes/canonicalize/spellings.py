@@ -20,7 +20,7 @@ _FUSED: dict[str, Callable[..., torch.Tensor]] = {
     "_fused_rms_norm": torch.nn.functional.rms_norm,
 }
 # what Dynamo makes of an attribute since torch 2.14, and the attribute
-_ATTRIBUTES = {
+_ATTRIBUTES: dict[Any, str] = {
     torch.ops.aten.mT: "mT",
     torch.ops.aten.mH: "mH",
     torch.ops.aten.numpy_T: "T",
