@@ -168,7 +168,7 @@ def _on_device(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(move, args), tree_map(move, kwargs)
 
 
-def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, tolerance: bool | float, config: Config) -> float:
+def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, allowed: bool | float, config: Config) -> float:
     """Run the rewritten model and compare; return the largest relative difference, or take the sites away again."""
 
     def backend(gm: Any, inputs: Any) -> Any:
@@ -177,7 +177,7 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, toleranc
     try:
         after = run_captured(model, args, kwargs, backend)
         drift = connections.get(config.connection).drift * sum(1 for _ in sites_in(model))
-        return _compare(before.output, after.output, tolerance, drift)
+        return _compare(before.output, after.output, allowed, drift)
     except BaseException:
         detach_sites(model)
         raise
