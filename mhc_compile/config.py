@@ -118,7 +118,10 @@ class Config:
         fields = {field.name for field in dataclasses.fields(cls)}
         for name in options or {}:
             if name in RETIRED:
-                raise ConfigError(f"option {name!r} is gone, since {RETIRED[name]!r} was its one value; leave it out")
+                other = ", or choose connection='deepseek-v4'" if name == "convention" else ""
+                raise ConfigError(
+                    f"option {name!r} is gone, since {RETIRED[name]!r} was its one value; leave it out{other}"
+                )
             if name not in fields:
                 near = difflib.get_close_matches(str(name), sorted(fields), 1)
                 hint = (
@@ -137,7 +140,13 @@ class Config:
         Raises:
             PlanMismatchError: it asks for something that this version cannot build.
         """
-        return cls.from_options(current_function(function))
+        try:
+            return cls.from_options(current_function(function))
+        except ConfigError as error:
+            raise PlanMismatchError(
+                f"the plan asks for what this mhc_compile cannot build ({error}); install the release that wrote it, or"
+                " upgrade the model anew and load its own weights only"
+            ) from None
 
     @property
     def rewrites(self) -> bool:

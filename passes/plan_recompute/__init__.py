@@ -117,7 +117,8 @@ def _is_by_head(node: fx.Node) -> bool:
     if node.target is not _READ:
         return False
     weights: Any = named(Read, node.args).h_pre
-    return len(weights.args[0].users) == 1
+    coefficients, _ = weights.args  # of getitem
+    return len(coefficients.users) == 1
 
 
 def _switches_gradients(gm: fx.GraphModule) -> bool:

@@ -253,6 +253,7 @@ def test_notes_are_dated_lines(tmp_path: Path) -> None:
     assert [line.split(", ")[1] for line in lines[-2:]] == ["cpu: first", "cpu: second"]
 
 
+@pytest.mark.slow
 def test_the_dry_run_leaves_everything(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -69,7 +69,7 @@ def test_two_instances_train_their_own_parameters(moved: bool) -> None:
         assert same([p.grad for p in model.parameters()], [p.grad for p in alone.parameters()])
 
 
-@pytest.mark.core
+@pytest.mark.core(1)
 @blocks
 def test_twelve_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     compiler = "aot_eager" if moved else "eager"

@@ -93,7 +93,7 @@ def test_the_same_sites(net: str, form: str) -> None:
     assert meaning(mhc.explain(FORMS[form](model, x), (x,))) == meaning(expected)
 
 
-@pytest.mark.core
+@pytest.mark.core(2)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:
@@ -124,8 +124,8 @@ def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:
 @pytest.mark.core(1)
 @pytest.mark.parametrize("net", ["pre-norm", "convolutions"])
 def test_onnx(net: str) -> None:
-    """ONNX's own reference evaluator computes what the rewritten graph computes."""
-    onnx = pytest.importorskip("onnx.reference")
+    """ONNX's own evaluator and onnxruntime compute what the rewritten graph computes."""
+    evaluator, runtime = (pytest.importorskip(name) for name in ("onnx.reference", "onnxruntime"))
     pytest.importorskip("onnxscript")
     make, example, _ = NETS[net]
     x = example()
@@ -133,5 +133,8 @@ def test_onnx(net: str) -> None:
     perturb(graph)
     program = torch.onnx.export(graph, (x,), dynamo=True, verbose=False)
     assert program is not None
-    (result,) = onnx.ReferenceEvaluator(program.model_proto).run(None, {program.model.graph.inputs[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(result), graph(x).detach(), rtol=1e-4, atol=1e-4)
+    runs = (evaluator.ReferenceEvaluator(program.model_proto).run,
+            runtime.InferenceSession(program.model_proto.SerializeToString()).run)  # fmt: skip
+    for run in runs:
+        (result,) = run(None, {program.model.graph.inputs[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(result), graph(x).detach(), rtol=1e-4, atol=1e-4)

@@ -189,6 +189,11 @@ def test_a_function_of_an_earlier_version_is_the_same_function() -> None:
     assert Config.from_function(earlier) == config
 
 
+def test_a_function_that_nobody_builds_is_refused() -> None:
+    with pytest.raises(PlanMismatchError, match=r"cannot build \(unknown option 'colour'.*install the release"):
+        Config.from_function(Config().function() | {"colour": "red"})
+
+
 @pytest.mark.parametrize(("name", "value"), GONE, ids=[name for name, _ in GONE])
 def test_a_function_that_is_not_built_any_more_is_refused(name: str, value: str) -> None:
     with pytest.raises(PlanMismatchError, match=rf"made with {name}='other', .* knows '{value}' only; install the rel"):

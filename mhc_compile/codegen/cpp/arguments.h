@@ -160,7 +160,7 @@ struct Given {
     n = in.integer();
     const std::string& connection = in.text();
     fit = fit && (connection == "mhc" || connection == "deepseek-v4");
-    call.site.smooth = connection == "mhc" ? 0.0f : 1e-6f;
+    call.site.smooth = connection == "mhc" ? 0.0f : 1e-6f;  // SMOOTH of mhc_compile/ops/projections.py
     const std::string& projection = in.text();
     fit = fit && (projection == "sinkhorn" || projection == "identity");
     call.site.mixes = projection == "sinkhorn";

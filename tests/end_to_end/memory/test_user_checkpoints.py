@@ -87,6 +87,7 @@ def test_found_and_named_as_without() -> None:
     assert len(report.sites) == 4
 
 
+@pytest.mark.slow
 def test_inductor_keeps_apart_what_is_recomputed_and_what_is_not() -> None:
     """Graphs that differ in nothing but the tags, which AOTAutograd's cache does not look at."""
     saved = []

@@ -147,7 +147,7 @@ def test_checkpoint_from_before_fields_went() -> None:
         assert torch.equal(each.state_dict()[EXTRA_STATE], model.state_dict()[EXTRA_STATE])
     other = made()
     before = snapshot(other)
-    with pytest.raises(PlanMismatchError, match=r"made with readout='sum', .* knows 'mean' only"):
+    with pytest.raises(PlanMismatchError, match=r"readout must be one of .*'sum'\); install the rel"):
         mhc.restore(other, edited(state, function=mhc.Config().function() | gone | {"readout": "sum"}))
     assert unchanged(other, before)
 

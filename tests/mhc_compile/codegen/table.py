@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.equations.fused import exists
+from tests.equations.fused import Fused, exists
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 OPS = ["enter", "seam", "leave", "coefficients"]
@@ -20,7 +20,7 @@ SPACE: dict[str, Any] = {
     "tokens": [(), (0,), (1,), (2, 0, 3), (3, 7), (130,)],
     "norm": NORMS,
     "equal": EQUAL,
-    "connection": ["mhc", "deepseek-v4"],
+    "smooth": [False, True],  # as DeepSeek-V4 computes it
     "projection": ["sinkhorn", "identity"],
     "iters": [1, 4, 5, 6, 20],  # the way back goes in segments of five
     "offset": [False, True],
@@ -37,6 +37,19 @@ def sound(row: Mapping[str, Any]) -> bool:
     """
     told = row["norm"] == "none" or (row["c"] > 1 and (row["n"] > 1 or row["norm"] == "rms weight"))
     return exists(row) and told and (row["n"] <= 4 or row["tokens"] != (130,))
+
+
+def case_of(row: Mapping[str, Any]) -> Fused:
+    """Return the site of a combination, in fp32."""
+    given = ("n", "c", "tokens", "norm", "projection", "iters", "multiplier")
+    return Fused(
+        **{name: row[name] for name in given},
+        connection="deepseek-v4" if row["smooth"] else "mhc",
+        dtype=FP32,
+        equal_streams=row["equal"],
+        offset_given=row["offset"],
+        scale_given=row["scale"],
+    )
 
 
 REPLAYS = {"n2-3-bf16": (2, 3, BF16), "n3-2-fp32": (3, 2, FP32), "n4-1-fp16": (4, 1, FP16), "n4-2-bf16": (4, 2, BF16)}

@@ -11,7 +11,7 @@ from mhc_compile.codegen.inspect import subprocess_call
 from tests.equations.block import Block
 from tests.equations.fused import Fused, exists
 from tests.mhc_compile.codegen import interpreted
-from tests.mhc_compile.codegen.table import EQUAL, OPS, REPLAYS, SPACE, sound
+from tests.mhc_compile.codegen.table import EQUAL, OPS, REPLAYS, SPACE, case_of, sound
 from tests.pairwise import pairwise, sampled
 
 ops = pytest.mark.parametrize("op", OPS)
@@ -26,13 +26,13 @@ def compare(case: Fused, op: str, **options: object) -> None:
 # -- values and gradients ---------------------------------------------------------------------------------------------
 
 
-def compare_one(op: str, strided: bool, equal: bool, offset: bool, scale: bool, **more: Any) -> None:
-    case = Fused(**more, dtype=FP32, equal_streams=equal, offset_given=offset, scale_given=scale)
+def compare_one(op: str, strided: bool, **row: Any) -> None:
+    case, equal = case_of(row), row["equal"]
     # behind equal streams a norm takes back what H_pre does to them: gradients are small differences
     compare(case, op, strided=strided, tolerance=5e-5 if op == "enter" and equal and case.norm != "none" else None)
 
 
-@pytest.mark.core(30)
+@pytest.mark.core(25)
 @pairwise(sound, into="row", **SPACE)
 def test_values_and_every_gradient(row: dict[str, Any]) -> None:
     compare_one(**row)
@@ -63,6 +63,7 @@ def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     compare(case, op, tiles={**SPLIT, "read": {"BT": 2, "BM": 4}, **SMALL})
 
 
+@pytest.mark.core(2)
 @pairwise(op=["enter", "seam"], lag=[1, 3], equal=EQUAL)
 def test_one_launch(op: str, lag: int, equal: bool) -> None:
     """The interpreter runs tickets in order, as a GPU draws them: no wait is longer than one look at the counter."""
@@ -80,7 +81,7 @@ def test_one_launch_for_few_tokens(tokens: int) -> None:
     compare(Fused(2, 24, (tokens,), dtype=FP32), "seam", tiles={"both": both, "back": back})
 
 
-@pytest.mark.core(5)
+@pytest.mark.core(3)
 @pairwise(exists, op=OPS, dtype=[BF16, FP16], equal=EQUAL)
 def test_narrow_results_are_rounded_once(op: str, dtype: torch.dtype, equal: bool) -> None:
     case = Fused(4, 65, (120,), dtype=dtype, norm="rms_cast weight", equal_streams=equal)
@@ -94,7 +95,8 @@ def test_a_branch_of_another_dtype(op: str, dtype: torch.dtype, branch: torch.dt
     subprocess_call.call(True, interpreted.mixed_types, case, op)
 
 
-@ops
+@pytest.mark.core(1)
+@pytest.mark.parametrize("op", ["seam", "enter", "leave", "coefficients"])
 def test_two_runs_agree_to_the_bit(op: str) -> None:
     subprocess_call.call(True, interpreted.repeatable, Fused(4, 40, (70,), dtype=BF16), op)
 

@@ -81,7 +81,7 @@ def branches_first(self: Any, x: Tensor) -> Tensor:
     [
         pytest.param(mixture, [1], {"branch-sum": 499}, marks=pytest.mark.slow),
         (branches, [500], {}),
-        (branches_first, [], {"no-skip": 500, "single-site-region": 0}),
+        pytest.param(branches_first, [], {"no-skip": 500, "single-site-region": 0}, marks=pytest.mark.slow),
     ],
     ids=["mixture", "branches", "branches first"],
 )

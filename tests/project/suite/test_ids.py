@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-LONGEST = 100
+LONGEST = 104
 UNTOLD = ("lambda", "<function", "<class", " object at 0x")
 
 

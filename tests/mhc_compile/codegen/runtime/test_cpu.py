@@ -18,7 +18,7 @@ from tests.equations.block import Block, same
 from tests.equations.fused import Fused, exists, trainable
 from tests.equations.helpers import check, near, spread_out, values_and_gradients
 from tests.mhc_compile.codegen import interpreted
-from tests.mhc_compile.codegen.table import EQUAL, OPS, REPLAYS, SPACE, sound
+from tests.mhc_compile.codegen.table import EQUAL, OPS, REPLAYS, SPACE, case_of, sound
 from tests.pairwise import pairwise, sampled
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -48,10 +48,8 @@ def compare(case: Fused, op: str, strided: bool = False, tolerance: float | None
         check(by_op, by_equation, [spread_out(t) for t in given] if strided else given, tolerance)
 
 
-def compare_one(
-    op: str, strided: bool, equal: bool, offset: bool, scale: bool, tolerance: float | None = None, **more: Any
-) -> None:
-    case = Fused(**more, dtype=FP32, equal_streams=equal, offset_given=offset, scale_given=scale)
+def compare_one(op: str, strided: bool, tolerance: float | None = None, **row: Any) -> None:
+    case, equal = case_of(row), row["equal"]
     # behind equal streams a norm takes back what H_pre does to them: gradients are small differences
     compare(case, op, strided, tolerance or (5e-5 if op == "enter" and equal and case.norm != "none" else None))
 
