@@ -3,8 +3,8 @@
     python -m tests.versions                  under the torch that is there
     python -m tests.versions 2.11.0 2.14.1    under these, each in a virtual environment of its own
 
-All but torch and triton is as in constraints.txt. Builds of other versions may be gigabytes. What was recorded of
-another version stays.
+All but torch, triton and setuptools is as in constraints.txt. Builds of other versions may be gigabytes. What was
+recorded of another version stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mhc_compile.cli import measure
 ROOT = Path(__file__).parents[1]
 PATH = RESULTS / "versions.json"
 MARKS = "not slow"
-_PINNED = re.compile(r"^(torch|triton)==.*\n", re.MULTILINE)  # each torch has a triton of its own
+_PINNED = re.compile(r"^(torch|triton|setuptools)==.*\n", re.MULTILINE)  # each torch has its own triton and setuptools
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +53,9 @@ def installed(version: str) -> str:
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv" / "bin" / "python")
     pins = folder / "constraints.txt"
-    pins.write_text(_PINNED.sub("", (ROOT / "constraints.txt").read_text("utf-8")), "utf-8")
+    pins.write_text(_PINNED.sub("", (ROOT / "constraints.txt").read_text("utf-8")) + f"torch=={version}\n", "utf-8")
     pip = [python, "-m", "pip", "install", "--quiet", "-c", str(pins)]
-    subprocess.check_call([*pip, f"torch=={version}", "setuptools"])
+    subprocess.check_call([*pip, "--upgrade", "torch", "setuptools"])
     subprocess.check_call([*pip, "--no-build-isolation", "-e", f"{ROOT}[dev]"])
     return python
 
