@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from mhc_compile.errors import MissingDependencyError, NotUpgradedError
 from mhc_compile.integrations.accelerate import register_backend
-from mhc_compile.model.optimizers import is_phi, named_parameters
+from mhc_compile.model.optimizers import is_phi, named_parameters, phi_scale
 
 
 class MHCTrainerMixin:
@@ -24,14 +24,16 @@ class MHCTrainerMixin:
     Args:
         args: for the Trainer.
         mhc_lr: learning rate of mHC's parameters, by default that of the TrainingArguments; schedules scale both.
-        phi_lr_scale: factor on phi's learning rate.
+        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given.
         kwargs: for the Trainer.
 
     Raises:
         NotUpgradedError: when the optimizer is made, the model holds no mHC parameters.
     """
 
-    def __init__(self, *args: Any, mhc_lr: float | None = None, phi_lr_scale: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, mhc_lr: float | None = None, phi_lr_scale: float | None = None, **kwargs: Any
+    ) -> None:
         """Set the Trainer up."""
         self.mhc_lr, self.phi_lr_scale = mhc_lr, phi_lr_scale
         with contextlib.suppress(MissingDependencyError):
@@ -59,7 +61,9 @@ class MHCTrainerMixin:
         return made
 
 
-def regroup(optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None, phi_lr_scale: float) -> None:
+def regroup(
+    optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None = None, phi_lr_scale: float | None = None
+) -> None:
     """Take mHC's parameters out of the groups of an optimizer that has not stepped, into groups of their own.
 
     Each keeps the options of the group that it was in, apart from the learning rate and, for gates and biases, decay.
@@ -68,7 +72,7 @@ def regroup(optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None, phi
         optimizer: whatever a library has built.
         model: an upgraded model.
         mhc_lr: learning rate of mHC, by default that of the group.
-        phi_lr_scale: factor on phi's learning rate.
+        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given.
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
@@ -83,7 +87,7 @@ def regroup(optimizer: Optimizer, model: nn.Module, *, mhc_lr: float | None, phi
         rate = group["lr"] if mhc_lr is None else mhc_lr
         ours = [p for p in group["params"] if id(p) in phi], [p for p in group["params"] if id(p) in rest]
         group["params"] = [p for p in group["params"] if id(p) not in phi | rest]
-        changes = {"lr": rate * phi_lr_scale}, {"lr": rate, "weight_decay": 0.0}
+        changes = {"lr": rate * phi_scale(phi_lr_scale, mhc_lr)}, {"lr": rate, "weight_decay": 0.0}
         for parameters, change in zip(ours, changes, strict=True):
             if parameters:
                 optimizer.add_param_group({**options, **change, "params": parameters})

@@ -14,6 +14,7 @@ from mhc_compile.errors import warn
 from mhc_compile.model.phase import sites_of
 from mhc_compile.model.sites import SiteModule, sites_in
 
+PHI_LR_SCALE = 10.0  # of the learning rate, for phi
 _NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
 # torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -42,7 +43,7 @@ def param_groups(
     model: nn.Module,
     lr: float,
     weight_decay: float = 0.0,
-    phi_lr_scale: float = 1.0,
+    phi_lr_scale: float | None = None,
     *,
     mhc_lr: float | None = None,
 ) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def param_groups(
         model: an upgraded model.
         lr: learning rate.
         weight_decay: decay of the model's own parameters and of phi.
-        phi_lr_scale: factor on phi's learning rate.
+        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given (see `phi_scale`).
         mhc_lr: learning rate of mHC's parameters, by default `lr`. New connections in a trained model learn faster.
 
     Returns:
@@ -75,9 +76,20 @@ def param_groups(
     rate = lr if mhc_lr is None else mhc_lr
     return [
         {"params": own, "lr": lr, "weight_decay": weight_decay},
-        {"params": phi, "lr": rate * phi_lr_scale, "weight_decay": weight_decay},
+        {"params": phi, "lr": rate * phi_scale(phi_lr_scale, mhc_lr), "weight_decay": weight_decay},
         {"params": rest, "lr": rate, "weight_decay": 0.0},
     ]
+
+
+def phi_scale(asked: float | None, mhc_lr: float | None) -> float:
+    """Return the factor on phi's learning rate: 10, or 1 where `mhc_lr` says how fast mHC learns.
+
+    Phi starts at 0 behind gates of 0.01: at the model's own rate mHC gained nothing over residual in 500 steps, at ten
+    times that rate what docs/evidence.md says.
+    """
+    if asked is not None:
+        return asked
+    return PHI_LR_SCALE if mhc_lr is None else 1.0
 
 
 def watch_optimizers(model: nn.Module) -> None:

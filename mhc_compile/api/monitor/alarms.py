@@ -67,7 +67,7 @@ class Alarms:
                 " of this very model, and is their learning rate above 0?"
             )
         return (
-            "The mHC parameters move, but too little: raise their learning rate (param_groups(phi_lr_scale=10)), use"
+            "The mHC parameters move, but too little: raise their learning rate (param_groups(phi_lr_scale=100)), use"
             " Config(alpha='auto'), and leave alphas and biases without decay, as param_groups does."
         )
 
@@ -75,10 +75,10 @@ class Alarms:
         site = max(gains.sites, key=lambda each: _worst(each.composite.forward.mean, each.composite.backward.mean))
         remedy = (
             "Unconstrained hyper-connections are free to grow; connection='mhc' bounds every gain. Otherwise lower the"
-            " learning rate of phi (param_groups(phi_lr_scale=0.1))."
+            " learning rate of phi (param_groups(phi_lr_scale=1))."
             if gains.connection == "hc"
             else "Rows of H_res sum to 1, so it is columns that Sinkhorn's iteration leaves off: build the model with"
-            " more (Config(sinkhorn_iters=50)), or lower the learning rate of phi (param_groups(phi_lr_scale=0.1))."
+            " more (Config(sinkhorn_iters=50)), or lower the learning rate of phi (param_groups(phi_lr_scale=1))."
         )
         return (
             f"runaway gain at step {step}: from site {site.name!r} to the end of its region signals grow by"

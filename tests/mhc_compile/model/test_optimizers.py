@@ -99,6 +99,11 @@ def test_decay_and_learning_rates(head: bool) -> None:
 def test_a_rate_of_their_own() -> None:
     groups = param_groups(upgraded(), lr=0.1, phi_lr_scale=0.5, mhc_lr=3.0)
     assert [group["lr"] for group in groups] == [0.1, 1.5, 3.0]
+    assert [group["lr"] for group in param_groups(upgraded(), lr=0.1, mhc_lr=3.0)] == [0.1, 3.0, 3.0]
+
+
+def test_phi_learns_faster_by_default() -> None:
+    assert [group["lr"] for group in param_groups(upgraded(), lr=0.1)] == [0.1, 1.0, 0.1]
 
 
 def test_nothing_decays_by_default() -> None:
