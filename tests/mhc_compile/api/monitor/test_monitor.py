@@ -63,7 +63,7 @@ def test_it_looks_at_every_third_step_and_writes_strict_json(run: tuple[Path, li
     assert steps[1]["loss"] == pytest.approx(losses[3], rel=1e-5)
     assert steps[1]["loss_mean"] == pytest.approx(sum(losses[1:4]) / 3, rel=1e-5)
     assert steps[1]["loss_max"] == pytest.approx(max(losses[1:4]), rel=1e-5)
-    assert steps[1]["lr"] == [0.01] * 3
+    assert steps[1]["lr"] == [0.01, 0.1, 0.01]
     for record in steps:
         norms = record["grad_norm"]
         assert norms["total"] == pytest.approx(math.hypot(norms["model"], norms["mhc"]), rel=1e-4)
