@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mhc_compile.api.report import Report
-from mhc_compile.api.wrappers import inner, is_planned, planned, shapes, shown_sites
+from mhc_compile.api.wrappers import gathered, inner, is_planned, planned, shapes, shown_sites
 from mhc_compile.errors import AdapterError, NotUpgradedError, PlanMismatchError, import_extra
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.line_names import same_sites
@@ -185,11 +185,10 @@ def _name(site: SitePlan, part: str) -> str:
 
 
 def _whole(tensor: Any, site: SitePlan) -> Tensor:
-    """Return a parameter on the CPU, gathered where FSDP2 has it in pieces, as memory that nothing shares."""
+    """Return what a parameter holds."""
     if tensor.is_meta:
         raise NotUpgradedError(f"site {site.name!r} is on the meta device, so there are no values to save")
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().to("cpu", copy=True).contiguous()
+    return gathered(tensor)
 
 
 def _fill(site: nn.Module, part: str, value: Tensor) -> None:

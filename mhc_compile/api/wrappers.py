@@ -61,6 +61,12 @@ def shown_sites(model: nn.Module, plan: ModelPlan) -> Iterator[tuple[SitePlan, A
         yield site, next(s for s in (getattr(held, n, None) for n in names) if isinstance(getattr(s, "phi", 0), Tensor))
 
 
+def gathered(tensor: Any) -> Tensor:
+    """Return a copy of a parameter on the CPU, whole where FSDP2 has it in pieces, as memory that nothing shares."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach().to("cpu", copy=True).contiguous()
+
+
 def shapes(model: nn.Module, plan: ModelPlan) -> dict[str, list[int]]:
     """Return the shapes of the owners' own parameters by name, however the layers are wrapped or adapted.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mhc_compile.api.wrappers import planned, shown_sites
+from mhc_compile.api.wrappers import gathered, planned, shown_sites
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError, UnsupportedModelError
 from mhc_compile.ops.projections import SMOOTH
 from mhc_compile.passes.base import site_name
@@ -66,8 +66,8 @@ def to_deepseek_v4(model: nn.Module) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     for _, site, names in sites:
         order = _order(plan.config.streams)
-        fn, base = _whole(site.phi).T[order], _whole(site.base)[order] + _whole(site.bias)[order]
-        made |= zip(names, (fn.contiguous(), base, _whole(site.alpha)), strict=True)
+        fn, base = gathered(site.phi).T[order], gathered(site.base)[order] + gathered(site.bias)[order]
+        made |= zip(names, (fn.contiguous(), base, gathered(site.alpha)), strict=True)
     for names, site in _heads(plan, sites):
         made |= zip(names, _head(site, plan.config.streams), strict=True)
     return made
@@ -101,7 +101,7 @@ def from_deepseek_v4(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         fill += [(site.phi, fn[back].T), (site.alpha, scale), (site.bias, base[back].to(site.base) - site.base)]
     for names, site in _heads(plan, sites):
         fn, base, scale = _taken(found, names, ((n, site.phi.shape[0]), (n,), (1,)))
-        if hasattr(site, "head_phi"):
+        if site.has_head:
             fill += [(site.head_phi, fn.T), (site.head_alpha, scale)]
             fill += [(site.head_bias, base.to(site.head_base) - site.head_base)]
         elif fn.any() or not torch.allclose(torch.sigmoid(base.double()) + SMOOTH, _even(n), rtol=0, atol=1e-6):
@@ -137,7 +137,7 @@ def _heads(plan: ModelPlan, sites: list[tuple[SitePlan, Any, _Names]]) -> Iterat
     continued = {site.predecessor for site in plan.sites}
     taken: set[str] = set()
     for last, shown, _ in sites:
-        if last.name in continued:
+        if last.name in continued or shown.flow.successors:  # these may be in another stage of a pipeline
             continue
         owners = [site.owner for site, *_ in sites if site.region == last.region]
         path = site_name(_beside(owners), "hc_head")
@@ -160,10 +160,10 @@ def _beside(owners: list[str]) -> str:
 
 def _head(site: Any, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return a head's tensors, those of the mean where the site has none."""
-    if hasattr(site, "head_phi"):
-        base = _whole(site.head_base) + _whole(site.head_bias)
-        return _whole(site.head_phi).T.contiguous(), base, _whole(site.head_alpha)
-    phi = _whole(site.phi)
+    if site.has_head:
+        base = gathered(site.head_base) + gathered(site.head_bias)
+        return gathered(site.head_phi).T.contiguous(), base, gathered(site.head_alpha)
+    phi = gathered(site.phi)
     return phi.new_zeros(n, phi.shape[0]), torch.logit(_even(n) - SMOOTH).to(phi), phi.new_ones(1)
 
 
@@ -175,12 +175,6 @@ def _order(n: int) -> Tensor:
     """Return which of our logits each of theirs is: mixing weights are transposed."""
     mixing = 2 * n + torch.arange(n * n, device="cpu").view(n, n).T.flatten()
     return torch.cat([torch.arange(2 * n, device="cpu"), mixing])
-
-
-def _whole(tensor: Any) -> Tensor:
-    """Return a copy on the CPU, gathered where FSDP2 has it in pieces."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().to("cpu", copy=True)
 
 
 def _named(theirs: str) -> str:

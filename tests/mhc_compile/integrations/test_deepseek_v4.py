@@ -111,6 +111,22 @@ def test_there_and_back() -> None:
         near(tensor, tensors[name], 1e-6)
 
 
+def test_a_stage_that_is_not_the_last_has_no_head() -> None:
+    """The tensors of all stages together are those of the model."""
+    model = upgraded(readout="learned")
+    whole = to_deepseek_v4(model)
+    made: dict[str, Tensor] = {}
+    for kept, gone in ((0, 1), (1, 0)):
+        part = copy.deepcopy(model)
+        names = [site["name"] for site in part.mhc.sites_of_plan()]
+        part.mhc.kept = frozenset(name for name in names if f"layers.{gone}." not in name)
+        tensors = to_deepseek_v4(part)
+        assert ("model.hc_head.hc_fn" in tensors) == (kept == 1)
+        made |= tensors
+    assert made.keys() == whole.keys()
+    assert all(torch.equal(made[name], tensor) for name, tensor in whole.items())
+
+
 def test_a_trained_config_of_their_class() -> None:
     """Their class creates parameters of these shapes."""
     module = transformers.models.deepseek_v4.modeling_deepseek_v4
