@@ -102,5 +102,6 @@ def short(name: str, value: Any) -> str:
     if isinstance(value, torch.dtype):
         return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}[str(value).split(".")[1]]
     if isinstance(value, tuple):
-        return ("x" if all(isinstance(v, int) for v in value) else "-").join(map(str, value)) or "scalar"
+        joined = ("x" if all(isinstance(v, int) for v in value) else "-").join(map(str, value)) or "scalar"
+        return joined.replace("deepseek-v4", "v4")
     return value.replace(" ", "_") if isinstance(value, str) else f"{name}{value}"

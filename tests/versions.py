@@ -43,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         record(row)
         print(f"torch {row['torch']}: {row['passed']} passed, {len(row['failed'])} failed")
         return 1 if row["failed"] else 0
-    return max(subprocess.call([installed(version), "-m", "tests.versions", "-m", args.marks], cwd=ROOT)
-               for version in args.torch)  # fmt: skip
+    return max(under(version, args.marks) for version in args.torch)
 
 
-def installed(version: str) -> str:
+def under(version: str, marks: str) -> int:
+    """Run this program under another torch, in an environment that goes again."""
+    with tempfile.TemporaryDirectory(prefix=f"torch-{version}-") as folder:
+        python = installed(version, Path(folder))
+        return subprocess.call([python, "-m", "tests.versions", "-m", marks], cwd=ROOT)
+
+
+def installed(version: str, folder: Path) -> str:
     """Return the Python of a new environment with this torch."""
-    folder = Path(tempfile.mkdtemp(prefix=f"torch-{version}-"))
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv" / "bin" / "python")
     pins = folder / "constraints.txt"

@@ -183,7 +183,7 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, allowed:
         raise
 
 
-def _compare(before: Any, after: Any, tolerance: bool | float, drift: float = 0.0) -> float:
+def _compare(before: Any, after: Any, tolerance: bool | float, drift: float) -> float:
     worst = 0.0
     for old, new in zip(_floats(before), _floats(after), strict=True):
         if old.is_meta or old.numel() == 0:

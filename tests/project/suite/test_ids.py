@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-LONGEST = 104
+LONGEST = 100
 UNTOLD = ("lambda", "<function", "<class", " object at 0x")
 
 
