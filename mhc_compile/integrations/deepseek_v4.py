@@ -2,7 +2,8 @@
 
 Theirs, per connection and with n streams of C features: `fn [n^2 + 2n, nC]`, `base [n^2 + 2n]`, `scale [3]`; at the end
 a head, `hc_fn [n, nC]`, `hc_base [n]`, `hc_scale [1]`. That is phi transposed, the bias and alpha, in the order pre,
-post, and their `comb` row by row, which is H_res transposed.
+post, and their `comb` row by row, which is H_res transposed. GLM-5-Next has the same without a head, the mean in its
+place. HY-V4 has no `comb`, as projection "identity": `fn [2n, nC]`, `base [2n]`, `scale [2]`.
 
 Names are those of transformers' DeepseekV4ForCausalLM: `model.layers.0.attn_hc.fn` and `.ffn_hc.fn` in a layer of two
 connections, `model.hc_head.hc_fn`. Read are also those of DeepSeek's own checkpoints (`layers.0.hc_attn_fn`, ...).
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from mhc_compile.api.wrappers import gathered, planned, shown_sites
+from mhc_compile.config import Config
 from mhc_compile.errors import NotUpgradedError, PlanMismatchError, UnsupportedModelError
 from mhc_compile.ops.projections import SMOOTH
 from mhc_compile.passes.base import site_name
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
+_GATES = {"sinkhorn": 3, "identity": 2}  # how many scales theirs have; without `comb` nothing scales it
 _PAIR = ("attn_hc", "ffn_hc")  # of a layer with two connections, as all of theirs are
 _THEIRS = (
     (re.compile(r"(^|\.)hc_(attn|ffn)_(fn|base|scale)$"), r"\1\2_hc.\3"),
@@ -48,7 +51,8 @@ def to_deepseek_v4(model: nn.Module) -> dict[str, Tensor]:
     With `Config(connection="deepseek-v4")` their code computes the same; with "mhc" up to the 1e-6 which that adds to
     H_pre and in Sinkhorn's sums, about 5e-5 at 48 connections. Their config must say `hc_mult`, `hc_sinkhorn_iters` and
     `rms_norm_eps` as ours says `streams`, `sinkhorn_iters` and `eps`. A mean at the end becomes a head that does the
-    same.
+    same; GLM-5-Next has none, so leave it out there. With projection "identity" the layout is HY-V4's, whose code also
+    adds 1e-6 to H_post.
 
     Args:
         model: an upgraded model, or a wrapper around one.
@@ -58,16 +62,16 @@ def to_deepseek_v4(model: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         NotUpgradedError: the model holds no plan, or no values.
-        UnsupportedModelError: its connections have no such layout: connection "hc", another projection than
-            "sinkhorn", or several regions that would share a head.
+        UnsupportedModelError: its connections have no such layout: connection "hc", or a projection that is neither
+            "sinkhorn" nor "identity"; or several regions would share a head.
     """
     root, plan = planned(model)
     sites = list(_sites(root, plan))
+    order, gates = _order(plan.config), _gates(plan.config)
     made: dict[str, Tensor] = {}
     for _, site, names in sites:
-        order = _order(plan.config.streams)
         fn, base = gathered(site.phi).T[order], gathered(site.base)[order] + gathered(site.bias)[order]
-        made |= zip(names, (fn.contiguous(), base, gathered(site.alpha)), strict=True)
+        made |= zip(names, (fn.contiguous(), base, gathered(site.alpha)[:gates]), strict=True)
     for names, site in _heads(plan, sites):
         made |= zip(names, _head(site, plan.config.streams), strict=True)
     return made
@@ -92,14 +96,17 @@ def from_deepseek_v4(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     root, plan = planned(model)
     n, sites = plan.config.streams, list(_sites(root, plan))
     found = {_named(name): tensor for name, tensor in tensors.items()}
-    order = _order(n)
+    order, gates = _order(plan.config), _gates(plan.config)
     back = torch.argsort(order)
     fill: list[tuple[Tensor, Tensor]] = []
     for _, site, names in sites:
         width = len(order)
-        fn, base, scale = _taken(found, names, ((width, site.phi.shape[0]), (width,), (3,)))
-        fill += [(site.phi, fn[back].T), (site.alpha, scale), (site.bias, base[back].to(site.base) - site.base)]
+        fn, base, scale = _taken(found, names, ((width, site.phi.shape[0]), (width,), (gates,)))
+        fill += [(site.phi, fn[back].T), (site.alpha[:gates], scale)]
+        fill += [(site.bias, base[back].to(site.base) - site.base)]
     for names, site in _heads(plan, sites):
+        if not site.has_head and all(_given(found, name) is None for name in names):
+            continue  # the mean, as GLM-5-Next has it
         fn, base, scale = _taken(found, names, ((n, site.phi.shape[0]), (n,), (1,)))
         if site.has_head:
             fill += [(site.head_phi, fn.T), (site.head_alpha, scale)]
@@ -116,7 +123,7 @@ def from_deepseek_v4(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _sites(root: nn.Module, plan: ModelPlan) -> Iterator[tuple[SitePlan, Any, _Names]]:
     """Iterate over the sites, what runs for each, and their names; refuse what has no such layout."""
     config = plan.config
-    if config.connection not in ("mhc", "deepseek-v4") or config.projection != "sinkhorn":
+    if config.connection not in ("mhc", "deepseek-v4") or config.projection not in _GATES:
         raise UnsupportedModelError(
             f"connection={config.connection!r} with projection={config.projection!r} has no layout in DeepSeek-V4;"
             ' upgrade with Config(connection="deepseek-v4")'
@@ -171,10 +178,15 @@ def _even(n: int) -> Tensor:
     return torch.full((n,), 1 / n, dtype=torch.float64, device="cpu")
 
 
-def _order(n: int) -> Tensor:
+def _order(config: Config) -> Tensor:
     """Return which of our logits each of theirs is: mixing weights are transposed."""
+    n = config.streams
     mixing = 2 * n + torch.arange(n * n, device="cpu").view(n, n).T.flatten()
-    return torch.cat([torch.arange(2 * n, device="cpu"), mixing])
+    return torch.cat([torch.arange(2 * n, device="cpu"), *([mixing] if _gates(config) == 3 else [])])
+
+
+def _gates(config: Config) -> int:
+    return _GATES[config.projection]
 
 
 def _named(theirs: str) -> str:
@@ -184,13 +196,18 @@ def _named(theirs: str) -> str:
 
 
 def _taken(found: Mapping[str, Tensor], names: _Names, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
-    """Return a connection's tensors, also where their names lack the first step, as those of DeepSeek's own do."""
+    """Return a connection's tensors, or raise."""
     taken = []
     for name, shape in zip(names, shapes, strict=True):
-        tensor = found.get(name, found.get(name.partition(".")[2]))
+        tensor = _given(found, name)
         if tensor is None:
             raise PlanMismatchError(f"there is no {name!r}; the tensors are of another model, or not DeepSeek-V4's")
         if tensor.shape != shape:
             raise PlanMismatchError(f"{name} is {list(tensor.shape)}, and this model needs {list(shape)}")
         taken.append(tensor.detach())
     return taken
+
+
+def _given(found: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return a tensor, also where its name lacks the first step, as in DeepSeek's own checkpoints."""
+    return found.get(name, found.get(name.partition(".")[2]))

@@ -37,10 +37,39 @@ def upgraded(connection: str = "deepseek-v4", **options: Any) -> Any:
     return model
 
 
-def theirs(tensors: dict[str, Tensor]) -> Any:
+def without_comb(connection: nn.Module) -> nn.Module:
+    """HY-V4's connection, called as DeepSeek-V4's is."""
+
+    def with_identity(module: nn.Module, args: Any, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        post, out = made
+        return post, torch.eye(3).expand(*post.shape, 3), out
+
+    connection.register_forward_hook(with_identity)
+    return connection
+
+
+def connect(model: Any, family: str) -> None:
+    """Exchange DeepSeek-V4's connections for those of another family of transformers."""
+    given = {"hidden_size": 16, "hc_mult": 3, "rms_norm_eps": model.config.rms_norm_eps}
+    if family == "hy_v4":
+        module = transformers.models.hy_v4.modeling_hy_v4
+        config = module.HYV4Config(**given)
+        made, head = (lambda: without_comb(module.HYV4HyperConnection(config))), module.HYV4HyperHead(config)
+    else:
+        module = transformers.models.glm5_next.modeling_glm5_next
+        config = module.Glm5NextTextConfig(**given)
+        made, head = (lambda: module.Glm5NextTextHyperConnection(config)), module.Glm5NextTextHyperHead()
+    for layer in model.model.layers:
+        layer.attn_hc, layer.ffn_hc = made(), made()
+    model.model.layers[-1].leave = head
+
+
+def theirs(tensors: dict[str, Tensor], family: str = "deepseek_v4") -> Any:
     """The same Llama with transformers' connections around its layers, which hold these tensors."""
     model = llama()
     deepseek.widen(model, 3)
+    if family != "deepseek_v4":
+        connect(model, family)
     head = {name.replace("model.hc_head", "model.layers.1.leave"): t for name, t in tensors.items()}
     lost, unknown = model.load_state_dict(head, strict=False)
     assert not unknown
@@ -88,6 +117,39 @@ def test_their_code_computes_the_same(connection: str, limit: float, kernels: st
         ours = name.replace("model.layers.1.leave", "model.hc_head")
         if ours == name or readout == "learned":
             near(made[ours], gradient, 20 * limit)
+
+
+@pytest.mark.parametrize(("family", "options"), [
+    ("glm5_next", {}),
+    ("hy_v4", {"projection": "identity", "readout": "learned"}),
+])  # fmt: skip
+def test_other_families_compute_the_same(family: str, options: dict[str, str]) -> None:
+    """GLM-5-Next ends with the mean; HY-V4 has no mixing, and 1e-6 more in H_post."""
+    model = upgraded(**options)
+    tensors = to_deepseek_v4(model)
+    if not options:
+        tensors = {name: tensor for name, tensor in tensors.items() if "hc_head" not in name}
+    logits, grads = values(model, compiled=True)
+    expected, wanted = values(theirs(tensors, family), compiled=False)
+    near(logits, expected, 2e-6 if options else 1e-6)
+    made = {name: g for name, g in grads.items() if ".mhc." not in name} | in_their_layout(grads, model)
+    for name, gradient in wanted.items():
+        near(made[name.replace("model.layers.1.leave", "model.hc_head")], gradient, 2e-5)
+
+    other = upgraded(**options)
+    with torch.no_grad():
+        for _, parameter in mhc.named_parameters(other):
+            parameter.add_(1.0)
+    from_deepseek_v4(other, tensors)
+    near(values(other, compiled=False)[0], logits, 1e-6)
+
+
+def test_a_head_that_is_missing() -> None:
+    """The mean is GLM-5-Next's; a learned head has to be given."""
+    model = upgraded(readout="learned")
+    tensors = {name: tensor for name, tensor in to_deepseek_v4(model).items() if "hc_head" not in name}
+    with pytest.raises(PlanMismatchError, match=r"no 'model\.hc_head\.hc_fn'"):
+        from_deepseek_v4(model, tensors)
 
 
 def test_there_and_back() -> None:
@@ -142,9 +204,8 @@ def test_a_trained_config_of_their_class() -> None:
 def test_what_has_no_such_layout() -> None:
     with pytest.raises(NotUpgradedError, match="upgrade"):
         to_deepseek_v4(llama())
-    for options in ({"connection": "hc"}, {"projection": "identity"}):
-        with pytest.raises(UnsupportedModelError, match='connection="deepseek-v4"'):
-            to_deepseek_v4(upgraded(**options))
+    with pytest.raises(UnsupportedModelError, match='connection="deepseek-v4"'):
+        to_deepseek_v4(upgraded("hc"))
     with torch.device("meta"):
         empty = llama()
     mhc.upgrade(empty, (), GIVEN, config=mhc.Config(streams=3), verify=False)
