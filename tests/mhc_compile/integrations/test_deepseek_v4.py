@@ -51,16 +51,19 @@ def without_comb(connection: nn.Module) -> nn.Module:
 def connect(model: Any, family: str) -> None:
     """Exchange DeepSeek-V4's connections for those of another family of transformers."""
     given = {"hidden_size": 16, "hc_mult": 3, "rms_norm_eps": model.config.rms_norm_eps}
+    head: nn.Module
     if family == "hy_v4":
         module = transformers.models.hy_v4.modeling_hy_v4
         config = module.HYV4Config(**given)
-        made, head = (lambda: without_comb(module.HYV4HyperConnection(config))), module.HYV4HyperHead(config)
+        made = [without_comb(module.HYV4HyperConnection(config)) for _ in range(4)]
+        head = module.HYV4HyperHead(config)
     else:
         module = transformers.models.glm5_next.modeling_glm5_next
         config = module.Glm5NextTextConfig(**given)
-        made, head = (lambda: module.Glm5NextTextHyperConnection(config)), module.Glm5NextTextHyperHead()
+        made = [module.Glm5NextTextHyperConnection(config) for _ in range(4)]
+        head = module.Glm5NextTextHyperHead()
     for layer in model.model.layers:
-        layer.attn_hc, layer.ffn_hc = made(), made()
+        layer.attn_hc, layer.ffn_hc = made.pop(), made.pop()
     model.model.layers[-1].leave = head
 
 
