@@ -87,6 +87,7 @@ def test_twelve_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     assert same(found, expected)
 
 
+@pytest.mark.core(2)
 @blocks
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_blocks_without_gradients(block: Make, mode: str, moved: bool) -> None:
@@ -220,6 +221,7 @@ def saved(model: nn.Module) -> nn.Module:
     return loaded
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("duplicate", [*COPIES.values(), saved], ids=[*COPIES, "torch.save"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_copies_are_models_of_their_own(duplicate: Callable[[nn.Module], nn.Module], when: str, moved: bool) -> None:

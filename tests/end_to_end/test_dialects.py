@@ -83,6 +83,7 @@ def meaning(report: mhc.Report) -> list[Any]:
     return [(s.kind, s.adds, s.axis, s.region, s.k, s.length, s.shape, bool(s.lifts)) for s in report.sites]
 
 
+@pytest.mark.core(6)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_the_same_sites(net: str, form: str) -> None:
@@ -93,7 +94,7 @@ def test_the_same_sites(net: str, form: str) -> None:
     assert meaning(mhc.explain(FORMS[form](model, x), (x,))) == meaning(expected)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:

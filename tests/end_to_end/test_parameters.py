@@ -39,7 +39,7 @@ FROZEN: dict[str, Callable[[str], bool]] = {
 }
 
 
-@pytest.mark.core
+@pytest.mark.core(3)
 @pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_frozen_parameters(frozen: Callable[[str], bool], late: bool) -> None:
@@ -101,6 +101,7 @@ def replacements(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone().requires_grad_() for name, p in mhc.named_parameters(other)}
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("inside", [False, True], ids=["compiled model", "compiled call"])
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 def test_functional_call_uses_what_it_is_given(inside: bool, warm: bool) -> None:

@@ -96,7 +96,7 @@ def expected_of(model: nn.Module) -> Results:
     return results(compiled(wide, kernels="reference", recompute="off"), wide, inputs().double())
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("kernels", ["cpp", "reference"])
 @pytest.mark.parametrize("recompute", ["off", "auto", 2])
 def test_kernels_and_recompute_change_nothing(kernels: str, recompute: str | int) -> None:

@@ -107,6 +107,7 @@ def too_few_sites(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [

@@ -67,14 +67,14 @@ def test_verified(subject: Subject) -> None:
     assert subject.report.max_error <= TOLERANCE
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(3)
 def test_inference(subject: Subject) -> None:
     original, model = subject.original.eval(), subject.model.eval()
     with torch.no_grad():
         assert worst(run(compiled(model), subject.call), run(original, subject.call)) <= TOLERANCE
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(4)
 def test_training(subject: Subject) -> None:
     """Values and gradients in training mode; then every mHC parameter has a gradient, and still does when moved."""
     original, model = subject.original.train(), subject.model.train()
@@ -109,7 +109,7 @@ def _check_moved(model: nn.Module, step: Any, call: dict[str, Any], original: An
         assert grad.abs().max() > 0, name
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(3)
 def test_bfloat16(subject: Subject) -> None:
     """Bitwise equal where a site is one add; else as near to the fp32 model as the original in bf16 is."""
     call = {key: value.bfloat16() if value.is_floating_point() else value for key, value in subject.call.items()}

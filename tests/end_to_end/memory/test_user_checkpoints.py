@@ -57,7 +57,7 @@ def step(
     return out, gradients(out, parameters), saved.bytes
 
 
-@pytest.mark.core
+@pytest.mark.core(3)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "make",
@@ -198,6 +198,7 @@ def test_selective_elsewhere_is_kept() -> None:
 # -- around compiled blocks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_around_compiled_blocks(dropout: float) -> None:
     """The second run of a block, in backward, takes the streams again."""

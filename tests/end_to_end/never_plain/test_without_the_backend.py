@@ -33,6 +33,7 @@ def test_eager() -> None:
     refused(lambda: block(torch.randn(2, 16)), CarryError, r"'blocks\.1\.attn' continues the streams")
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_other_backends(backend: str) -> None:
     model = upgraded()
@@ -139,6 +140,7 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_transformer_encoder(training: bool, grad: bool, moved: bool) -> None:

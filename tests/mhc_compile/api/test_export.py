@@ -34,7 +34,7 @@ def near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
         assert (ours[name] - tensor).abs().max() <= tolerance * tensor.abs().max(), name
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     "config",
     [mhc.Config(streams=3), mhc.Config(streams=2, connection="hc"), mhc.Config(projection="identity")],
@@ -140,6 +140,7 @@ FORMS: dict[str, Callable[[nn.Module], fx.GraphModule]] = {
 }
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [Block, PostBlock])
 def test_rewrite_any_graph(form: str, block: type[nn.Module]) -> None:

@@ -52,6 +52,7 @@ def test_integer_and_complex_numbers_are_left_alone(dtype: torch.dtype) -> None:
     assert torch.equal(compiled(model)(x), model(x))
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_parameters_stay_wide(dtype: torch.dtype, when: str, moved: bool) -> None:
@@ -137,6 +138,7 @@ def restored(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.core(1)
 @pytest.mark.filterwarnings("ignore:mhc created")
 @pytest.mark.parametrize("make", [lazily, at_once, restored])
 def test_parameters_made_in_inference_mode_can_be_trained(make: Callable[[nn.Module], nn.Module]) -> None:

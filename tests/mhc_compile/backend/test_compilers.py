@@ -110,6 +110,7 @@ def evaluated(model: nn.Module, x: Tensor) -> Any:
     return compiled(model, compiler="aot_eager")(x), []
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("make", "run"),
     [

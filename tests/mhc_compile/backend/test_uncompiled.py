@@ -41,6 +41,7 @@ def itself(model: nn.Module) -> Callable[..., Any]:
     return model
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("call", [itself, forward, inside, copy.deepcopy])
 def test_values_and_gradients(call: Callable[[nn.Module], Any], moved: bool) -> None:
     model = upgraded(moved=moved)

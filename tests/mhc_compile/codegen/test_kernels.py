@@ -32,7 +32,7 @@ def compare_one(op: str, strided: bool, **row: Any) -> None:
     compare(case, op, strided=strided, tolerance=5e-5 if op == "enter" and equal and case.norm != "none" else None)
 
 
-@pytest.mark.core(25)
+@pytest.mark.core(12)
 @pairwise(sound, into="row", **SPACE)
 def test_values_and_every_gradient(row: dict[str, Any]) -> None:
     compare_one(**row)
@@ -55,7 +55,7 @@ SPLIT = {"project": {"BT": 16, "BC": 16, "SPLITS": 3}, "coefs": {"BT": 2, "BC": 
 SMALL = {"streams": {"BT": 16, "BC": 16, "BP": 16, "SPLITS": 3}, "reduce": {"BR": 2, "BC": 32}}
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pairwise(exists, op=["enter", "seam", "coefficients"], equal=EQUAL)
 def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     """Several splits of features and of tokens, the last of them partly or wholly empty."""
@@ -63,7 +63,7 @@ def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     compare(case, op, tiles={**SPLIT, "read": {"BT": 2, "BM": 4}, **SMALL})
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pairwise(op=["enter", "seam"], lag=[1, 3], equal=EQUAL)
 def test_one_launch(op: str, lag: int, equal: bool) -> None:
     """The interpreter runs tickets in order, as a GPU draws them: no wait is longer than one look at the counter."""
@@ -81,7 +81,7 @@ def test_one_launch_for_few_tokens(tokens: int) -> None:
     compare(Fused(2, 24, (tokens,), dtype=FP32), "seam", tiles={"both": both, "back": back})
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pairwise(exists, op=OPS, dtype=[BF16, FP16], equal=EQUAL)
 def test_narrow_results_are_rounded_once(op: str, dtype: torch.dtype, equal: bool) -> None:
     case = Fused(4, 65, (120,), dtype=dtype, norm="rms_cast weight", equal_streams=equal)
@@ -131,6 +131,7 @@ def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
     subprocess_call.call(True, interpreted.reference_runs, case, op)
 
 
+@pytest.mark.core(4)
 @pairwise(
     lambda row: row["tokens"] != (0,) or not row["equal"],  # of which torch's check wants an impossible view
     op=["enter", "seam", "leave"],
@@ -145,7 +146,7 @@ def test_opcheck(op: str, tokens: tuple[int, ...], equal: bool) -> None:
 # -- replay -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(3)
 @pairwise(replays=list(REPLAYS), op=["seam", "leave"], equal=EQUAL)
 def test_replayed_streams_are_those_of_the_forward(replays: str, op: str, equal: bool) -> None:
     """Rounded step by step as they were written: every gradient is the same to the bit."""

@@ -68,6 +68,7 @@ def test_one_op_and_one_backward_op(op: str, mode: Mode, equal: bool) -> None:
         assert torch.equal(actual, wanted)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("op", FUSED)
 @pytest.mark.parametrize("equal", EQUAL, ids=["streams", "equal"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

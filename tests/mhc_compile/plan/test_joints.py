@@ -100,6 +100,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_between_blocks(change: tuple[Callable[[Tensor], Any], str]) -> None:
     _, blocks, x = parts()

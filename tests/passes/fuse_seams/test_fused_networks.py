@@ -33,7 +33,7 @@ def whole(counts: Any) -> int:
     return sum(n for word, n in counts.items() if word.split(":")[0] in arrivals)
 
 
-@pytest.mark.core
+@pytest.mark.core(9)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_as_by_hand(name: str, kind: tuple[str, str]) -> None:
@@ -94,7 +94,7 @@ def tiny(cls: str, dtype: torch.dtype) -> nn.Module:
 KINDS_OF_NORMS = [("Llama", "rms", "rms_cast"), ("Gemma", "rms", "rms"), ("ViT", "layer", "layer")]
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("cls", "wide", "narrow"), KINDS_OF_NORMS, ids=[row[0] for row in KINDS_OF_NORMS])
 def test_real_models(cls: str, wide: str, narrow: str, dtype: torch.dtype) -> None:

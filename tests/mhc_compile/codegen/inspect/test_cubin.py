@@ -48,14 +48,14 @@ def check(spec: Spec, target: str, widest: int = 16) -> None:
                 assert access.width <= 16
 
 
-@pytest.mark.core
+@pytest.mark.core(3)
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_four_streams_on_every_gpu(op: str, target: str) -> None:
     check(spec(op, 4), target)
 
 
-@pytest.mark.core
+@pytest.mark.core(1)
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 @pytest.mark.parametrize(("n", "channels"), [(2, 4096), (4, 2560), (4, 7168)])
 def test_other_sizes(op: str, n: int, channels: int) -> None:
