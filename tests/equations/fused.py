@@ -38,7 +38,7 @@ FUSED = ("enter", "seam", "leave")
 UNUSED: dict[str, dict[str, Any]] = {
     "enter": {"offset": False, "scale": False, "multiplier": 1.0},
     "seam": {},
-    "leave": {"norm": "none", "kind": ("mhc", "sinkhorn"), "smooth": False, "projection": "sinkhorn", "iters": 20},
+    "leave": {"norm": "none", "kind": ("mhc", "sinkhorn"), "v4": False, "projection": "sinkhorn", "iters": 20},
     "coefficients": {"norm": "none", "equal": False, "offset": False, "scale": False, "multiplier": 1.0},
 }
 

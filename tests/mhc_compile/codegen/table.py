@@ -20,7 +20,7 @@ SPACE: dict[str, Any] = {
     "tokens": [(), (0,), (1,), (2, 0, 3), (3, 7), (130,)],
     "norm": NORMS,
     "equal": EQUAL,
-    "smooth": [False, True],  # as DeepSeek-V4 computes it
+    "v4": [False, True],  # connection "deepseek-v4"
     "projection": ["sinkhorn", "identity"],
     "iters": [1, 4, 5, 6, 20],  # the way back goes in segments of five
     "offset": [False, True],
@@ -44,7 +44,7 @@ def case_of(row: Mapping[str, Any]) -> Fused:
     given = ("n", "c", "tokens", "norm", "projection", "iters", "multiplier")
     return Fused(
         **{name: row[name] for name in given},
-        connection="deepseek-v4" if row["smooth"] else "mhc",
+        connection="deepseek-v4" if row["v4"] else "mhc",
         dtype=FP32,
         equal_streams=row["equal"],
         offset_given=row["offset"],

@@ -122,10 +122,11 @@ def test_their_code_computes_the_same(connection: str, limit: float, kernels: st
             near(made[ours], gradient, 20 * limit)
 
 
-@pytest.mark.parametrize(("family", "options"), [
-    ("glm5_next", {}),
-    ("hy_v4", {"projection": "identity", "readout": "learned"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("glm5_next", {}), ("hy_v4", {"projection": "identity", "readout": "learned"})],
+    ids=["glm5_next", "hy_v4"],
+)
 def test_other_families_compute_the_same(family: str, options: dict[str, str]) -> None:
     """GLM-5-Next ends with the mean; HY-V4 has no mixing, and 1e-6 more in H_post."""
     model = upgraded(**options)
