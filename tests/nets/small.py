@@ -129,7 +129,7 @@ def upgraded(
     config: mhc.Config | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """The same, upgraded, which is not verified: tests judge. With `moved`, its mHC parameters are away from their start."""
+    """The same, upgraded but not verified: tests judge. With `moved`, its mHC parameters are away from their start."""
     model = made(make, *args, **kwargs)
     mhc.upgrade(model, (inputs(),), config=config, verify=False)
     if moved:
