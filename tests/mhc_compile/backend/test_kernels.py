@@ -69,8 +69,9 @@ def test_a_cpu_gets_kernels_in_cpp() -> None:
 def test_a_cpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One warning with the remedy, and the reference; an error where kernels were asked for."""
     monkeypatch.setenv("CXX", str(tmp_path / "nowhere"))
+    model = small.made(small.Net)
     with pytest.warns(MHCWarning, match=r"need a C\+\+ compiler .* name it in \$CXX") as said:
-        model = small.upgraded(small.Net)
+        mhc.upgrade(model, (small.inputs(),))
     run = torch.compile(model, backend="mhc", options={"compiler": "eager"})
     torch.testing.assert_close(run(small.inputs()), small.made(small.Net)(small.inputs()))
     assert len(said) == 1
