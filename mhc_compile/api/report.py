@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,10 +13,8 @@ from torch import nn
 
 from mhc_compile.api.tables import Part, Table, as_html, as_text
 from mhc_compile.capture.model_run import Captured
-from mhc_compile.model import start_values
 from mhc_compile.model.optimizers import named_parameters
-from mhc_compile.ops import connections
-from mhc_compile.ops.connections import Maps
+from mhc_compile.model.sites import BUFFERS, shapes
 from mhc_compile.passes import Rejection
 from mhc_compile.plan.drafting import Draft
 from mhc_compile.plan.joints import Cut
@@ -115,12 +113,13 @@ class Report:
         config = self.plan.config
         if not config.rewrites:
             return 0
-        kind, maps, total = connections.get(config.connection), Maps.of(config), 0
-        for site in self.sites:
-            bias = start_values.bias(start_values.Place(site.k, site.length), config)
-            head = config.streams * (config.streams * site.channels + 1) + 1 if site.head else 0
-            total += head + math.prod(kind.phi_shape(maps, site.channels)) + kind.gates() + bias.numel()
-        return total
+        kinds = Counter((site.channels, site.head) for site in self.sites)
+        return sum(
+            count * math.prod(shape)
+            for kind, count in kinds.items()
+            for name, shape in shapes(config, *kind).items()
+            if name not in BUFFERS
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as what JSON can hold."""

@@ -141,7 +141,7 @@ def _sites(root: nn.Module, plan: ModelPlan) -> Iterator[tuple[SitePlan, Any, _N
 
 def _heads(plan: ModelPlan, sites: list[tuple[SitePlan, Any, _Names]]) -> Iterator[tuple[_Names, Any]]:
     """Iterate over the names of heads, each with the site that it follows: the head stands beside the layers."""
-    continued = {site.predecessor for site in plan.sites}
+    continued = plan.successors
     taken: set[str] = set()
     for last, shown, _ in sites:
         if last.name in continued or shown.flow.successors:  # these may be in another stage of a pipeline

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     try:
         model.add_module(ATTRIBUTE, held)
         owners.adopt(model)
-        same, successors = PlanText("" if first_call else held.text), Counter(site.predecessor for site in new)
+        same, successors = PlanText("" if first_call else held.text), plan.successors
         for site in new:
             made = _create(found[site.owner], site, plan.config)
             made.flow = Flow(plan=same, successors=successors[site.name], starts=site.starts)

@@ -27,6 +27,7 @@ from mhc_compile.ops.connections import Maps
 ATTRIBUTE = "mhc"  # where an owner keeps its sites
 PARTS = ("phi", "alpha", "bias", "base")  # of a site
 HEAD_PARTS = tuple(f"head_{part}" for part in PARTS)  # of its head, where it has one
+BUFFERS = (PARTS[-1], HEAD_PARTS[-1])  # the others are parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Flow:
     plan: PlanText | None = None
     successors: int | None = None
     starts: bool = False
+
+
+def shapes(config: Config, channels: int, head: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a site's parameters and buffers, by name; with those of its head where it has one."""
+    kind, n = connections.get(config.connection), config.streams
+    phi, width = kind.phi_shape(Maps.of(config), channels), start_values.bias(start_values.Place(0, 1), config).shape
+    found: dict[str, tuple[int, ...]] = dict(zip(PARTS, (phi, (kind.gates(),), width, width), strict=True))
+    return found | dict(zip(HEAD_PARTS, ((n * channels, n), (1,), (n,), (n,)), strict=True)) if head else found
 
 
 class SiteModule(nn.Module):
@@ -101,20 +110,14 @@ class SiteModule(nn.Module):
         self.spot, self.region, self.has_head = spot, region, head
         self.entry = entry
         self.use(config)
-        kind = connections.get(config.connection)
-        width = start_values.bias(place, config).numel()
-        self._register(PARTS, kind.phi_shape(Maps.of(config), channels), kind.gates(), width)
-        if head:
-            self._register(HEAD_PARTS, (config.streams * channels, config.streams), 1, config.streams)
+        for name, shape in shapes(config, channels, head).items():
+            tensor = torch.empty(shape, dtype=torch.float32)  # without values yet
+            if name in BUFFERS:
+                self.register_buffer(name, tensor)
+            else:
+                self.register_parameter(name, nn.Parameter(tensor))
         self.reset_parameters()
         _SITES.add(self)
-
-    def _register(self, names: tuple[str, ...], phi: tuple[int, int], gates: int, width: int) -> None:
-        """Create parameters and a buffer, without values yet."""
-        *learned, base = (torch.empty(shape, dtype=torch.float32) for shape in (phi, gates, width, width))
-        for name, tensor in zip(names, learned, strict=False):
-            self.register_parameter(name, nn.Parameter(tensor))
-        self.register_buffer(names[-1], base)
 
     def use(self, config: Config) -> None:
         """Take a config of the same function: what it says of the compilation is what torch.compile's options do not.

@@ -138,7 +138,7 @@ def number(plans: list[Plan], config: Config, graphs: Sequence[CapturedGraph] = 
     whole = [chain for chain in chains if len(chain) > 1]
     rejections += [_single(chain[0].site) for chain in chains if len(chain) == 1]
     return Draft(
-        plan=ModelPlan(config, tuple(_with_heads(tuple(_placed(whole)), config)), _left_out(rejections)),
+        plan=_with_heads(ModelPlan(config, tuple(_placed(whole)), _left_out(rejections))),
         rejections=tuple(rejections),
         cuts=tuple(meetings.close()),
     )
@@ -154,11 +154,14 @@ def _placed(chains: Sequence[_Chain]) -> Iterator[SitePlan]:
             yield _place(linked, region, k, len(chain), named)
 
 
-def _with_heads(sites: Sequence[SitePlan], config: Config) -> Iterator[SitePlan]:
+def _with_heads(plan: ModelPlan) -> ModelPlan:
     """Give a head to every site that no other one continues, where the readout is learned."""
-    continued = {site.predecessor for site in sites}
-    for site in sites:
-        yield dataclasses.replace(site, head=config.readout == "learned" and site.name not in continued)
+    if plan.config.readout != "learned":
+        return plan
+    continued = plan.successors
+    return dataclasses.replace(
+        plan, sites=tuple(dataclasses.replace(site, head=not continued[site.name]) for site in plan.sites)
+    )
 
 
 def _left_out(rejections: Sequence[Rejection]) -> dict[str, tuple[str, ...]]:

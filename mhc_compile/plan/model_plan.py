@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
 
@@ -78,6 +79,11 @@ class ModelPlan:
     config: Config
     sites: tuple[SitePlan, ...]
     left_out: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def successors(self) -> Counter[str]:
+        """How many sites continue the streams of each; those of none, which are not in it, end theirs."""
+        return Counter(site.predecessor for site in self.sites if site.predecessor is not None)
 
     def joined(self, other: ModelPlan) -> ModelPlan:
         """Return this plan with the sites of another behind its own, those that it has already left out."""
