@@ -1,4 +1,4 @@
-"""A run that leaves a model as it was: buffers, attributes and random state are put back."""
+"""A run that leaves a model as it was: buffers, attributes, hooks and random state are put back."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back what a run of a model changes: batch norm's counts, caches, counters of calls, dropout's draws.
 
     Buffers get their values, and are the tensors that they were. Attributes are what they were, but what was changed
-    inside of them (a list that was appended to) stays so. Parameters that the run itself changes (a teacher's moving
+    inside of them (a list that was appended to) stays so. Hooks that the run registered go, since a flag that says so,
+    an attribute, does. Parameters that the run itself changes (a teacher's moving
     average) stay so, with a warning: a copy of every parameter would be dear.
     """
     tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(held, _copy(held)) for held in model.buffers()]
     versions = {name: (held, _version(held)) for name, held in model.named_parameters() if not is_lazy(held)}
     attributes = {module: (type(module), _own(module)) for module in model.modules()}
+    hooks = [(table, set(table)) for module in model.modules() for table in _hooks(module)]
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -34,6 +36,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, (kind, saved) in attributes.items():
             if type(module) is kind:  # modules that make their parameters at the first call have become others
                 _put_back(module, saved)
+        for registered, known in hooks:
+            for handle in registered.keys() - known:
+                del registered[handle]
         for table, held_before in tables:
             table.update({name: held for name, held in held_before.items() if name in table})
         for held, kept in buffers:
@@ -57,6 +62,10 @@ def _version(tensor: Tensor) -> int:
 
 def _own(module: nn.Module) -> dict[str, Any]:
     return {name: held for name, held in vars(module).items() if name not in _OF_TORCH}
+
+
+def _hooks(module: nn.Module) -> list[dict[int, Any]]:
+    return [held for name, held in vars(module).items() if name in _OF_TORCH and "_hooks" in name]
 
 
 def _put_back(module: nn.Module, saved: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.capture.undisturbed import undisturbed
+from tests.nets.small import Net, inputs
 
 C = 8
 
@@ -74,6 +75,37 @@ def test_attributes_are_put_back_after_an_error_too() -> None:
     assert model.calls == 0
     assert not hasattr(model, "more")
     assert int(model.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
+class Recorded(nn.Module):
+    """Registers hooks at its first call, as transformers does for `output_hidden_states`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = Net(2), list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not getattr(self, "hooked", False):
+            self.install()
+        self.seen = []
+        x = self.net(x)
+        return x * len(self.seen)
+
+    @torch.compiler.disable
+    def install(self) -> None:
+        self.hooked = True
+        self.net.blocks[0].register_forward_hook(lambda module, args, out: self.seen.append(out))
+
+
+def test_hooks_that_a_run_registers_are_not_registered_twice() -> None:
+    model, x = Recorded(), inputs()
+    own = model.net.blocks[1].register_forward_hook(lambda module, args, out: None)
+    report = mhc.upgrade(model, (x,), config=mhc.Config(compiler="eager"))
+    assert len(report.sites) == 4
+    assert report.max_error is not None
+    assert not hasattr(model, "hooked")
+    assert not model.net.blocks[0]._forward_hooks
+    assert list(model.net.blocks[1]._forward_hooks) == [own.id]
 
 
 def test_lazy_modules_stay_what_they_have_become() -> None:
