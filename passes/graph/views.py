@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import traced, value
 
 Call = tuple[str, tuple[Any, ...]]  # a tensor's method, and its arguments behind the tensor
 
@@ -58,8 +59,11 @@ def _permuted(node: fx.Node, rank: int) -> Call | None:
 
 
 def _listed(node: fx.Node) -> Sequence[Any]:
-    """Return the arguments behind the tensor, given one by one or as one sequence."""
+    """Return the arguments behind the tensor, given one by one or as one sequence; none where a node holds them all."""
     first: Any = node.args[1] if len(node.args) == 2 else None
+    if isinstance(first, fx.Node) and isinstance(traced(first), (tuple, list)):
+        # as Dynamo spells sizes that have come through a break
+        first = first.args[0] if first.target is torch.Size and first.args else ()
     return first if isinstance(first, (tuple, list)) else node.args[1:]
 
 

@@ -52,3 +52,16 @@ def test_a_view_of_tokens_is_a_view_of_streams(step: Step, call: views.Call) -> 
 )
 def test_a_view_that_moves_features_is_none(step: Step) -> None:
     assert views.on_streams(last(step), N) is None
+
+
+@pytest.mark.parametrize("spelt", [torch.Size, tuple], ids=["torch.Size", "tuple"])
+def test_sizes_that_a_node_holds(spelt: type[tuple[int, ...]]) -> None:
+    """Dynamo makes a node of sizes that come through a graph break; of another kind nothing is known."""
+    made = fx.Graph()
+    x, batch = made.placeholder("x"), made.placeholder("batch")
+    sizes = made.call_function(spelt, ([batch, 5, C],))
+    view = made.call_method("view", (x, sizes))
+    held = {x: torch.empty(10, C), batch: 2, sizes: torch.Size([2, 5, C]), view: torch.empty(2, 5, C)}
+    for node in held:
+        node.meta["example_value"] = held[node]
+    assert views.on_streams(view, N) == (("reshape", ((batch, 5, N, C),)) if spelt is torch.Size else None)
