@@ -91,7 +91,7 @@ class Recorded(nn.Module):
         x = self.net(x)
         return x * len(self.seen)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it so
     def install(self) -> None:
         self.hooked = True
         self.net.blocks[0].register_forward_hook(lambda module, args, out: self.seen.append(out))
