@@ -137,14 +137,16 @@ def rows(found: Iterable[Summary], against: str = "residual") -> list[tuple[str,
 
     Args:
         found: what is told of.
-        against: the connection that losses are compared with: of equal settings where it is there, else the usual one.
+        against: the connection that losses are compared with: of equal settings where it is there, else the usual one,
+            with which its own other settings are compared.
     """
     found = list(found)
     best = {one.name: one for one in found if one.best}
 
     def other(one: Summary) -> Summary | None:
         alike = against + one.name[len(one.connection) :]
-        return best.get(alike, best.get(against))
+        first, second = (against, alike) if alike == one.name else (alike, against)
+        return best.get(first, best.get(second))
 
     return [_cells(one, other(one)) for one in found]
 

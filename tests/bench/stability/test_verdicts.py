@@ -59,9 +59,9 @@ def test_rows_compare_with_equal_settings_where_they_are() -> None:
     names = [Trial(c, layers=layers) for layers in (24, 6) for c in ("residual", "mhc")]
     losses = (1.5, 1.4, 2.5, 2.3)
     records = {trial: record(loss) for trial, loss in zip(names, losses, strict=True)}
-    assert [row[4] for row in verdicts.rows(verdicts.summaries(records))] == ["", "-0.100", "", "-0.200"]
+    assert [row[4] for row in verdicts.rows(verdicts.summaries(records))] == ["", "-0.100", "1.000", "-0.200"]
     against = [row[4] for row in verdicts.rows(verdicts.summaries(records), "mhc")]
-    assert against == ["0.100", "", "0.200", ""]
+    assert against == ["0.100", "", "0.200", "0.900"]
     del records[names[2]]
     assert [row[4] for row in verdicts.rows(verdicts.summaries(records))] == ["", "-0.100", "0.800"]
 
