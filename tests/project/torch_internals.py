@@ -167,6 +167,7 @@ USES = {
         "where Dynamo keeps the source of a graph input",
         "test_the_owners_own_work_is_called_after_its_parameter_or_op",
     ),
+    '"_hooks"': Use("a module's tables of hooks", "test_hooks_that_a_run_registers_are_not_registered_twice"),
     '"_extra_state"': Use("the last step of the name under which state_dict has a plan", "test_names_of_wrappers"),
     "._buffers": Use("the table of a module's buffers", "test_buffers_and_attributes_are_put_back"),
     "._parameters": Use("the table of a module's parameters", "test_a_taken_name_is_refused"),
