@@ -14,7 +14,7 @@ from torch import nn
 from mhc_compile.api.tables import Part, Table, as_html, as_text
 from mhc_compile.capture.model_run import Captured
 from mhc_compile.model.optimizers import named_parameters
-from mhc_compile.model.sites import BUFFERS, shapes
+from mhc_compile.model.sites import BUFFERS, part_shapes
 from mhc_compile.passes import Rejection
 from mhc_compile.plan.drafting import Draft
 from mhc_compile.plan.joints import Cut
@@ -117,7 +117,7 @@ class Report:
         return sum(
             count * math.prod(shape)
             for kind, count in kinds.items()
-            for name, shape in shapes(config, *kind).items()
+            for name, shape in part_shapes(config, *kind).items()
             if name not in BUFFERS
         )
 

@@ -20,9 +20,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back what a run of a model changes: batch norm's counts, caches, counters of calls, dropout's draws.
 
     Buffers get their values, and are the tensors that they were. Attributes are what they were, but what was changed
-    inside of them (a list that was appended to) stays so. Hooks that the run registered go, since a flag that says so,
-    an attribute, does. Parameters that the run itself changes (a teacher's moving
-    average) stay so, with a warning: a copy of every parameter would be dear.
+    inside of them (a list that was appended to) stays so. Hooks that the run registered go, as an attribute does that
+    says they are there. Parameters that the run itself changes (a teacher's moving average) stay so, with a warning: a
+    copy of every parameter would be dear.
     """
     tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     buffers = [(held, _copy(held)) for held in model.buffers()]

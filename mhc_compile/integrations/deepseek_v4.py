@@ -67,7 +67,7 @@ def to_deepseek_v4(model: nn.Module) -> dict[str, Tensor]:
     """
     root, plan = planned(model)
     sites = list(_sites(root, plan))
-    order, gates = _order(plan.config), _gates(plan.config)
+    order, gates = _order(plan.config), _GATES[plan.config.projection]
     made: dict[str, Tensor] = {}
     for _, site, names in sites:
         fn, base = gathered(site.phi).T[order], gathered(site.base)[order] + gathered(site.bias)[order]
@@ -85,7 +85,8 @@ def from_deepseek_v4(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         model: an upgraded model, or a wrapper around one; nothing else of it changes.
-        tensors: by name, such as a state_dict of theirs; what is no part of hyper-connections is left alone.
+        tensors: by name, such as a state_dict of theirs; what is no part of hyper-connections is left alone. Without a
+            head they end with the mean.
 
     Raises:
         NotUpgradedError: the model holds no plan.
@@ -96,7 +97,7 @@ def from_deepseek_v4(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     root, plan = planned(model)
     n, sites = plan.config.streams, list(_sites(root, plan))
     found = {_named(name): tensor for name, tensor in tensors.items()}
-    order, gates = _order(plan.config), _gates(plan.config)
+    order, gates = _order(plan.config), _GATES[plan.config.projection]
     back = torch.argsort(order)
     fill: list[tuple[Tensor, Tensor]] = []
     for _, site, names in sites:
@@ -181,12 +182,10 @@ def _even(n: int) -> Tensor:
 def _order(config: Config) -> Tensor:
     """Return which of our logits each of theirs is: mixing weights are transposed."""
     n = config.streams
-    mixing = 2 * n + torch.arange(n * n, device="cpu").view(n, n).T.flatten()
-    return torch.cat([torch.arange(2 * n, device="cpu"), *([mixing] if _gates(config) == 3 else [])])
-
-
-def _gates(config: Config) -> int:
-    return _GATES[config.projection]
+    reads_and_writes = torch.arange(2 * n, device="cpu")
+    if config.projection == "identity":
+        return reads_and_writes
+    return torch.cat([reads_and_writes, 2 * n + torch.arange(n * n, device="cpu").view(n, n).T.flatten()])
 
 
 def _named(theirs: str) -> str:

@@ -45,7 +45,7 @@ class Flow:
     starts: bool = False
 
 
-def shapes(config: Config, channels: int, head: bool) -> dict[str, tuple[int, ...]]:
+def part_shapes(config: Config, channels: int, head: bool) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a site's parameters and buffers, by name; with those of its head where it has one."""
     kind, n = connections.get(config.connection), config.streams
     phi, width = kind.phi_shape(Maps.of(config), channels), start_values.bias(start_values.Place(0, 1), config).shape
@@ -110,7 +110,7 @@ class SiteModule(nn.Module):
         self.spot, self.region, self.has_head = spot, region, head
         self.entry = entry
         self.use(config)
-        for name, shape in shapes(config, channels, head).items():
+        for name, shape in part_shapes(config, channels, head).items():
             tensor = torch.empty(shape, dtype=torch.float32)  # without values yet
             if name in BUFFERS:
                 self.register_buffer(name, tensor)

@@ -80,21 +80,26 @@ def test_attributes_are_put_back_after_an_error_too() -> None:
 class Recorded(nn.Module):
     """Registers hooks at its first call, as transformers does for `output_hidden_states`."""
 
+    hooked: bool  # there from the first call on
+
     def __init__(self) -> None:
         super().__init__()
         self.net, self.seen = Net(2), list[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         if not getattr(self, "hooked", False):
-            self.install()
+            INSTALL(self)
         self.seen = []
         x = self.net(x)
         return x * len(self.seen)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it so
-    def install(self) -> None:
-        self.hooked = True
-        self.net.blocks[0].register_forward_hook(lambda module, args, out: self.seen.append(out))
+
+def install(model: Recorded) -> None:
+    model.hooked = True
+    model.net.blocks[0].register_forward_hook(lambda module, args, out: model.seen.append(out))
+
+
+INSTALL = torch.compiler.disable(install)  # which breaks the graph, as transformers' does
 
 
 def test_hooks_that_a_run_registers_are_not_registered_twice() -> None:

@@ -62,7 +62,7 @@ def test_toy_is_counted_to_the_byte() -> None:
 
 
 @pytest.mark.core(6)
-@pytest.mark.parametrize("n", [4, 1, 8, 2, 3])  # of which the first and the third run in `make test`
+@pytest.mark.parametrize("n", [4, 1, 8, 2, 3])
 @pytest.mark.parametrize(
     ("options", "forward", "backward", "again"),
     [
