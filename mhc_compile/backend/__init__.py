@@ -20,7 +20,7 @@ from mhc_compile.backend import carry, first_call, gradient_buckets, uncompiled
 from mhc_compile.backend.compilers import Compiled, compile_with
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
-from mhc_compile.capture.frames import clean_errors, frame_root
+from mhc_compile.capture.frames import allow_parts, clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
 from mhc_compile.model.phase import close_first_call, phase_of
@@ -51,6 +51,8 @@ def mhc(
         made_with = config_of_markers(gm, options)
         root = frame_root()
         planned = Planned.of(gm, root)
+        if made_with is not None or planned.any:
+            allow_parts(gm)
         if made_with is not None:
             close_first_call(root)
             rewritten = rewrite_graph(gm, made_with, planned)

@@ -20,6 +20,8 @@ from torch._guards import Source
 from mhc_compile.capture.sources import look_up
 from mhc_compile.errors import MHCError
 
+_PARTS = 256  # compilations of one code object
+
 
 def frame_root() -> nn.Module | None:
     """Return the module whose forward is being compiled, None where there is no such module.
@@ -114,6 +116,17 @@ def is_in_parts(gm: fx.GraphModule) -> bool:
     """Tell whether a graph break cuts the forward of the frame's module, at this graph's end or before it."""
     name = InstructionTranslator.current_tx().output.root_tx.f_code.co_name
     return name.startswith(TORCH_DYNAMO_RESUME_IN_PREFIX) or frame_break(gm) is not None
+
+
+def allow_parts(gm: fx.GraphModule) -> None:
+    """Let Dynamo compile as many parts as there are of a model that graph breaks cut, here and from now on.
+
+    It stops at eight for each code object, and parts share those: decorators of Hugging Face's, resumed functions. What
+    it leaves uncompiled then is between parts that it compiles, and those lack their connections.
+    """
+    if is_in_parts(gm):
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, _PARTS)
 
 
 def break_of(told: Any) -> Break:

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
+from mhc_compile.capture.recorders import trace_recorders
 from mhc_compile.capture.skipped import Skipped, Watch
 from mhc_compile.capture.undisturbed import undisturbed
 from mhc_compile.errors import CaptureError, MHCError
@@ -192,6 +193,7 @@ class CompiledAside:
             CaptureError: the model does not run with these arguments.
             MHCError: the backend raised it.
         """
+        trace_recorders()
         aside = _fresh_dynamo(self._model, self._sizes_seen, self._dynamic)
         with undisturbed(self._model), aside, _capture_errors():
             return self._call(*args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mhc_compile.capture.recorders import trace_recorders
 from mhc_compile.config import Config
 from mhc_compile.model import config_note, owners, phase
 from mhc_compile.model.optimizers import watch_optimizers
@@ -61,6 +62,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         if path in known:
             phase.leave_out(known[path], spots)
     config_note.write(model, plan)
+    trace_recorders()
     watch_optimizers(model)
     return held
 

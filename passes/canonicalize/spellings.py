@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -12,7 +12,7 @@ from torch import fx
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.effects import schemas
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import value
+from mhc_compile.passes.graph.walk import traced, value
 
 # norms of ATen that also return what their backward needs
 _FUSED: dict[str, Callable[..., torch.Tensor]] = {
@@ -51,6 +51,8 @@ def spell_out(node: fx.Node, facts: GraphFacts) -> None:
         _keep_the_norm(node, facts)
     elif op == "getattr" and node.args[1] in ("mT", "mH"):
         _transpose(node)
+    elif op in optable.RESHAPE and len(node.args) == 2:
+        _list_sizes(node)
 
 
 def spell_in_place(node: fx.Node) -> None:
@@ -109,6 +111,22 @@ def _transpose(node: fx.Node) -> None:
     tensor = value(node)
     if tensor is not None and tensor.is_floating_point():
         node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
+
+
+def _list_sizes(node: fx.Node) -> None:
+    """`a.view(sizes)` becomes `a.view([sizes[0], sizes[1]])`, where one node holds all the sizes, as Dynamo has it."""
+    sizes = node.args[1]
+    held = traced(sizes) if isinstance(sizes, fx.Node) else None
+    if isinstance(held, (tuple, list)):
+        with node.graph.inserting_before(node):
+            listed = [_item(sizes, i, size) for i, size in enumerate(held)]
+        node.args = (node.args[0], listed)
+
+
+def _item(sizes: Any, i: int, size: Any) -> fx.Node:
+    made = sizes.graph.call_function(operator.getitem, (sizes, i))
+    made.meta = {**sizes.meta, "example_value": size}
+    return cast("fx.Node", made)
 
 
 def _unstack(node: fx.Node, facts: GraphFacts) -> None:

@@ -22,6 +22,7 @@ VIEW = frozenset(
     "contiguous clone view_as chunk split split_with_sizes getitem select narrow slice unbind repeat repeat_interleave "
     "roll flip cat stack pad detach alias _unsafe_view".split()
 )
+RESHAPE = frozenset("view reshape _unsafe_view".split())
 SHUFFLE = frozenset(  # views that keep every element
     "view reshape _unsafe_view flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze contiguous "
     "clone".split()

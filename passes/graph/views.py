@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from mhc_compile.passes.graph import optable
@@ -27,7 +26,7 @@ def on_streams(node: fx.Node, n: int) -> Call | None:
     if before is None or after is None or before.dim() < 2 or after.dim() < 2 or before.shape[-1] != after.shape[-1]:
         return None
     rank, op = before.dim(), optable.name(node)
-    if op in ("view", "reshape", "_unsafe_view"):
+    if op in optable.RESHAPE:
         return _reshaped(node, n, after.shape[-1])
     if optable.is_copy(node):
         return (op, ())
@@ -62,8 +61,7 @@ def _listed(node: fx.Node) -> Sequence[Any]:
     """Return the arguments behind the tensor, given one by one or as one sequence; none where a node holds them all."""
     first: Any = node.args[1] if len(node.args) == 2 else None
     if isinstance(first, fx.Node) and isinstance(traced(first), (tuple, list)):
-        # as Dynamo spells sizes that have come through a break
-        first = first.args[0] if first.target is torch.Size and first.args else ()
+        return ()  # canonicalize lists them
     return first if isinstance(first, (tuple, list)) else node.args[1:]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import linecache
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,56 @@ def test_a_break_after_upgrade(way: str) -> None:
     line = line_of("# between adds")
     with pytest.raises(SiteNotFoundError, match=rf"site 'blocks\.1\.attn' .* broken at .*test_breaks\.py:{line}: Call"):
         (model if way == "blocks" else compiled(model))(inputs())
+
+
+# -- parts that share code ---------------------------------------------------------------------------------------------
+
+
+def decorated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Like Hugging Face's decorators: one code object for all forwards."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, x: Tensor) -> Tensor:
+        return forward(self, x)
+
+    return wrapper
+
+
+class Tower(nn.Linear):
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        torch._dynamo.graph_break()
+        return x.tanh()
+
+
+class Text(Net):
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class TowersAndText(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*(Tower(8, 8) for _ in range(3)), Text())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_dynamo_leaves_no_part_uncompiled() -> None:
+    """Its limit counts by code object; what it left would warn that nobody compiled it."""
+    model = made(TowersAndText)
+    assert len(mhc.upgrade(model, (inputs(),)).sites) == 4
+    perturb(model)
+    expected = compiled(copy.deepcopy(model))(inputs())
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2), warnings.catch_warnings():
+        warnings.simplefilter("error", mhc.MHCWarning)
+        assert torch.equal(compiled(model)(inputs()), expected)
 
 
 # -- without upgrade --------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ MISTAKES = {
         "two processes do not train what one process trains",
     ),
     "export": (
-        "program = torch.export.export(graph, (x,))",
-        "next(graph.parameters()).zero_(); program = torch.export.export(graph, (x,))",
+        "program = torch.export.export(graph",
+        "next(graph.parameters()).zero_(); program = torch.export.export(graph",
         "saved and loaded, the exported program is not the model",
     ),
     "pipeline": (

@@ -39,9 +39,10 @@ USES = {
     ),
     "torch._dynamo.backends.registry.lookup_backend": Use('compiler="aot_eager"', "test_compilers_agree"),
     "torch._dynamo.config.patch": Use("lifts limits", "test_captured_run_passes_the_limits_of_training_loops"),
+    "torch._dynamo.config": Use("lets Dynamo compile every part", "test_dynamo_leaves_no_part_uncompiled"),
+    "torch._dynamo.assume_constant_result": Use("runs at tracing time", "test_hidden_states_in_one_graph"),
     "torch._dynamo.utils.get_compilation_metrics": Use(
-        "Dynamo's records of frames: which it gave up, and the user's line that made it",
-        "test_records_are_read_once",
+        "Dynamo's records of frames it gave up, with the user's line", "test_records_are_read_once"
     ),
     "torch._dynamo.exc.ShortenTraceback": Use("lets our errors leave Dynamo", "test_errors_leave_dynamo_as_they_are"),
     "torch._dynamo.guards.GuardBuilder": Use("the guard that code serves one module only", "test_serve_only"),

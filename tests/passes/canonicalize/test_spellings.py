@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from tests.nets.structures import C, tokens
+from mhc_compile.passes import Results
+from mhc_compile.passes.canonicalize import Canonicalize
+from tests.nets.structures import C, ops, request, tokens
 from tests.passes.canonicalize.respelling import Function, respelt
 
 RESPELT = [
@@ -135,3 +137,21 @@ def test_kept(step: Function) -> None:
     was, now, error = respelt(step, tokens())
     assert was == now
     assert error == 0
+
+
+def test_sizes_that_one_node_holds() -> None:
+    made = fx.Graph()
+    x, y = made.placeholder("x"), made.placeholder("y")
+    sizes = made.call_method("size", (y,))
+    view = made.call_method("view", (x, sizes))
+    made.output((view,))
+    for node, held in {x: torch.empty(10, C), y: torch.empty(2, 5, C), sizes: torch.Size([2, 5, C])}.items():
+        node.meta["example_value"] = held
+    view.meta["example_value"] = torch.empty(2, 5, C)
+    gm = fx.GraphModule(nn.Module(), made)
+    assert ops(gm) == ["size", "view"]
+    Canonicalize()(gm, request(), Results())
+    assert ops(gm) == ["size", "getitem", "getitem", "getitem", "view"]
+    gm.recompile()
+    given = torch.randn(12, C)
+    assert torch.equal(gm(given, torch.empty(3, 4, C))[0], given.view(3, 4, C))

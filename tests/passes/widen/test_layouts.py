@@ -179,3 +179,29 @@ def test_nothing_is_copied_that_nobody_sees() -> None:
     assert copies(Image(conv, lambda self, x: self.mix(x.flatten(2))), torch.randn(SHAPE)) == 0
     assert copies(Image(conv, ENDS["parts"]), torch.randn(SHAPE)) == 1
     assert copies(Image(view_behind, ENDS["parts"]), torch.randn(SHAPE)) == 3
+
+
+class Flat(nn.Module):
+    """As OPT's layers: tokens in one row for the MLP, and as they were behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.ModuleList(nn.Linear(8, 8) for _ in range(2)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for one, two in zip(self.one, self.two, strict=True):
+            x = x + one(torch.tanh(x))
+            shape = x.shape
+            x = x.reshape(-1, x.size(-1))
+            x = (x + two(torch.sin(x))).view(shape)
+        return x
+
+
+def test_views_with_sizes_that_vary() -> None:
+    """One node holds all of them."""
+    model, x = Flat(), torch.randn(3, 5, 8)
+    assert [region.sites for region in mhc.upgrade(model, (x,), config=mhc.Config(streams=2)).regions] == [4]
+    perturb(model)
+    run = torch.compile(model, backend="mhc", dynamic=True, options={"compiler": "eager"})
+    for given in (x, torch.randn(4, 7, 8)):
+        assert relative(run(given), compiled(copy.deepcopy(model))(given)) < 1e-6
