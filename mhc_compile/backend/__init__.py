@@ -6,6 +6,7 @@
 `kernels`: generated kernels for its sites, where they can run.
 `compilers`: who compiles the rewritten graph.
 `gradient_buckets`: what Dynamo would cut for DistributedDataParallel stays whole.
+`causal_flags`: attention whose flag depends on sizes does not break the graph.
 `carry`: streams go from one compiled graph to the next.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import fx
 
-from mhc_compile.backend import carry, first_call, gradient_buckets, uncompiled
+from mhc_compile.backend import carry, causal_flags, first_call, gradient_buckets, uncompiled
 from mhc_compile.backend.compilers import Compiled, compile_with
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
@@ -70,3 +71,4 @@ def mhc(
 
 uncompiled.use(mhc)
 gradient_buckets.keep_whole()
+causal_flags.decide()

@@ -99,11 +99,12 @@ USES = {
         "`current_tx()` is the frame whose graph a backend is given; its `output.root_tx.f_locals` hold the module",
         "test_current_frame_is_known_while_a_backend_runs",
     ),
-    "torch._dynamo.utils.counters": Use(
-        "reasons of graph breaks that Dynamo only counts", "test_graph_breaks_are_listed"
-    ),
-    "torch._dynamo.utils.graph_break_reasons": Use(
-        "reasons of graph breaks, with the user's lines", "test_graph_breaks_are_listed"
+    "torch._dynamo.utils.counters": Use("breaks that Dynamo only counts", "test_graph_breaks_are_listed"),
+    "torch._dynamo.utils.graph_break_reasons": Use("breaks, with the user's lines", "test_graph_breaks_are_listed"),
+    "torch._dynamo.variables.constant.ConstantVariable": Use("a flag that is decided", "test_other_models_too"),
+    "torch._dynamo.variables.tensor.SymNodeVariable": Use("a flag that sizes decide", "test_other_models_too"),
+    "torch._dynamo.variables.torch.TorchInGraphFunctionVariable": Use(
+        "holds Dynamo's handlers of ops, to which one of attention is added", "test_other_models_too"
     ),
     "torch._functorch.config.donated_buffer": Use("zero bubbles run a backward twice", "test_schedules"),
     "torch._inductor.compile_fx": Use('compiler="inductor"', "test_inductor"),
@@ -112,9 +113,7 @@ USES = {
         "test_caches_hold_rewritten_graphs_until_the_source_changes",
     ),
     "torch._inductor.list_mode_options": Use("torch.compile's `mode`", "test_mode_is_handed_on"),
-    "torch._inductor.utils.fresh_cache": Use(
-        "benchmarks measure cold caches", "test_cold_caches_are_empty_and_restored"
-    ),
+    "torch._inductor.utils.fresh_cache": Use("cold caches of benchmarks", "test_cold_caches_are_empty_and_restored"),
     "torch._logging._internal.trace_structured": Use(
         "graphs after every pass in TORCH_TRACE and tlparse", "test_graphs_are_dumped_at_debug_level"
     ),
@@ -173,9 +172,7 @@ USES = {
     "._buffers": Use("the table of a module's buffers", "test_buffers_and_attributes_are_put_back"),
     "._parameters": Use("the table of a module's parameters", "test_a_taken_name_is_refused"),
     "._load_from_state_dict": Use("reads names of older releases", "test_checkpoints_of_older_releases_are_read"),
-    "torch._dynamo.source.GetItemSource": Use(
-        "the module among a decorator's `*args`", "test_a_decorated_forward_has_a_root"
-    ),
+    "torch._dynamo.source.GetItemSource": Use("a module among `*args`", "test_a_decorated_forward_has_a_root"),
     "torch._guards.Source": Use("the class of sources", "test_serve_only"),
     '"_buffers_"': Use("part of the name of an input that is a buffer", "test_what_dynamo_says_of_inputs"),
     '"_checkpoint_context_fn"': Use(
