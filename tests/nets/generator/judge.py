@@ -104,7 +104,8 @@ def _use(drawing: Drawing, nets: tuple[Net, Net, Net], tolerance: float) -> str:
         torch._dynamo.reset()
     try:
         use.change(model)
-        found = _run(use, _compiled(use.step(model), drawing), model, x)
+        step = use.step(model)
+        found = _run(use, _compiled(step, drawing, use.dynamic) if use.compiled else step, model, x)
     except mhc.errors.MHCError as error:
         if use.refuses or expected is None or any(STRUCTURES[name].refuses for name in drawing.structures):
             return "refused"
@@ -127,7 +128,7 @@ def _torch_fails(use: Use, plain: Net, drawing: Drawing, x: Tensor) -> bool:
     """Tell whether torch's own compiler cannot run the plain network either."""
     torch._dynamo.reset()
     try:
-        _run(use, torch.compile(use.step(plain), backend=drawing.compiler), plain, x)
+        _run(use, torch.compile(use.step(plain), backend=drawing.compiler, dynamic=use.dynamic), plain, x)
     except Exception:
         return True
     return False
@@ -193,9 +194,9 @@ def _run(use: Use, step: Step, net: Net, x: Tensor) -> Run:
         return [Run(step, net, x, backward=use.mode is torch.enable_grad) for _ in range(use.calls)][-1]
 
 
-def _compiled(step: Step, drawing: Drawing) -> Step:
+def _compiled(step: Step, drawing: Drawing, dynamic: bool | None = None) -> Step:
     options: dict[str, Any] = {"compiler": drawing.compiler, "kernels": drawing.kernels or "auto"}
-    made: Step = torch.compile(step, backend=backend, options=options)
+    made: Step = torch.compile(step, backend=backend, dynamic=dynamic, options=options)
     return made
 
 

@@ -39,6 +39,7 @@ class Use:
         refuses: whether an error of ours is right too.
         calls: how often it is called; the last call counts.
         fresh: whether Dynamo has forgotten the first call: it takes no notice of some changes.
+        compiled: whether it is compiled by the user, with sizes that vary if `dynamic`; or compiles itself.
     """
 
     change: Callable[[Net], None] = _nothing
@@ -48,6 +49,8 @@ class Use:
     refuses: bool = False
     calls: int = 1
     fresh: bool = False
+    compiled: bool = True
+    dynamic: bool | None = None
 
 
 def _twice(net: Net) -> Step:
@@ -129,6 +132,8 @@ USES: dict[str, Use] = {
     "other mode, no_grad": Use(change=_other_mode, mode=torch.no_grad),
     "longer": Use(longer=3),
     "one token": Use(longer=None),
+    "sizes vary": Use(longer=3, dynamic=True, fresh=True),
+    "not compiled": Use(longer=3, calls=2, compiled=False, mode=torch.no_grad),
     "first piece left out": Use(change=_leave_out(0)),
     "middle pieces left out": Use(change=_leave_out(1)),
     "last piece left out": Use(change=_leave_out(-1)),
