@@ -6,7 +6,6 @@ attention are cut off from their sites. Decided at tracing time, with a guard, t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch._dynamo.variables.tensor import SymNodeVariable
 from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
 
 
-@functools.cache
 def decide() -> None:
     """Have Dynamo decide symbolic flags of attention, where it knows nothing better itself."""
     handlers: dict[Callable[..., Any], Callable[..., Any]] = TorchInGraphFunctionVariable._get_handlers()

@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from mhc_compile.backend.compilers import Compiled
 from mhc_compile.backend.rewriting import config_of_markers
+from mhc_compile.capture.frames import UNLIMITED
 from mhc_compile.config import Config
 from mhc_compile.model.sites import ATTRIBUTE, RootSites
 from mhc_compile.model.uncompiled import compile_by
 
-_LIMIT = 1 << 20  # of recompilations: torch's own would end in an error
-_SETTINGS = {"recompile_limit": _LIMIT, "accumulated_recompile_limit": _LIMIT, "optimize_ddp": False}
+_SETTINGS = {**UNLIMITED, "optimize_ddp": False}  # torch's own limit would end in an error
 _SHAPES: Any = torch.fx.experimental._config
 
 

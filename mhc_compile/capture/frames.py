@@ -20,7 +20,8 @@ from torch._guards import Source
 from mhc_compile.capture.sources import look_up
 from mhc_compile.errors import MHCError
 
-_PARTS = 256  # compilations of one code object
+UNLIMITED = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)  # settings of Dynamo's
+_PARTS = 256  # compilations of one code object, as many as the accumulated limit allows
 
 
 def frame_root() -> nn.Module | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from mhc_compile.capture.frames import Break, break_of, frame_break, frame_root, is_in_parts, serve_only
+from mhc_compile.capture.frames import UNLIMITED, Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.recorders import trace_recorders
 from mhc_compile.capture.skipped import Skipped, Watch
@@ -173,6 +173,7 @@ class CompiledAside:
             backend: compiles the graphs. Dynamo keeps it until it is reset, so it must not hold the model.
             dynamic: let sizes that change between calls become dynamic, in place of compiling for each.
         """
+        trace_recorders()
         made: list[Callable[..., Any]] = []
         pgo: Any = torch._dynamo.pgo
 
@@ -193,7 +194,6 @@ class CompiledAside:
             CaptureError: the model does not run with these arguments.
             MHCError: the backend raised it.
         """
-        trace_recorders()
         aside = _fresh_dynamo(self._model, self._sizes_seen, self._dynamic)
         with undisturbed(self._model), aside, _capture_errors():
             return self._call(*args, **kwargs)
@@ -237,12 +237,11 @@ def _fresh_dynamo(model: nn.Module, sizes_seen: Any, dynamic: bool) -> Iterator[
     pgo: Any = torch._dynamo.pgo
     seen, pgo._CODE_STATE = pgo._CODE_STATE, sizes_seen
     compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
-    settings: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 10**6)
-    settings |= {"suppress_errors": False, "automatic_dynamic_shapes": dynamic, "assume_static_by_default": True}
+    settings = {"suppress_errors": False, "automatic_dynamic_shapes": dynamic, "assume_static_by_default": True}
     try:
         for module in compiled:
             module._compiled_call_impl = None
-        with torch._dynamo.config.patch(settings), _meta_constants(model):
+        with torch._dynamo.config.patch({**UNLIMITED, **settings}), _meta_constants(model):
             yield
     finally:
         pgo._CODE_STATE = seen

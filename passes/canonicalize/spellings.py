@@ -1,10 +1,10 @@
-"""What is spelt as something else: sums with a factor, a zero or a stack, norms with by-products, keywords."""
+"""What is spelt as something else: sums with a factor, a zero or a stack, norms with by-products, keywords, sizes."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -119,14 +119,10 @@ def _list_sizes(node: fx.Node) -> None:
     held = traced(sizes) if isinstance(sizes, fx.Node) else None
     if isinstance(held, (tuple, list)):
         with node.graph.inserting_before(node):
-            listed = [_item(sizes, i, size) for i, size in enumerate(held)]
+            listed = [node.graph.call_function(operator.getitem, (sizes, i)) for i in range(len(held))]
+        for made, size in zip(listed, held, strict=True):
+            made.meta = {**node.meta, "example_value": size}
         node.args = (node.args[0], listed)
-
-
-def _item(sizes: Any, i: int, size: Any) -> fx.Node:
-    made = sizes.graph.call_function(operator.getitem, (sizes, i))
-    made.meta = {**sizes.meta, "example_value": size}
-    return cast("fx.Node", made)
 
 
 def _unstack(node: fx.Node, facts: GraphFacts) -> None:

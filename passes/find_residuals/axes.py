@@ -13,7 +13,7 @@ from mhc_compile.passes.graph.walk import traced, value
 
 Axes = tuple[frozenset[int], ...]  # for each axis, the axes of the first tensor that it is made of
 
-_MERGES = frozenset("view reshape _unsafe_view flatten unflatten".split())
+_MERGES = optable.RESHAPE | {"flatten", "unflatten"}
 _MOVES = frozenset("transpose permute movedim swapaxes t squeeze unsqueeze".split())
 
 

@@ -23,9 +23,8 @@ VIEW = frozenset(
     "roll flip cat stack pad detach alias _unsafe_view".split()
 )
 RESHAPE = frozenset("view reshape _unsafe_view".split())
-SHUFFLE = frozenset(  # views that keep every element
-    "view reshape _unsafe_view flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze contiguous "
-    "clone".split()
+SHUFFLE = RESHAPE | frozenset(  # views that keep every element
+    "flatten unflatten transpose permute movedim swapaxes t squeeze unsqueeze contiguous clone".split()
 )
 POOL = frozenset(
     f"{adaptive}{kind}_pool{d}d" for adaptive in ("", "adaptive_") for kind in ("avg", "max") for d in (1, 2, 3)

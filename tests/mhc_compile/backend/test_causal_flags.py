@@ -55,7 +55,7 @@ def test_every_size(way: str) -> None:
 
 
 def test_other_models_too() -> None:
-    """Two graphs, of more tokens than one and of one; positional, and with a flag that is none."""
+    """Two graphs, for more than three tokens and for fewer: one flag is symbolic and positional, the other is plain."""
     counter = CompileCounter()
 
     @torch.compile(backend=counter, dynamic=True, fullgraph=True)
