@@ -69,7 +69,7 @@ def survey(
     connections.check(config)
     captured = None
     try:
-        captured = run_captured(model, args, kwargs)
+        captured = run_captured(model, args, kwargs, doing="finding residual connections")
         report = Report.of_run(captured, draw(captured, model, config), model)
         whole = len(captured.graphs) == 1
         hidden = [] if whole else _hidden_by_autograd(model, args, kwargs, config)

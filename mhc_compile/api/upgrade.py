@@ -175,7 +175,7 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, allowed:
         return mhc(gm, inputs, options={"compiler": "eager"})
 
     try:
-        after = run_captured(model, args, kwargs, backend)
+        after = run_captured(model, args, kwargs, backend, doing="checking that nothing changed")
         drift = connections.get(config.connection).drift * sum(1 for _ in sites_in(model))
         return _compare(before.output, after.output, allowed, drift)
     except BaseException:

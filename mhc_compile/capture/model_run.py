@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from mhc_compile.capture.frames import UNLIMITED, Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
+from mhc_compile.capture.progress import progress
 from mhc_compile.capture.recorders import trace_recorders
 from mhc_compile.capture.skipped import Skipped, Watch
 from mhc_compile.capture.undisturbed import undisturbed
@@ -133,6 +134,7 @@ def run_captured(
     backend: Callable[..., Any] | None = None,
     *,
     copied: bool = True,
+    doing: str = "tracing the model",
 ) -> Captured:
     """Run the model once under Dynamo; random state, buffers and arguments end as they were.
 
@@ -142,6 +144,7 @@ def run_captured(
         kwargs: keyword arguments of the call.
         backend: compiles the graphs; by default they run eagerly and are kept. With a backend, no graphs are returned.
         copied: hand copies of the arguments to the model; False for a backend that must know them again.
+        doing: what a bar says that the model is traced for.
 
     Raises:
         CaptureError: the model does not run with these arguments.
@@ -151,7 +154,7 @@ def run_captured(
     compiled = CompiledAside(model, backend or recorder)
     args, kwargs = (_copied(args), _copied(dict(kwargs))) if copied else (args, kwargs)
     try:
-        with _collect_breaks(breaks):
+        with _collect_breaks(breaks), progress(model, doing):
             output = compiled(*args, **kwargs)
         return recorder.captured(output, breaks)
     finally:

@@ -40,6 +40,7 @@ USES = {
     "torch._dynamo.backends.registry.lookup_backend": Use('compiler="aot_eager"', "test_compilers_agree"),
     "torch._dynamo.config.patch": Use("lifts limits", "test_captured_run_passes_the_limits_of_training_loops"),
     "torch._dynamo.config": Use("lets Dynamo compile every part", "test_dynamo_leaves_no_part_uncompiled"),
+    "torch._dynamo.variables.nn_module": Use("counts modules traced", "test_a_terminal_sees_how_far_it_is"),
     "torch._dynamo.assume_constant_result": Use("runs at tracing time", "test_hidden_states_in_one_graph"),
     "torch._dynamo.utils.get_compilation_metrics": Use(
         "Dynamo's records of frames it gave up, with the user's line", "test_records_are_read_once"
