@@ -62,32 +62,39 @@ def _marked(value: Any, spec: Any, place: str) -> Any:
     """Return the value with its tensors marked, in place of themselves."""
     if spec is None:
         return value
+    value = pytree.tree_map_only(Tensor, lambda held: held.detach().requires_grad_(held.requires_grad), value)
+    _mark_tensors(value, spec, place)  # of what was built, since caches copy what they are built of
+    return value
+
+
+def _mark_tensors(value: Any, spec: Any, place: str) -> None:
+    if spec is None:
+        return
     if isinstance(value, Tensor):
-        return _tensor(value, spec, place)
+        _mark_sizes(value, spec, place)
+        return
     parts, structure = pytree.tree_flatten(value, is_leaf=lambda held: held is not value)
     keys: list[Any] = list(value) if isinstance(value, Mapping) else list(range(len(parts)))
     if isinstance(value, Mapping) and isinstance(spec, Mapping) and spec.keys() <= set(keys):
         spec = [spec.get(key) for key in keys]
-    if isinstance(spec, (tuple, list)) and len(spec) == len(parts) and not structure.is_leaf():
-        new = [_marked(part, each, f"{place}[{key!r}]") for part, each, key in zip(parts, spec, keys, strict=True)]
-        return pytree.tree_unflatten(new, structure)
-    raise ConfigError(
-        f"dynamic_shapes of {place} is {spec!r}, which fits no {type(value).__name__}; nest it as the argument is"
-    )
+    if not isinstance(spec, (tuple, list)) or len(spec) != len(parts) or structure.is_leaf():
+        raise ConfigError(
+            f"dynamic_shapes of {place} is {spec!r}, which fits no {type(value).__name__}; nest it as the argument is"
+        )
+    for part, each, key in zip(parts, spec, keys, strict=True):
+        _mark_tensors(part, each, f"{place}[{key!r}]")
 
 
-def _tensor(tensor: Tensor, spec: Any, place: str) -> Tensor:
+def _mark_sizes(tensor: Tensor, spec: Any, place: str) -> None:
     dims = dict(enumerate(spec)) if isinstance(spec, (tuple, list)) else spec
     if not isinstance(dims, Mapping) or not all(isinstance(d, int) and -tensor.dim() <= d < tensor.dim() for d in dims):
         raise ConfigError(
             f"dynamic_shapes of {place} is {spec!r}; for a tensor with {tensor.dim()} dimensions give a dict such as"
             " {0: torch.export.Dim('batch')}, or an entry for each"
         )
-    alias = tensor.detach().requires_grad_(tensor.requires_grad)
     for dim, size in dims.items():
         if (mark := _mark(size, f"{place}, dimension {dim}")) is not None:
-            mark(alias, dim % tensor.dim())
-    return alias
+            mark(tensor, dim % tensor.dim())
 
 
 def _mark(size: Any, place: str) -> Mark | None:

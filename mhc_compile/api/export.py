@@ -24,6 +24,11 @@ from mhc_compile.errors import CaptureError, NotUpgradedError
 from mhc_compile.model.sites import OwnerSites
 from mhc_compile.passes.graph.walk import value
 
+_CACHES = (
+    "for Hugging Face models pass use_cache=False, or call"
+    " transformers.integrations.executorch.register_dynamic_cache_export_support() first"
+)
+
 
 def export(
     model: nn.Module,
@@ -181,8 +186,8 @@ def _returned(result: Any, by_id: Mapping[int, fx.Node]) -> Any:
     if result is None or isinstance(result, (bool, int, float, str)):
         return result
     raise CaptureError(
-        f"the model returns a {type(result).__name__} that a graph cannot; return tensors only (for Hugging Face models"
-        " pass use_cache=False)"
+        f"the model returns a {type(result).__name__} that a graph cannot; return tensors only, or what torch's pytree"
+        f" knows: {_CACHES}"
     )
 
 
@@ -206,10 +211,11 @@ def _bind(
         elif id(tensor) in position:
             arguments[position[id(tensor)]] = node
         elif isinstance(tensor, int):
-            _read_size(gm, node, placeholders)
+            _read_number(gm, node, placeholders)
         else:
             raise CaptureError(
-                f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument"
+                f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument, in"
+                f" what torch's pytree knows: {_CACHES}"
             )
     with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
         fresh = [gm.graph.placeholder(f"leaf_{i}") for i in range(len(leaves))]
@@ -219,19 +225,32 @@ def _bind(
         gm.graph.erase_node(node)
 
 
-def _read_size(gm: fx.GraphModule, node: fx.Node, placeholders: Sequence[fx.Node]) -> None:
-    """Turn the input that is a size, of a dimension that the user marked as dynamic, into the size of its tensor."""
-    symbol = str(node.meta.get("example_value"))
-    for holder in placeholders:
-        shape = tensor.shape if holder in gm.graph.nodes and (tensor := value(holder)) is not None else ()
-        if symbol in (sizes := [str(size) for size in shape]):
-            with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
-                size = gm.graph.call_function(torch.ops.aten.sym_size.int, (holder, sizes.index(symbol)))
-            size.meta = dict(node.meta)
-            node.replace_all_uses_with(size)
-            gm.graph.erase_node(node)
-            return
-    raise CaptureError(f"graph input {node.name} is a number that no argument has as a size; pass it as an argument")
+def _read_number(gm: fx.GraphModule, node: fx.Node, placeholders: Sequence[fx.Node]) -> None:
+    """Turn the input that is a size, or a stride, which the user marked as dynamic, into a look at its tensor."""
+    if node.users:
+        read = _number_of(gm, str(node.meta.get("example_value")), placeholders)
+        if read is None:
+            raise CaptureError(
+                f"graph input {node.name} is a number that no argument has as a size; pass it as an argument"
+            )
+        with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
+            number = gm.graph.call_function(*read)
+        number.meta = dict(node.meta)
+        node.replace_all_uses_with(number)
+    gm.graph.erase_node(node)
+
+
+def _number_of(gm: fx.GraphModule, symbol: str, placeholders: Sequence[fx.Node]) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return the op, and its arguments, that reads the number with this symbol off an input: a size, a stride."""
+    aten = torch.ops.aten
+    held = [(node, tensor) for node in placeholders if node in gm.graph.nodes and (tensor := value(node)) is not None]
+    for op, layout in ((aten.sym_size.int, Tensor.size), (aten.sym_stride.int, Tensor.stride)):
+        for node, tensor in held:
+            if symbol in (numbers := [str(number) for number in layout(tensor)]):
+                return op, (node, numbers.index(symbol))
+    return next(
+        ((aten.sym_storage_offset, (node,)) for node, tensor in held if str(tensor.storage_offset()) == symbol), None
+    )
 
 
 def _hold(gm: fx.GraphModule, name: str, tensor: Tensor, parameter: bool) -> None:
