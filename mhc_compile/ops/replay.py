@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -133,12 +134,18 @@ class _Leave(Function):
 
 def _seam_in_block(*args: Any) -> list[Tensor]:
     given = named(SeamInBlock, args)
+    if not torch.is_grad_enabled():
+        return flat(call("seam", given.seam))
     return list(_Seam.apply(*flat(given.seam), *_laid_out(given.head, given.history)))  # type: ignore[no-untyped-call]  # torch leaves it so
 
 
 def _leave_in_block(*args: Any) -> Tensor:
     given = named(LeaveInBlock, args)
-    made: Tensor = _Leave.apply(*flat(given.leave), *_laid_out(given.head, given.history))  # type: ignore[no-untyped-call]  # torch leaves it so
+    made: Tensor
+    if not torch.is_grad_enabled():
+        made = call("leave", given.leave)
+        return made
+    made = _Leave.apply(*flat(given.leave), *_laid_out(given.head, given.history))  # type: ignore[no-untyped-call]  # torch leaves it so
     return made
 
 

@@ -15,11 +15,23 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from mhc_compile.ops import limits
 from mhc_compile.ops.registration import call
-from mhc_compile.ops.signatures import NO_HISTORY, Options, Replay, Seam, SeamBackward, SiteInputs, flat, named, names
+from mhc_compile.ops.signatures import (
+    NO_HISTORY,
+    LeaveInBlock,
+    Options,
+    Replay,
+    Seam,
+    SeamBackward,
+    SeamInBlock,
+    SiteInputs,
+    flat,
+    named,
+    names,
+)
 from tests.equations import helpers
 from tests.equations.block import Block, same
 from tests.equations.fused import Fused
-from tests.equations.helpers import normal, spread_out
+from tests.equations.helpers import normal, spread_out, tensors
 from tests.pairwise import pairwise
 
 FP64, BF16 = torch.float64, torch.bfloat16
@@ -69,6 +81,20 @@ def test_replay_has_no_gradient() -> None:
 def test_opcheck(equal: bool) -> None:
     block = Block(Fused(3, 5, (2, 3), equal_streams=equal), 2)
     torch.library.opcheck(torch.ops.mhc.replay.default, tuple(flat(Replay(block.head(), block.history(), 3))))
+
+
+@pytest.mark.parametrize(("op", "in_block"), [("seam", SeamInBlock), ("leave", LeaveInBlock)])
+def test_without_gradients_an_op_in_a_block_is_the_op_alone(
+    op: str, in_block: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd's function costs more than the op where tokens are few."""
+    monkeypatch.delattr(f"mhc_compile.ops.replay._{op.title()}.forward")
+    block = Block(Fused(3, 5, (2, 3)), 2)
+    given: Any = block.case.signature(op)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            made = call(f"{op}_in_block", in_block(given, block.head(), block.history()))
+            assert all(map(torch.equal, tensors(made), tensors(call(op, given))))
 
 
 # -- what the partitioner sees ----------------------------------------------------------------------------------------
