@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mhc_compile.backend.lineage import OF_FSDP, OF_MODULES, before_hooks, is_first, mark
 from mhc_compile.capture.frames import saving_is_hooked
 from mhc_compile.errors import CarryError
 from mhc_compile.model.sites import Flow, SiteModule, holder
+from mhc_compile.ops import reference
 
 _ATTRIBUTE = "_mhc_streams"
-_OF_FSDP, _OF_MODULES = "RegisterPostBackwardFunctionBackward", "BackwardHookFunctionBackward"  # nodes of hooks
 _REMEDY = (
     "Between blocks that are compiled one by one the tensor must be handed on as it is: no clone, detach, view or"
     " in-place change, no reentrant checkpointing (use_reentrant=False works), no hooks that replace it. Compile the"
@@ -99,24 +100,7 @@ def attach_streams(
     flow = flow or Flow()
     if flow.successors != 0:
         setattr(carrier, _ATTRIBUTE, _Carried(carrier, streams, site, flow, axis, lifted))
-        node: Any = carrier.grad_fn
-        if node is not None:
-            node.metadata[_ATTRIBUTE, carrier.output_nr] = weakref.ref(carrier)  # for _before_hooks
-
-
-def _before_hooks(tensor: Tensor) -> Tensor:
-    """Return the tensor that hooks made this one of, where they did.
-
-    FSDP2 hands on aliases of the inputs, by an autograd node that tells it when a module's backward ends; modules with
-    full backward hooks do so with what comes in and what goes out.
-    """
-    node: Any = tensor.grad_fn
-    number = tensor.output_nr
-    while node is not None and node.name() in (_OF_FSDP, _OF_MODULES):
-        node, number = node.next_functions[number]
-    known = node.metadata.get((_ATTRIBUTE, number)) if node is not None and node is not tensor.grad_fn else None
-    made: Tensor | None = known() if known is not None else None
-    return made if made is not None else tensor
+        mark(carrier, flow)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -187,8 +171,8 @@ def _observed(streams: Tensor, tensor: Tensor, carrier: Tensor, carried: _Carrie
         return _with_zeros(streams, tensor) if tensor._backward_hooks else streams
     node: Any = tensor.grad_fn
     by_modules = _watched(tensor)
-    while not by_modules and node is not None and node.name() in (_OF_FSDP, _OF_MODULES):
-        by_modules, node = node.name() == _OF_MODULES, node.next_functions[0][0]
+    while not by_modules and node is not None and node.name() in (OF_FSDP, OF_MODULES):
+        by_modules, node = node.name() == OF_MODULES, node.next_functions[0][0]
     return _with_gradient(streams, tensor, carrier, carried.axis) if by_modules else _with_zeros(streams, tensor)
 
 
@@ -203,7 +187,7 @@ def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
     Raises:
         CarryError: it carries none or another number, it was changed since, or hooks watch what is not their gradient.
     """
-    carrier = _before_hooks(tensor)
+    carrier = before_hooks(tensor)
     carried = getattr(carrier, _ATTRIBUTE, None)
     if not isinstance(carried, _Carried):
         raise CarryError(f"site {site!r} continues the streams of the site before, but its input has none. {_REMEDY}")
@@ -227,7 +211,7 @@ def take_streams(tensor: Tensor, site: str, n: int | None = None) -> Tensor:
 
 def carried_from(tensor: Any) -> tuple[str, bool] | None:
     """Return the site whose streams a tensor carries, and whether it is no mean of them; None where it has none."""
-    carried = getattr(_before_hooks(tensor), _ATTRIBUTE, None) if isinstance(tensor, Tensor) else None
+    carried = getattr(before_hooks(tensor), _ATTRIBUTE, None) if isinstance(tensor, Tensor) else None
     return (carried.site, carried.lifted) if isinstance(carried, _Carried) else None
 
 
@@ -239,7 +223,7 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
     Raises:
         CarryError: it carries streams that another site of the same model continues.
     """
-    tensor = _before_hooks(tensor)
+    tensor = before_hooks(tensor)
     carried = getattr(tensor, _ATTRIBUTE, None)
     if not isinstance(carried, _Carried) or not carried.belongs_to(tensor):
         return
@@ -250,6 +234,14 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
         " elsewhere: the blocks run in another order than upgrade saw. Run them in that order, or remove(model) and"
         " upgrade it as it runs now; to start anew here on purpose, hand over x.clone()"
     )
+
+
+def _taken(inputs: Sequence[Any], port: Port, n: int | None) -> Tensor:
+    """Return the streams that an input carries; where all before was left out, as by LayerDrop, they start here."""
+    tensor = inputs[port.tensor]
+    if n is not None and carried_from(tensor) is None and is_first(tensor, port.flow(inputs)):
+        return reference.expand(tensor.movedim(port.axis, -1), n)
+    return take_streams(tensor, port.name(inputs), n)
 
 
 def _counting(tensor: Tensor) -> Tensor:
@@ -286,7 +278,7 @@ def connect_graphs(
     def run(*inputs: Any) -> Sequence[Any]:
         for port in starts:
             refuse_streams(inputs[port.tensor], port.name(inputs), port.flow(inputs))
-        outputs = compiled(*inputs, *(take_streams(inputs[port.tensor], port.name(inputs), n) for port in takes))
+        outputs = compiled(*inputs, *(_taken(inputs, port, n) for port in takes))
         returned = [*outputs[: len(outputs) - len(gives)]]
         for port, streams in zip(gives, outputs[len(returned) :], strict=True):
             returned[port.tensor] = _counting(returned[port.tensor])

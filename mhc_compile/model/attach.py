@@ -52,7 +52,7 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
         same, successors = PlanText("" if first_call else held.text), plan.successors
         for site in new:
             made = _create(found[site.owner], site, plan.config)
-            made.flow = Flow(plan=same, successors=successors[site.name], starts=site.starts)
+            made.flow = Flow(same, successors[site.name], site.starts, site.region)
     except BaseException:
         detach_sites(model)
         raise

@@ -38,11 +38,13 @@ class Flow:
         plan: the plan; None where it is not known.
         successors: number of sites that continue its streams; None where it is not known.
         starts: True where streams start here with a tensor that carried none when the model was upgraded.
+        region: index of the site's region.
     """
 
     plan: PlanText | None = None
     successors: int | None = None
     starts: bool = False
+    region: int = 0
 
 
 def part_shapes(config: Config, channels: int, head: bool) -> dict[str, tuple[int, ...]]:
