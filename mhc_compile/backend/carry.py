@@ -239,7 +239,7 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
 def _taken(inputs: Sequence[Any], port: Port, n: int | None) -> Tensor:
     """Return the streams that an input carries; where all before was left out, as by LayerDrop, they start here."""
     tensor = inputs[port.tensor]
-    if n is not None and carried_from(tensor) is None and is_first(tensor, port.flow(inputs)):
+    if n is not None and carried_from(tensor) is None and is_first(tensor, port.flow(inputs), port.axis):
         return reference.expand(tensor.movedim(port.axis, -1), n)
     return take_streams(tensor, port.name(inputs), n)
 

@@ -43,15 +43,16 @@ def before_hooks(tensor: Tensor) -> Tensor:
     return made if made is not None else tensor
 
 
-def is_first(tensor: Tensor, flow: Flow) -> bool:
+def is_first(tensor: Tensor, flow: Flow, axis: int = -1) -> bool:
     """Tell whether surely no site of a region had a part in a tensor: the layers before were left out.
 
-    Without gradients nothing tells. Nor behind a leaf that is no parameter: there somebody has detached, such as a
-    reentrant checkpoint.
+    Without gradients nothing tells. Nor behind a leaf that is no parameter, but has as many features: there somebody
+    has detached, such as a reentrant checkpoint.
 
     Args:
         tensor: what comes to a site of the region.
         flow: how streams flow through that site.
+        axis: the tensor's feature axis.
     """
     pending: list[Any] = [tensor.grad_fn]
     seen = set[Any]()
@@ -61,11 +62,16 @@ def is_first(tensor: Tensor, flow: Flow) -> bool:
         marks = (held for held in node.metadata.values() if isinstance(held, _Mark))
         if not all(_elsewhere(mark, flow) for mark in marks):
             return False
-        if node.name() == _LEAF and not isinstance(node.variable, nn.Parameter):
+        if node.name() == _LEAF and _hides(node.variable, tensor.shape[axis]):
             return False
         seen.add(node)
         pending += {before for before, _ in node.next_functions if before is not None} - seen
     return True
+
+
+def _hides(leaf: Tensor, channels: int) -> bool:
+    """Tell whether a leaf may be a detached hidden state: what audio models are given is a leaf, too."""
+    return not isinstance(leaf, nn.Parameter) and channels in leaf.shape
 
 
 def _elsewhere(mark: _Mark, flow: Flow) -> bool:

@@ -32,6 +32,14 @@ def test_parameters_and_constants_alone() -> None:
     assert is_first(fresh() + torch.randn(2, 3), HERE)
 
 
+def test_behind_an_input_that_wants_a_gradient() -> None:
+    """As audio models make of theirs, for activation checkpointing; a hidden state would have as many features."""
+    assert is_first(nn.Linear(5, 3)(torch.randn(2, 5, requires_grad=True)), HERE)
+    assert not is_first(nn.Linear(5, 3)(torch.randn(3, 5, requires_grad=True)), HERE)
+    assert is_first(nn.Linear(5, 4)(torch.randn(3, 5, requires_grad=True)), HERE)
+    assert not is_first(nn.Linear(5, 4)(torch.randn(3, 5, requires_grad=True)), HERE, axis=-2)
+
+
 @pytest.mark.parametrize(
     ("flow", "first"),
     [
