@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from mhc_compile.api.report import Report
 from mhc_compile.api.wrappers import inner
@@ -18,6 +18,7 @@ from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, warn
 from mhc_compile.ops import connections
 from mhc_compile.passes import Rejection
+from mhc_compile.passes.graph.walk import calls
 from mhc_compile.passes.reasons import reject
 from mhc_compile.plan.drafting import draw
 from mhc_compile.plan.model_plan import ModelPlan
@@ -87,7 +88,29 @@ def survey(
         warn(f"{glob!r} in include, exclude or split is the name of no connection of {name}; explain shows all")
     if not report.sites:
         warn(f"mhc finds nothing to rewrite in {type(model).__name__}")
+    elif captured is not None and (idle := _left_out(captured, report, model)):
+        warn(
+            f"{_few(idle)} did not run, though their like have sites. A call that runs them will be refused: if chance"
+            " left them out (LayerDrop), upgrade the model in eval(), else with arguments for which they run"
+        )
     return report, captured
+
+
+def _left_out(captured: Captured, report: Report, model: nn.Module) -> list[str]:
+    """Return the paths of the modules of an owner's class that did not run; none where Dynamo did not see all."""
+    if captured.skipped:
+        return []
+    graphs = [part for each in captured.graphs for part in each.gm.modules() if isinstance(part, fx.GraphModule)]
+    ran = {key.partition("@")[0] for graph in graphs for node in graph.graph.nodes for key, _ in calls(node)}
+    ran |= {str(id(each.root)) for each in captured.graphs}
+    kinds = {type(model.get_submodule(site.owner)) for site in report.sites}
+    return [path for path, each in model.named_modules() if type(each) in kinds and str(id(each)) not in ran]
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _idle(config: Config, report: Report) -> list[str]:

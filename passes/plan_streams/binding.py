@@ -125,7 +125,8 @@ def _unplanned(residual: Residual, sites: Sequence[Binding]) -> str:
     how = f", which runs here {residual.spot.call + 1} times" if again else ""
     return (
         f"the connection at {residual.source} (of {residual.owner or 'the model'!r}{how}) has no site: upgrade did not"
-        f" see it, so it would run plain among hyper-connections. If layers were added, or a loop is longer: {_AGAIN}."
+        " see it, so it would run plain among hyper-connections. If layers were added, or chance left some out then"
+        f" (LayerDrop: upgrade in eval()), or a loop is longer: {_AGAIN}."
         f" To leave it plain, say so to torch.compile: options={{'exclude': ({residual.name!r},)}}"
     )
 

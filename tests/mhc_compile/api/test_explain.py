@@ -201,3 +201,21 @@ def test_print(capsys: pytest.CaptureFixture[str]) -> None:
     report = mhc.explain(made(), (inputs(),))
     report.print()
     assert capsys.readouterr().out == f"{report}\n"
+
+
+class Some(Net):
+    """Runs some of its blocks, as LayerDrop does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        for block in self.blocks[5:] if len(self.blocks) > 5 else self.blocks[1:]:
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_blocks_that_did_not_run_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    mhc.explain(made(Some, 3), (inputs(),))
+    assert not recwarn.list
+    with pytest.warns(mhc.MHCWarning, match=r"blocks\.1, blocks\.2, blocks\.3 and 1 more did not run, .*eval\(\)"):
+        mhc.explain(made(Some, 6), (inputs(),))
