@@ -31,11 +31,13 @@ class Planned:
     Attributes:
         root: the module whose forward the frame is, if it is a module's.
         called: the other modules that the frame runs, by their ids as text.
+        parted: True where a graph break cuts the frame.
         whole: True where the frame runs all of a planned model's forward.
     """
 
     root: nn.Module | None = None
     called: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    parted: bool = False
     whole: bool = False
 
     @classmethod
@@ -50,8 +52,9 @@ class Planned:
             number = key.partition("@")[0]
             if number not in called and (module := remembered.get(number) or module_called(source, number)) is not None:
                 called[number] = module
-        whole = _is_whole(root) and not is_in_parts(gm)
-        return cls(root, called, whole or any(map(_is_whole, called.values())))
+        parted = is_in_parts(gm)
+        whole = (_is_whole(root) and not parted) or any(map(_is_whole, called.values()))
+        return cls(root, called, parted, whole)
 
     @property
     def models(self) -> list[nn.Module]:
@@ -81,11 +84,6 @@ class Planned:
                     raise SiteNotFoundError(_bypassed(owner))
         if self.root is not None and "forward" in vars(self.root) and _has_sites(self.root) and () not in marked:
             raise SiteNotFoundError(_bypassed(self.root))
-
-    def cut_off(self, gm: fx.GraphModule) -> str:
-        """Return the first site of the frame's module, where a break cuts its forward; else nothing."""
-        held = self.root._modules.get(ATTRIBUTE) if self.root is not None and is_in_parts(gm) else None
-        return next((site.path for site in held.sites()), "") if isinstance(held, OwnerSites) else ""
 
     def stays_plain(self, residual: Residual, config: Config) -> bool:
         """Tell whether a connection without a site is left alone: outside of planned models, or as their plans say."""

@@ -155,16 +155,7 @@ def check_without_markers(gm: fx.GraphModule, config: Config, planned: Planned) 
         MHCError: it does; the text says what to do.
     """
     planned.check(gm)
-    try:
-        run(ANALYSIS, copy_graph(gm), _request(config, planned))
-    except PlanMismatchError:
-        if site := planned.cut_off(gm):
-            raise SiteNotFoundError(
-                f"site {site!r} is cut off from its connection: a graph break cuts the forward that both are of"
-                " (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it"
-                f" runs now.{_why_broken(gm)}"
-            ) from None
-        raise
+    run(ANALYSIS, copy_graph(gm), _request(config, planned))
 
 
 def _request(config: Config, planned: Planned) -> Request:
@@ -172,6 +163,7 @@ def _request(config: Config, planned: Planned) -> Request:
         config=config,
         namer=Stack.of(planned.root, models=[id(model) for model in planned.models]),
         planned=True,
+        parted=planned.parted,
         whole=planned.whole,
         known=_known,
         stays_plain=functools.partial(planned.stays_plain, config=config),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as modules
+from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
+from torch.utils.module_tracker import ModuleTracker
 
 from mhc_compile.backend.compilers import Compiled
 from mhc_compile.backend.rewriting import config_of_markers
@@ -27,12 +32,13 @@ def use(backend: Callable[..., Compiled]) -> None:
     Args:
         backend: a backend of torch.compile that takes `options`.
     """
+    modes = _Modes()
 
     def at_once(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """Run the rewritten graph as it is, unless the model's config names a compiler."""
         made_with, standard = config_of_markers(gm, None), Config().compiler
         named = made_with is not None and made_with.compiler != standard
-        return backend(gm, example_inputs, options={} if named else {"compiler": "eager"})
+        return modes.again(backend(gm, example_inputs, options={} if named else {"compiler": "eager"}))
 
     def compile_run(run: Callable[..., Any]) -> Callable[..., Any]:
         made = torch.compile(run, backend=at_once)
@@ -42,12 +48,60 @@ def use(backend: Callable[..., Compiled]) -> None:
             fixed = module not in seen and not _varies(module, (args, kwargs))
             seen.add(module)
             settings = torch._dynamo.config.patch({**_SETTINGS, "assume_static_by_default": fixed})
-            with settings, _SHAPES.patch(use_duck_shape=False):
+            with settings, _SHAPES.patch(use_duck_shape=False), modes.aside():
                 return made(module, *args, **kwargs)
 
         return call
 
     compile_by(compile_run)
+
+
+class _Modes(threading.local):
+    """Dispatch modes of the user's, such as FlopCounterMode: Dynamo compiles nothing there, but graphs run in them."""
+
+    def __init__(self) -> None:
+        self._held: list[Any] = []
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take them away, and the hooks by which they follow modules, which would break every forward."""
+        if not is_in_torch_dispatch_mode(include_infra_modes=False):
+            yield
+            return
+        before = self._held
+        with _disable_current_modes() as found, _without_trackers():
+            self._held = [*reversed(found)] or before  # none is left in a call inside of another
+            try:
+                yield
+            finally:
+                self._held = before
+
+    def again(self, code: Compiled) -> Compiled:
+        """Return code that runs under what was taken away."""
+
+        def run(*inputs: Any) -> Any:
+            with contextlib.ExitStack() as entered:
+                for mode in self._held:
+                    entered.enter_context(mode)
+                return code(*inputs)
+
+        return run
+
+
+@contextlib.contextmanager
+def _without_trackers() -> Iterator[None]:
+    """Do without torch's own hooks on all modules that tell modes which one runs."""
+    held: Any = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
+    before = [dict(hooks) for hooks in held]
+    for hooks, old in zip(held, before, strict=True):
+        for key, hook in old.items():
+            if isinstance(getattr(hook, "__self__", None), ModuleTracker):
+                del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, old in zip(held, before, strict=True):
+            hooks.update(old)
 
 
 def _varies(module: nn.Module, given: Any) -> bool:

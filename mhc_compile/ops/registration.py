@@ -6,14 +6,16 @@ seen here, and by functions that `decompose` is given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mhc_compile.ops import signatures
-from mhc_compile.ops.signatures import OPS, flat, named
+from mhc_compile.ops.signatures import OPS, flat, named, names
 
 MEANINGS: dict[str, Callable[..., Any]] = {}  # how ops that do not decompose run where no kernel is registered
 
@@ -75,6 +77,21 @@ def register(
     _IMPLEMENT(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mhc::{name}", shapes, lib=_LIBRARY)
     torch.library.register_autograd(f"mhc::{name}", gradient or _refuse, setup_context=keep, lib=_LIBRARY)
+    if {"x", "phi"} <= {*names(arguments)}:
+        _count_flops(name)
+
+
+def _count_flops(name: str) -> None:
+    """Let FlopCounterMode count the products of the streams with phi: like torch's formulas, no elementwise ops."""
+    arguments, products = names(OPS[name].arguments), 2 if "backward" in name else 1
+
+    def count(*shapes: Any, out_shape: Any = None) -> int:
+        given = dict(zip(arguments, shapes, strict=False))  # torch leaves out those at the end that have their default
+        is_one = "f" in given or given.get("equal_streams", False)
+        streams = math.prod(given.get("f", given["x"])) * (given["n"] if is_one else 1)
+        return int(2 * products * streams * given["phi"][1])
+
+    register_flop_formula(getattr(torch.ops.mhc, name))(count)
 
 
 def call(name: str, given: tuple[Any, ...]) -> Any:

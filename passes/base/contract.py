@@ -55,6 +55,7 @@ class Request:
         devices: the types of device whose sites run generated kernels.
         carries: True where streams may enter and leave the graph.
         planned: True where the graph belongs to a model with a plan: it realises exactly what its markers name.
+        parted: True where a graph break cuts the forward that the graph belongs to.
         whole: True where the graph is all that one call of the planned model runs. Then no streams enter or leave it.
         inline: replace the ops of the IR by plain torch, for graphs that run without this package.
         known: returns what a model knows of the site whose phi is this input, if there is one.
@@ -68,6 +69,7 @@ class Request:
     devices: frozenset[str] = frozenset()
     carries: bool = False
     planned: bool = False
+    parted: bool = False
     whole: bool = False
     inline: bool = False
     known: Callable[[fx.Node], Known | None] = _unknown

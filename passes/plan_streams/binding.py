@@ -24,7 +24,7 @@ def bind(gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Re
     spellings, it is known by its child, if the call has as many connections of this child as sites.
 
     Raises:
-        SiteNotFoundError: a site's add is not in this graph, although its branch is.
+        SiteNotFoundError: a site's add is not in this graph, although its branch is or may be behind a break.
         PlanMismatchError: a connection of the model has no site, and the plan has not left it out.
     """
     found_in: dict[tuple[Any, ...], list[Residual]] = {}
@@ -41,7 +41,11 @@ def bind(gm: fx.GraphModule, findings: Findings, bindings: Bindings, request: Re
         met = {binding.label for binding in pairs.values()}
         ran = Counter(residual.spot.child for residual in found if residual.total in pairs)
         for site in sites:
-            if site.label not in met and _takes_part(gm, site, found, ran, request):
+            if site.label in met:
+                continue
+            if request.parted and not key:
+                raise SiteNotFoundError(_cut_off(site))
+            if _takes_part(gm, site, found, ran, request):
                 raise SiteNotFoundError(_missing(site, findings))
     return bound
 
@@ -128,6 +132,13 @@ def _unplanned(residual: Residual, sites: Sequence[Binding]) -> str:
         " see it, so it would run plain among hyper-connections. If layers were added, or chance left some out then"
         f" (LayerDrop: upgrade in eval()), or a loop is longer: {_AGAIN}."
         f" To leave it plain, say so to torch.compile: options={{'exclude': ({residual.name!r},)}}"
+    )
+
+
+def _cut_off(site: Binding) -> str:
+    return (
+        f"site {site.title!r} is cut off from its connection: a graph break cuts the forward that both are of"
+        " (TORCH_LOGS=graph_breaks shows breaks). Take the break away, or remove(model) and upgrade it as it runs now."
     )
 
 

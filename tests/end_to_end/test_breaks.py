@@ -6,7 +6,7 @@ import copy
 import functools
 import linecache
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import SiteNotFoundError
 from mhc_compile.plan.joints import Cut
-from tests.nets.small import (
-    Block,
-    Net,
-    PostBlock,
-    compile_blocks,
-    compiled,
-    gradients,
-    inputs,
-    made,
-    perturb,
-    relative,
-)
+from tests.nets.small import Block, Net, compile_blocks, compiled, gradients, inputs, made, perturb
 
 
 class BetweenBlocks(Net):
@@ -234,38 +223,15 @@ def test_dynamo_leaves_no_part_uncompiled() -> None:
         assert torch.equal(compiled(model)(inputs()), expected)
 
 
-class Dropping(Net):
-    """LayerDrop: chance decides by a tensor, where the graph breaks, or what was drawn is known."""
-
-    dropped: Sequence[bool] | Tensor = (False, False, False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block, dropped in zip(self.blocks, self.dropped, strict=True):
-            if dropped:
-                continue
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-@pytest.mark.parametrize("block", [Block, PostBlock])
-@pytest.mark.parametrize("dropped", [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str)
-def test_layers_that_are_left_out(block: type[nn.Module], dropped: tuple[int, ...]) -> None:
-    """What comes first starts the streams, as it does in the graph of a model that leaves out the same layers."""
-    model = made(Dropping, 3, block)
+def test_every_branch_is_cut() -> None:
+    """A hook breaks at each module that is called, so that no part holds a branch and its add: no site is skipped."""
+    model = made()
     mhc.upgrade(model, (inputs(),))
-    perturb(model)
-    given = list(model.parameters())
-    found = []
-    for draw in (tuple(map(bool, dropped)), torch.tensor(dropped, dtype=torch.bool)):
-        torch._dynamo.reset()
-        model.dropped = draw  # type: ignore[assignment]
-        out = compiled(model)(inputs())
-        found.append([out, *gradients(out, given)])
-    for a, b in zip(*found, strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or relative(a, b) < 1e-5
+    for block in model.get_submodule("blocks").children():
+        for module in block.children():
+            module.register_forward_pre_hook(torch.compiler.disable(lambda *_: None))
+    with pytest.raises(SiteNotFoundError, match=r"'blocks\.0\.attn' is cut off .* broken at"):
+        compiled(model)(inputs())
 
 
 # -- without upgrade --------------------------------------------------------------------------------------------------

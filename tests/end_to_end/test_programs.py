@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters
 import mhc_compile as mhc
 from mhc_compile.ops.signatures import SeamResult, named
 from tests.nets.small import (
+    Block,
     Net,
     PostBlock,
     Results,
@@ -252,3 +253,40 @@ def test_threads() -> None:
     for i, model in enumerate(models):
         assert not isinstance(found[i], BaseException), found[i]
         assert agree(found[i], afresh(model, inputs()))
+
+
+# -- layers that are left out ----------------------------------------------------------------------------------------
+
+
+class Dropping(Net):
+    """LayerDrop: chance decides by a tensor, where the graph breaks, or what was drawn is known."""
+
+    dropped: Sequence[bool] | Tensor = (False, False, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block, dropped in zip(self.blocks, self.dropped, strict=True):
+            if dropped:
+                continue
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("block", [Block, PostBlock])
+@pytest.mark.parametrize("dropped", [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str)
+def test_layers_that_are_left_out(block: type[nn.Module], dropped: tuple[int, ...]) -> None:
+    """What comes first starts the streams, as it does in the graph of a model that leaves out the same layers."""
+    model = made(Dropping, 3, block)
+    mhc.upgrade(model, (inputs(),))
+    perturb(model)
+    given = list(model.parameters())
+    found = []
+    for draw in (tuple(map(bool, dropped)), torch.tensor(dropped, dtype=torch.bool)):
+        torch._dynamo.reset()
+        model.dropped = draw  # type: ignore[assignment]
+        out = compiled(model)(inputs())
+        found.append([out, *gradients(out, given)])
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or relative(a, b) < 1e-5

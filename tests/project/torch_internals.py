@@ -40,6 +40,10 @@ USES = {
     "torch._dynamo.backends.registry.lookup_backend": Use('compiler="aot_eager"', "test_compilers_agree"),
     "torch._dynamo.config.patch": Use("lifts limits", "test_captured_run_passes_the_limits_of_training_loops"),
     "torch._dynamo.config": Use("lets Dynamo compile every part", "test_dynamo_leaves_no_part_uncompiled"),
+    "torch.utils._python_dispatch._disable_current_modes": Use("lets Dynamo compile where modes hold", "test_flops"),
+    "torch.utils._python_dispatch.is_in_torch_dispatch_mode": Use("tells whether there are some", "test_flops"),
+    "torch.nn.modules.module._global_forward_hooks": Use("by which FlopCounterMode follows modules", "test_flops"),
+    "torch.nn.modules.module._global_forward_pre_hooks": Use("the same", "test_flops"),
     "torch._dynamo.variables.nn_module": Use("counts modules traced", "test_a_terminal_sees_how_far_it_is"),
     "torch._dynamo.assume_constant_result": Use("runs at tracing time", "test_hidden_states_in_one_graph"),
     "torch._dynamo.utils.get_compilation_metrics": Use(
@@ -130,17 +134,13 @@ USES = {
     "torch.utils._pytree": Use("flattens arguments and outputs", "test_arguments_and_results_keep_their_structure"),
     "torch.utils._pytree.tree_leaves": Use("the same", "test_arguments_and_results_keep_their_structure"),
     "torch.utils._pytree.tree_map": Use("moves arguments to the meta device", "test_meta"),
-    "triton.runtime.interpreter._patch_lang_tensor": Use(
-        "mends loops of Triton's interpreter", "test_bf16_products_loops_and_rounding"
-    ),
+    "triton.runtime.interpreter._patch_lang_tensor": Use("mends its loops", "test_bf16_products_loops_and_rounding"),
     "._pack_args": Use("compiles a kernel for a GPU that is not there", "test_four_streams_on_every_gpu"),
     "._apply": Use(
         "overridden, so that no cast of the model makes mHC parameters narrower than fp32",
         "test_no_cast_narrows_below_fp32",
     ),
-    "._backward_hooks": Use(
-        "a tensor whose gradient somebody watches cannot hand its streams on", "test_between_blocks"
-    ),
+    "._backward_hooks": Use("whose gradient somebody watches", "test_between_blocks"),
     "._base": Use(
         "memory that a view shares is counted once",
         "test_saved_bytes_counts_each_storage_once_and_no_parameter_or_input",
@@ -149,15 +149,13 @@ USES = {
         "what `module.compile()` set: capture looks through it and puts it back",
         "test_captured_run_leaves_settings_and_compiled_code_alone",
     ),
-    "._graph": Use(
-        "the attribute of a GraphModule that a plain module made from it must not have", "test_rewrite_any_graph"
-    ),
+    "._graph": Use("what a plain module made of a GraphModule must not have", "test_rewrite_any_graph"),
     "._modules": Use("children of a module by name", "test_export_equals_the_compiled_model"),
     "._param_name_to_source": Use("what Dynamo hangs on a graph, for AOTAutograd", "test_what_dynamo_hangs_on_a_graph"),
     "._source_to_user_stacks": Use("the same, for its messages", "test_what_dynamo_hangs_on_a_graph"),
     "._version": Use("counts in-place changes of a tensor that carries streams", "test_an_in_place_change_is_noticed"),
     '"_call_impl"': Use(
-        "what a class's `__call__` may name to reach forward", "test_a_class_with_a_call_of_its_own_has_its_sites"
+        "a `__call__` that names it reaches forward", "test_a_class_with_a_call_of_its_own_has_its_sites"
     ),
     '"_wrapped_call_impl"': Use("the same", "test_a_class_with_a_call_of_its_own_has_its_sites"),
     '"_checkpoint_wrapped_module"': Use("what wrappers put into the names of a checkpoint", "test_names_of_wrappers"),
@@ -176,9 +174,7 @@ USES = {
     "torch._dynamo.source.GetItemSource": Use("a module among `*args`", "test_a_decorated_forward_has_a_root"),
     "torch._guards.Source": Use("the class of sources", "test_serve_only"),
     '"_buffers_"': Use("part of the name of an input that is a buffer", "test_what_dynamo_says_of_inputs"),
-    '"_checkpoint_context_fn"': Use(
-        "says of a checkpoint's body that a policy chooses what is recomputed", "test_selective_is_refused"
-    ),
+    '"_checkpoint_context_fn"': Use("a policy chooses what is recomputed", "test_selective_is_refused"),
     '"_assert"': Use("how Dynamo's ops begin that check and set no mode", "test_modes_are_told_apart"),
     '"_check"': Use("the same", "test_modes_are_told_apart"),
     '"_log_api_usage"': Use("the same, of one that counts calls", "test_real_models"),

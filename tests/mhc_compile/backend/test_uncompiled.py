@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import mhc_compile as mhc
 from tests.nets.small import (
@@ -152,3 +154,64 @@ def test_nothing_keeps_the_model() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+# -- under modes of the user's ----------------------------------------------------------------------------------------
+
+
+class Seen(TorchDispatchMode):
+    """Notes the ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it so
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", [itself, compiled, lambda model: Apart(model)], ids=["itself", "compiled", "apart"])
+def test_a_dispatch_mode_sees_the_rewritten_graph(way: Callable[[nn.Module], Any]) -> None:
+    """Dynamo compiles nothing under one."""
+    model = upgraded(moved=True)
+    expected = compiled(model)(inputs())
+    run = way(model)
+    with Seen() as mode:
+        out = run(inputs())
+    assert relative(out, expected) < 1e-6
+    assert (seams := mode.ops.count("mhc.seam.default")) >= 2  # one more between blocks that are in one graph
+    assert relative(run(inputs()), expected) < 1e-6
+    assert mode.ops.count("mhc.seam.default") == seams
+
+
+class Apart(nn.Module):
+    """Runs a model block by block, in a frame that breaks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.model.stem(x)
+        for block in self.model.blocks:
+            x = block(x)
+            torch._dynamo.graph_break()
+        out: Tensor = self.model.head(x)
+        return out
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_flops(kernels: str) -> None:
+    """Forward and backward: what is added are the products of each site's streams with phi, whoever computes them."""
+    model, x = made(), inputs()
+    with FlopCounterMode(display=False) as plain:
+        model(x).square().sum().backward()
+    mhc.upgrade(model, (x,), config=mhc.Config(streams=3, kernels=kernels))
+    perturb(model)
+    with FlopCounterMode(display=False) as counter:
+        model(x).square().sum().backward()
+    tokens, channels, streams, sites = x[..., 0].numel(), 16, 3, 4
+    product = 2 * tokens * streams * channels * (streams * streams + 2 * streams)
+    assert counter.get_total_flops() - plain.get_total_flops() == 3 * sites * product
+    assert torch.nn.modules.module._global_forward_hooks == {}
