@@ -53,11 +53,11 @@ def depth() -> Trials:
 def learning() -> Trials:
     """What mhc's learning rests on: phi's rate, gates, warm-up and start."""
     usual = Trial()
-    phi = [dataclasses.replace(usual, phi_lr_scale=scale) for scale in (1.0, 100.0)]
+    slow, fast = (dataclasses.replace(usual, phi_lr_scale=scale) for scale in (1.0, 100.0))
     alpha = [dataclasses.replace(usual, alpha=alpha) for alpha in ("auto", 1.0)]
     start = [dataclasses.replace(usual, start=start) for start in ("normal", "deepseek", "symmetric")]
     cold = [Trial(connection, warmup=5) for connection in ("residual", "mhc")]
-    return each([*phi, *alpha, *start, *cold, Trial("hc", phi_lr_scale=1.0)])
+    return [*each([fast], RATES), *each([slow, *alpha, *start, *cold, Trial("hc", phi_lr_scale=1.0)])]
 
 
 def ablations() -> Trials:

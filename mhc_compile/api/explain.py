@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from mhc_compile.api.report import Report
+from mhc_compile.api.tables import first_of
 from mhc_compile.api.wrappers import inner
 from mhc_compile.capture.model_run import Captured, run_captured
 from mhc_compile.config import Config
@@ -90,8 +91,8 @@ def survey(
         warn(f"mhc finds nothing to rewrite in {type(model).__name__}")
     elif captured is not None and (idle := _left_out(captured, report, model)):
         warn(
-            f"{_few(idle)} did not run, though their like have sites. A call that runs them will be refused: if chance"
-            " left them out (LayerDrop), upgrade the model in eval(), else with arguments for which they run"
+            f"{first_of(idle, 3)} did not run, though their like have sites. A call that runs them will be refused: if"
+            " chance left them out (LayerDrop), upgrade the model in eval(), else with arguments for which they run"
         )
     return report, captured
 
@@ -105,12 +106,6 @@ def _left_out(captured: Captured, report: Report, model: nn.Module) -> list[str]
     ran |= {str(id(each.root)) for each in captured.graphs}
     kinds = {type(model.get_submodule(site.owner)) for site in report.sites}
     return [path for path, each in model.named_modules() if type(each) in kinds and str(id(each)) not in ran]
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    """Return the first of some names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _idle(config: Config, report: Report) -> list[str]:

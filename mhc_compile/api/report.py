@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mhc_compile.api.tables import Part, Table, as_html, as_text
+from mhc_compile.api.tables import Part, Table, as_html, as_text, first_of
 from mhc_compile.capture.model_run import Captured
 from mhc_compile.model.optimizers import named_parameters
 from mhc_compile.model.sites import BUFFERS, part_shapes
@@ -179,8 +179,8 @@ class Report:
         rows = []
         for (residual, reason), members in sorted(groups.items(), reverse=True):
             places = list(dict.fromkeys(short(member.source) for member in members))
-            where = ", ".join(places[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "")
-            rows.append((reason, "yes" if residual else "no", str(len(members)), where, members[0].message))
+            yes = "yes" if residual else "no"
+            rows.append((reason, yes, str(len(members)), first_of(places, 2), members[0].message))
         if rows:
             yield Table(("not rewritten", "residual", "adds", "source", "why"), rows)
 
