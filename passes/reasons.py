@@ -45,6 +45,11 @@ ADDS = {
     ),
     "parameters": Reason(False, "is made from parameters alone, so there is no data for streams to carry"),
     "integer": Reason(False, "adds integers"),
+    "inside-op": Reason(
+        False,
+        "is not looked at: {function} runs the graph that it is in as one op (torch.cond, scan,"
+        " torch.compiler.nested_compile_region)",
+    ),
     # found by find-residuals: a residual connection that is left alone
     "broadcast": Reason(True, "the branch has fewer entries than the skip; write x + f(x).expand_as(x)"),
     "broadcast-skip": Reason(True, "the skip has fewer entries than the branch; write x.expand_as(f) + f"),

@@ -14,7 +14,7 @@ from mhc_compile.passes.find_residuals.recurrences import Recurrences
 from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import operands, source_of, value
+from mhc_compile.passes.graph.walk import graph_of, operands, source_of, value
 from mhc_compile.passes.reasons import reject
 
 
@@ -66,8 +66,11 @@ class _Finder:
     def _sweep(self) -> None:
         self.sums, self.matches, self.rejections = Sums(self.facts), [], []
         self.places, self.spots = Places(self.facts.nodes, self.namer), {}
+        bodies = {graph_of(node): node for node in reversed(self.facts.nodes) if node.op == "get_attr"}
         for node in self.facts.nodes:
             self.sums.ancestry.sweep(node)
+            if (body := graph_of(node)) is not None and bodies[body] is node:
+                self._look_inside(body, node)
             if node in self.sums.adds and node not in self.sums.inner:
                 self._look(node)
             elif node in self.sums.differences:
@@ -125,6 +128,16 @@ class _Finder:
             full, part = (x, y) if total is not None and a.shape == total.shape else (y, x)
             self.spots[node] = self.places.spot(node, part if reason == "broadcast" else full)
             self._reject(node, reason)
+
+    def _look_inside(self, body: fx.GraphModule, named: fx.Node) -> None:
+        """Reject the adds of a graph that one op runs, such as torch.cond, or as a nested compile region."""
+        op = next((str(user.target) for user in named.users), "")
+        for part in body.modules():
+            for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+                made = value(node)
+                if optable.is_add(node) and made is not None and made.dim() > 1:
+                    where = {"owner": self.namer.owner(node), "source": source_of(node), "node": named.name}
+                    self.rejections.append(reject("inside-op", **where, function=op))
 
     def _tell(self, node: fx.Node) -> None:
         """Reject a sum that only looks like a connection; where there are fewer of it, it may not even be told."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,30 @@ def test_blocks_that_did_not_run_are_told(recwarn: pytest.WarningsRecorder) -> N
     assert not recwarn.list
     with pytest.warns(mhc.MHCWarning, match=r"blocks\.1, blocks\.2, blocks\.3 and 1 more did not run, .*eval\(\)"):
         mhc.explain(made(Some, 6), (inputs(),))
+
+
+class Region(Block):
+    """Compiled once for all blocks, as one op."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Branching(Net):
+    """Chance in data decides what runs, without a break."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.cond(x.sum() > 0, block, torch.sin, (x,))
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:mhc finds nothing")
+@pytest.mark.parametrize(("model", "op"), [((Net, 3, Region), "invoke_subgraph"), ((Branching, 1), "cond")], ids=["region", "cond"])
+def test_adds_in_graphs_that_an_op_runs_are_told(model: tuple[Any, ...], op: str) -> None:
+    report = mhc.explain(made(*model), (inputs(),))
+    assert [(each.reason, each.residual) for each in report.rejections] == [("inside-op", False)] * 2
+    assert f"{op} runs the graph that it is in as one op" in str(report)
