@@ -136,8 +136,9 @@ class _Finder:
             for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
                 made = value(node)
                 if optable.is_add(node) and made is not None and made.dim() > 1:
-                    where = {"owner": self.namer.owner(node), "source": source_of(node), "node": named.name}
-                    self.rejections.append(reject("inside-op", **where, function=op))
+                    owner, where = self.namer.owner(node), source_of(node)
+                    told = reject("inside-op", owner=owner, source=where, node=named.name, function=op)
+                    self.rejections.append(told)
 
     def _tell(self, node: fx.Node) -> None:
         """Reject a sum that only looks like a connection; where there are fewer of it, it may not even be told."""

@@ -242,7 +242,11 @@ class Branching(Net):
 
 
 @pytest.mark.filterwarnings("ignore:mhc finds nothing")
-@pytest.mark.parametrize(("model", "op"), [((Net, 3, Region), "invoke_subgraph"), ((Branching, 1), "cond")], ids=["region", "cond"])
+@pytest.mark.parametrize(
+    ("model", "op"),
+    [((Net, 3, Region), "invoke_subgraph"), ((Branching, 1), "cond")],
+    ids=["region", "cond"],
+)
 def test_adds_in_graphs_that_an_op_runs_are_told(model: tuple[Any, ...], op: str) -> None:
     report = mhc.explain(made(*model), (inputs(),))
     assert [(each.reason, each.residual) for each in report.rejections] == [("inside-op", False)] * 2

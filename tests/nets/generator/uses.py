@@ -112,6 +112,16 @@ def _patch(*numbers: int) -> Callable[[Net], None]:
     return change
 
 
+def _hooked(pieces_only: bool) -> Callable[[Net], None]:
+    """Have a hook, where Dynamo breaks, at each module that is called."""
+
+    def change(net: Net) -> None:
+        for module in [*net.pieces] if pieces_only else [*net.modules()][1:]:
+            module.register_forward_pre_hook(torch.compiler.disable(lambda *_: None))
+
+    return change
+
+
 def _remove(net: Net) -> None:
     if any(".mhc." in name for name in net.state_dict()):
         mhc.remove(net, force=True)
@@ -143,5 +153,7 @@ USES: dict[str, Use] = {
     "a forward patched": Use(change=_patch(0), refuses=True, fresh=True),
     "the last forward patched": Use(change=_patch(-1), refuses=True, fresh=True),
     "all forwards patched": Use(change=_patch(0, 1, 2, 3, 4), refuses=True, fresh=True),
+    "hooks that break at pieces": Use(change=_hooked(True), refuses=True, fresh=True),
+    "hooks that break everywhere": Use(change=_hooked(False), refuses=True, fresh=True),
     "removed": Use(change=_remove, calls=2),
 }
