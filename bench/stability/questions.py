@@ -16,6 +16,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 USUAL = 3e-3  # the learning rate of what is only compared with the usual mhc
 MORE_STEPS = 3 / 2  # of residual at about equal time: a step of mhc takes 1.6 times as long here
 IDENTITY = Trial(projection="identity")
+FAST = Trial(phi_lr_scale=100.0)  # the default of param_groups, which it became by these runs
 QUICK = Trial(batch=4, length=64, steps=100, warmup=20)
 
 Trials = list[Trial]
@@ -27,8 +28,8 @@ def each(trials: Sequence[Trial], rates: Sequence[float] = (USUAL,), seeds: Sequ
 
 
 def connections() -> Trials:
-    """Residual, hc, mhc, and mhc without mixing."""
-    return each([Trial("residual"), Trial("hc"), Trial("mhc"), IDENTITY], RATES)
+    """Residual, hc, mhc, mhc whose phi learns faster, and mhc without mixing."""
+    return each([Trial("residual"), Trial("hc"), Trial("mhc"), FAST, IDENTITY], RATES)
 
 
 def fair() -> Trials:
@@ -53,11 +54,12 @@ def depth() -> Trials:
 def learning() -> Trials:
     """What mhc's learning rests on: phi's rate, gates, warm-up and start."""
     usual = Trial()
-    slow, fast = (dataclasses.replace(usual, phi_lr_scale=scale) for scale in (1.0, 100.0))
+    slow = dataclasses.replace(usual, phi_lr_scale=1.0)
     alpha = [dataclasses.replace(usual, alpha=alpha) for alpha in ("auto", 1.0)]
     start = [dataclasses.replace(usual, start=start) for start in ("normal", "deepseek", "symmetric")]
     cold = [Trial(connection, warmup=5) for connection in ("residual", "mhc")]
-    return [*each([fast], RATES), *each([slow, *alpha, *start, *cold, Trial("hc", phi_lr_scale=1.0)])]
+    hc = [Trial("hc", phi_lr_scale=scale) for scale in (1.0, 100.0)]
+    return [*each([FAST], RATES), *each([slow, *alpha, *start, *cold, *hc])]
 
 
 def ablations() -> Trials:
@@ -73,7 +75,9 @@ def ablations() -> Trials:
 def retrofit() -> Trials:
     """A trained residual model, trained on: plain, and upgraded; with the same steps."""
     further = Trial("residual", before=500, steps=250, warmup=10)
-    return each([further, dataclasses.replace(further, connection="mhc")], (3e-4, 1e-3, 3e-3))
+    usual = dataclasses.replace(further, connection="mhc")
+    fast = dataclasses.replace(usual, phi_lr_scale=100.0)
+    return [*each([further, usual], (3e-4, 1e-3, 3e-3)), *each([fast], (1e-3,))]
 
 
 def large() -> Trials:

@@ -24,7 +24,7 @@ class MHCTrainerMixin:
     Args:
         args: for the Trainer.
         mhc_lr: learning rate of mHC's parameters, by default that of the TrainingArguments; schedules scale both.
-        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given.
+        phi_lr_scale: factor on phi's learning rate, by default 1 / alpha, or 1 where `mhc_lr` is given.
         kwargs: for the Trainer.
 
     Raises:
@@ -72,7 +72,7 @@ def regroup(
         optimizer: whatever a library has built.
         model: an upgraded model.
         mhc_lr: learning rate of mHC, by default that of the group.
-        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given.
+        phi_lr_scale: factor on phi's learning rate, by default 1 / alpha, or 1 where `mhc_lr` is given.
 
     Raises:
         NotUpgradedError: the model holds no mHC parameters.
@@ -87,7 +87,7 @@ def regroup(
         rate = group["lr"] if mhc_lr is None else mhc_lr
         ours = [p for p in group["params"] if id(p) in phi], [p for p in group["params"] if id(p) in rest]
         group["params"] = [p for p in group["params"] if id(p) not in phi | rest]
-        changes = {"lr": rate * phi_scale(phi_lr_scale, mhc_lr)}, {"lr": rate, "weight_decay": 0.0}
+        changes = {"lr": rate * phi_scale(model, phi_lr_scale, mhc_lr)}, {"lr": rate, "weight_decay": 0.0}
         for parameters, change in zip(ours, changes, strict=True):
             if parameters:
                 optimizer.add_param_group({**options, **change, "params": parameters})

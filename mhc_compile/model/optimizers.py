@@ -13,8 +13,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from mhc_compile.errors import warn
 from mhc_compile.model.phase import sites_of
 from mhc_compile.model.sites import SiteModule, sites_in
+from mhc_compile.model.start_values import alpha
 
-PHI_LR_SCALE = 10.0  # of the learning rate, for phi
 _NO_DECAY = 0.01  # AdamW's default, at which gates shrink by some percent in a long run, is worth no warning
 # torch's hook on steps is one for the whole process and is told the optimizer only: models and steps are kept here
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -56,7 +56,8 @@ def param_groups(
         model: an upgraded model.
         lr: learning rate.
         weight_decay: decay of the model's own parameters and of phi.
-        phi_lr_scale: factor on phi's learning rate, by default 10, or 1 where `mhc_lr` is given (see `phi_scale`).
+        phi_lr_scale: factor on phi's learning rate, by default 1 / alpha, with alpha as at the start, so 100; or 1
+            where `mhc_lr` is given (see `phi_scale`).
         mhc_lr: learning rate of mHC's parameters, by default `lr`. New connections in a trained model learn faster.
 
     Returns:
@@ -76,20 +77,22 @@ def param_groups(
     rate = lr if mhc_lr is None else mhc_lr
     return [
         {"params": own, "lr": lr, "weight_decay": weight_decay},
-        {"params": phi, "lr": rate * phi_scale(phi_lr_scale, mhc_lr), "weight_decay": weight_decay},
+        {"params": phi, "lr": rate * phi_scale(model, phi_lr_scale, mhc_lr), "weight_decay": weight_decay},
         {"params": rest, "lr": rate, "weight_decay": 0.0},
     ]
 
 
-def phi_scale(asked: float | None, mhc_lr: float | None) -> float:
-    """Return the factor on phi's learning rate: 10, or 1 where `mhc_lr` says how fast mHC learns.
+def phi_scale(model: nn.Module, asked: float | None, mhc_lr: float | None) -> float:
+    """Return the factor on phi's learning rate: 1 / alpha, or 1 where `mhc_lr` says how fast mHC learns.
 
-    Phi starts at 0 behind gates of 0.01: at the model's own rate mHC gained nothing over residual in 500 steps, at ten
-    times that rate what docs/evidence.md says.
+    What the maps see is alpha phi. So with AdamW, whose steps do not depend on the scale of gradients, it moves as fast
+    as weights of the model's own do. docs/evidence.md has what other factors do: at 1 mHC gained nothing over residual.
     """
     if asked is not None:
         return asked
-    return PHI_LR_SCALE if mhc_lr is None else 1.0
+    if mhc_lr is not None:
+        return 1.0
+    return 1.0 / max((alpha(site.config, site.channels) for _, site in sites_in(model)), default=1.0)
 
 
 def watch_optimizers(model: nn.Module) -> None:

@@ -67,8 +67,8 @@ class Alarms:
                 " of this very model, and is their learning rate above 0?"
             )
         return (
-            "The mHC parameters move, but too little: raise their learning rate (param_groups(phi_lr_scale=100)), use"
-            " Config(alpha='auto'), and leave alphas and biases without decay, as param_groups does."
+            "The mHC parameters move, but too little: raise their learning rate (param_groups(mhc_lr=...)) or that"
+            " of phi alone (phi_lr_scale=...), and leave alphas and biases without decay, as param_groups does."
         )
 
     def _runaway(self, step: int, gains: Gains) -> str:

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=64, help="bytes per sequence")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--phi-lr-scale", type=float, default=10.0, help="factor on the learning rate of phi")
+    parser.add_argument("--phi-lr-scale", type=float, default=100.0, help="factor on the learning rate of phi")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
 
 

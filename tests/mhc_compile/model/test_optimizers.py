@@ -27,13 +27,14 @@ def fresh() -> Iterator[None]:
     optimizers._watched.clear()
 
 
-def upgraded(*, head: bool = False) -> nn.Sequential:
+def upgraded(*, head: bool = False, alpha: float | str = 0.01) -> nn.Sequential:
     """A model with two owners, each with two sites, as upgrade leaves it; with heads or without."""
+    config = Config(streams=2, alpha=alpha)
     model = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 5))
     for owner in (model[0], model[2]):
         sites = OwnerSites()
         for label in ("attn", "mlp"):
-            sites.add(SiteModule(label, label, Place(0, 2), 5, Config(streams=2), entry=True, head=head))
+            sites.add(SiteModule(label, label, Place(0, 2), 5, config, entry=True, head=head))
         owner.add_module("mhc", sites)
     return model
 
@@ -102,8 +103,10 @@ def test_a_rate_of_their_own() -> None:
     assert [group["lr"] for group in param_groups(upgraded(), lr=0.1, mhc_lr=3.0)] == [0.1, 3.0, 3.0]
 
 
-def test_phi_learns_faster_by_default() -> None:
-    assert [group["lr"] for group in param_groups(upgraded(), lr=0.1)] == [0.1, 1.0, 0.1]
+def test_by_default_phi_learns_as_much_faster_as_alpha_makes_it_smaller() -> None:
+    assert [group["lr"] for group in param_groups(upgraded(), lr=0.1)] == pytest.approx([0.1, 10.0, 0.1])
+    for given, scale in ((1.0, 1.0), (0.05, 20.0), ("auto", 1.0)):
+        assert param_groups(upgraded(alpha=given), lr=0.1)[1]["lr"] == pytest.approx(0.1 * scale)
 
 
 def test_nothing_decays_by_default() -> None:
