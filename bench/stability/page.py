@@ -37,14 +37,17 @@ def question(name: str, path: Path = PATH) -> str:
 
 
 def every(path: Path = PATH) -> str:
-    """Return every run, one in a row."""
-    heads = ("run", "loss at the end", "validation", "largest norm", "forward", "backward", "seconds per step")
-    rows = []
+    """Return every run: those that differ in their seed only are one row, with a number for each seed."""
+    heads = ("runs", "seeds", "last loss", "validation", "largest norm", "forward", "backward", "seconds per step")
+    alike: dict[str, list[tuple[str, ...]]] = {}
     for trial, record in Store(path).records.items():
         last = record["looks"][-1]
-        gains = [f"{max(look[way] for look in record['looks']):.4g}" if way in last else "" for way in heads[4:6]]
+        gains = [f"{max(look[way] for look in record['looks']):.4g}" if way in last else "" for way in heads[5:7]]
         told = [f"{value:.4g}" for value in (record["loss"][-1], verdicts.final(record), max(record["norm"]))]
-        rows.append((trial.key, *told, *gains, f"{record['step_seconds']:.3f}"))
+        row = str(trial.seed), *told, *gains, f"{record['step_seconds']:.3f}"
+        alike.setdefault(f"{trial.name}, lr {trial.lr:g}", []).append(row)
+    columns = {name: zip(*some, strict=True) for name, some in alike.items()}
+    rows = [(name, *(", ".join(filter(None, each)) for each in found)) for name, found in columns.items()]
     return table(heads, rows) if rows else NOTHING
 
 

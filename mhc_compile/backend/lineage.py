@@ -60,7 +60,7 @@ def is_first(tensor: Tensor, flow: Flow, axis: int = -1) -> bool:
         if (node := pending.pop()) is None:
             return False
         marks = (held for held in node.metadata.values() if isinstance(held, _Mark))
-        if not all(_elsewhere(mark, flow) for mark in marks):
+        if not all(_elsewhere(each, flow) for each in marks):
             return False
         if node.name() == _LEAF and _hides(node.variable, tensor.shape[axis]):
             return False

@@ -91,17 +91,16 @@ class _Modes(threading.local):
 @contextlib.contextmanager
 def _without_trackers() -> Iterator[None]:
     """Do without torch's own hooks on all modules that tell modes which one runs."""
-    held: Any = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
-    before = [dict(hooks) for hooks in held]
-    for hooks, old in zip(held, before, strict=True):
-        for key, hook in old.items():
-            if isinstance(getattr(hook, "__self__", None), ModuleTracker):
-                del hooks[key]
+    every: Any = (modules._global_forward_pre_hooks, modules._global_forward_hooks)
+    held = [(hooks, *entry) for hooks in every for entry in hooks.items()]
+    taken = [each for each in held if isinstance(getattr(each[-1], "__self__", None), ModuleTracker)]
+    for hooks, key, _ in taken:
+        del hooks[key]
     try:
         yield
     finally:
-        for hooks, old in zip(held, before, strict=True):
-            hooks.update(old)
+        for hooks, key, hook in taken:
+            hooks[key] = hook
 
 
 def _varies(module: nn.Module, given: Any) -> bool:

@@ -36,7 +36,7 @@ def test_a_run_and_its_page(
     assert TINY.name.split(",")[0] in capsys.readouterr().out
     assert "connections 1 of 1" in page.measured(path)
     assert len(page.question("connections", path).splitlines()) == 3
-    assert TINY.key in page.every(path)
+    assert f"{TINY.name}, lr {TINY.lr:g} | {TINY.seed} |" in page.every(path)
 
 
 def test_what_there_is_no_question_of(capsys: pytest.CaptureFixture[str]) -> None:

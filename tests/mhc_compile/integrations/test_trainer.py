@@ -62,7 +62,7 @@ def test_groups_without_a_rate_of_their_own(model: nn.Module) -> None:
     optimizer = SGD(model.parameters(), lr=0.01, weight_decay=0.2)
     regroup(optimizer, model)
     assert settings(optimizer, model) == {
-        "own": {(0.01, 0.2)}, "phi": {(0.1, 0.2)}, "alpha": {(0.01, 0.0)}, "bias": {(0.01, 0.0)},
+        "own": {(0.01, 0.2)}, "phi": {(1.0, 0.2)}, "alpha": {(0.01, 0.0)}, "bias": {(0.01, 0.0)},
     }  # fmt: skip
     with pytest.raises(NotUpgradedError, match=r"call mhc_compile\.upgrade"):
         regroup(optimizer, made())
