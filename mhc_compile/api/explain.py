@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from mhc_compile.api.report import Report
 from mhc_compile.api.tables import first_of
@@ -19,7 +19,7 @@ from mhc_compile.config import Config
 from mhc_compile.errors import CaptureError, warn
 from mhc_compile.ops import connections
 from mhc_compile.passes import Rejection
-from mhc_compile.passes.graph.walk import calls
+from mhc_compile.passes.graph.walk import stacks
 from mhc_compile.passes.reasons import reject
 from mhc_compile.plan.drafting import draw
 from mhc_compile.plan.model_plan import ModelPlan
@@ -101,9 +101,8 @@ def _left_out(captured: Captured, report: Report, model: nn.Module) -> list[str]
     """Return the paths of the modules of an owner's class that did not run; none where Dynamo did not see all."""
     if captured.skipped:
         return []
-    graphs = [part for each in captured.graphs for part in each.gm.modules() if isinstance(part, fx.GraphModule)]
-    ran = {key.partition("@")[0] for graph in graphs for node in graph.graph.nodes for key, _ in calls(node)}
-    ran |= {str(id(each.root)) for each in captured.graphs}
+    ran = {str(id(each.root)) for each in captured.graphs}
+    ran |= {key.partition("@")[0] for each in captured.graphs for stack in stacks(each.gm) for key, _ in stack}
     kinds = {type(model.get_submodule(site.owner)) for site in report.sites}
     return [path for path, each in model.named_modules() if type(each) in kinds and str(id(each)) not in ran]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import fx, nn
 
@@ -15,7 +15,7 @@ from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.model.subclasses import known
 from mhc_compile.passes.base import Residual
 from mhc_compile.passes.bind_sites import markers
-from mhc_compile.passes.graph.walk import calls
+from mhc_compile.passes.graph.walk import calls, stacks
 from mhc_compile.passes.plan_streams import excluded
 
 _AGAIN = (
@@ -48,7 +48,7 @@ class Planned:
         from end to end.
         """
         remembered, called = known(), dict[str, nn.Module]()
-        for key, source in dict.fromkeys(entry for stack in _stacks(gm) for entry in stack):
+        for key, source in dict.fromkeys(entry for stack in stacks(gm) for entry in stack):
             number = key.partition("@")[0]
             if number not in called and (module := remembered.get(number) or module_called(source, number)) is not None:
                 called[number] = module
@@ -77,7 +77,7 @@ class Planned:
         for model in self.models:
             _check_sites(model)
         marked = {calls(marker)[-1:] for module in gm.modules() for marker in markers(module)}
-        for stack in _stacks(gm):
+        for stack in stacks(gm):
             for entry in stack:
                 owner = self._module(entry)
                 if owner is not None and _has_sites(owner) and (entry,) not in marked:
@@ -98,13 +98,6 @@ class Planned:
 
     def _module(self, entry: tuple[str, str]) -> nn.Module | None:
         return self.called.get(entry[0].partition("@")[0])
-
-
-def _stacks(gm: fx.GraphModule) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Iterate over the different stacks of what a graph computes, in the graphs inside of it, too."""
-    graphs: Iterable[fx.Graph] = (module.graph for module in gm.modules() if isinstance(module, fx.GraphModule))
-    nodes = (node for graph in graphs for node in graph.nodes if node.op.startswith("call"))
-    yield from dict.fromkeys(map(calls, nodes))
 
 
 def _holds_plan(module: nn.Module | None) -> bool:

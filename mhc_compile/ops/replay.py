@@ -142,10 +142,10 @@ def _seam_in_block(*args: Any) -> list[Tensor]:
 def _leave_in_block(*args: Any) -> Tensor:
     given = named(LeaveInBlock, args)
     made: Tensor
-    if not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        made = _Leave.apply(*flat(given.leave), *_laid_out(given.head, given.history))  # type: ignore[no-untyped-call]  # torch leaves it so
+    else:
         made = call("leave", given.leave)
-        return made
-    made = _Leave.apply(*flat(given.leave), *_laid_out(given.head, given.history))  # type: ignore[no-untyped-call]  # torch leaves it so
     return made
 
 

@@ -14,7 +14,7 @@ from mhc_compile.passes.find_residuals.recurrences import Recurrences
 from mhc_compile.passes.find_residuals.sums import Match, Sums
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.facts import GraphFacts
-from mhc_compile.passes.graph.walk import graph_of, operands, source_of, value
+from mhc_compile.passes.graph.walk import graph_of, nodes_within, operands, source_of, value
 from mhc_compile.passes.reasons import reject
 
 
@@ -132,13 +132,11 @@ class _Finder:
     def _look_inside(self, body: fx.GraphModule, named: fx.Node) -> None:
         """Reject the adds of a graph that one op runs, such as torch.cond, or as a nested compile region."""
         op = next((str(user.target) for user in named.users), "")
-        for part in body.modules():
-            for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
-                made = value(node)
-                if optable.is_add(node) and made is not None and made.dim() > 1:
-                    owner, where = self.namer.owner(node), source_of(node)
-                    told = reject("inside-op", owner=owner, source=where, node=named.name, function=op)
-                    self.rejections.append(told)
+        for node in nodes_within(body):
+            made = value(node)
+            if optable.is_add(node) and made is not None and made.dim() > 1:
+                owner, where = self.namer.owner(node), source_of(node)
+                self.rejections.append(reject("inside-op", owner=owner, source=where, node=named.name, function=op))
 
     def _tell(self, node: fx.Node) -> None:
         """Reject a sum that only looks like a connection; where there are fewer of it, it may not even be told."""

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from mhc_compile.errors import UnsupportedModelError
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.graph.effects.modes import Modes
-from mhc_compile.passes.graph.walk import graph_of, source_of
+from mhc_compile.passes.graph.walk import graph_of, nodes_within, source_of
 
 _OP = torch.ops.higher_order.tag_activation_checkpoint  # what Dynamo makes of torch.utils.checkpoint
 _POLICY = "_checkpoint_context_fn"  # in the metadata of a body whose ops are not all recomputed
@@ -63,7 +63,7 @@ def untag(gm: fx.GraphModule, inputs: Iterable[Any]) -> None:
     for node in gm.graph.nodes:
         if needed and modes.records(node, now):
             continue
-        for each in (node, *_nodes_within(graph_of(node))):
+        for each in (node, *nodes_within(graph_of(node))):
             for key in _TAGS:
                 each.meta.pop(key, None)
 
@@ -137,13 +137,6 @@ def _adopt(gm: fx.GraphModule, held: Any, tagged: dict[str, Any]) -> str:
     """Give the module what a body held, under a name of its own; what ops run inside of it has the tags too."""
     name = next(name for i in itertools.count() if not hasattr(gm, name := f"checkpointed_{i}"))
     setattr(gm, name, held)
-    for node in _nodes_within(held):
+    for node in nodes_within(held):
         node.meta.update(tagged)
     return name
-
-
-def _nodes_within(held: Any) -> Iterator[fx.Node]:
-    """Iterate over the nodes of what a module holds, where that is a graph, and of the graphs in it."""
-    for module in held.modules() if isinstance(held, fx.GraphModule) else ():
-        if isinstance(module, fx.GraphModule):
-            yield from module.graph.nodes

@@ -73,6 +73,18 @@ def graph_of(node: Any) -> fx.GraphModule | None:
     return held if isinstance(held, fx.GraphModule) else None
 
 
+def nodes_within(held: Any) -> Iterator[fx.Node]:
+    """Iterate over the nodes of what a module holds, where that is a graph, and of the graphs in it."""
+    for module in held.modules() if isinstance(held, fx.GraphModule) else ():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes
+
+
+def stacks(gm: fx.GraphModule) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Iterate over the different calls of modules in which a graph computes, in the graphs inside of it, too."""
+    yield from dict.fromkeys(calls(node) for node in nodes_within(gm) if node.op.startswith("call"))
+
+
 def between(root: fx.Node, ends: tuple[fx.Node, ...], order: dict[fx.Node, int]) -> set[fx.Node]:
     """Return the nodes on the way from root to the ends, both excluded from nothing but root itself.
 

@@ -277,14 +277,14 @@ class Dropping(Net):
 @pytest.mark.parametrize("dropped", [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str)
 def test_layers_that_are_left_out(block: type[nn.Module], dropped: tuple[int, ...]) -> None:
     """What comes first starts the streams, as it does in the graph of a model that leaves out the same layers."""
-    model = made(Dropping, 3, block)
+    model: Any = made(Dropping, 3, block)
     mhc.upgrade(model, (inputs(),))
     perturb(model)
     given = list(model.parameters())
     found = []
     for draw in (tuple(map(bool, dropped)), torch.tensor(dropped, dtype=torch.bool)):
         torch._dynamo.reset()
-        model.dropped = draw  # type: ignore[assignment]
+        model.dropped = draw
         out = compiled(model)(inputs())
         found.append([out, *gradients(out, given)])
     for a, b in zip(*found, strict=True):

@@ -71,7 +71,7 @@ def test_a_cache_of_a_fixed_length(model: Any) -> None:
         assert relative(logits[:, -1], last(model, ids[:, : at + 1])) < 1e-5
 
 
-class Unknown(hf.DynamicCache):  # type: ignore[misc]
+class Unknown(hf.DynamicCache):  # type: ignore[misc]  # transformers is Any to mypy
     """A cache that nobody registered."""
 
 

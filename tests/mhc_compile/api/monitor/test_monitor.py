@@ -24,7 +24,7 @@ Records = list[dict[str, Any]]
 
 
 def train(model: nn.Module, monitor: mhc.Monitor, steps: int, lr: float = 1e-2) -> list[float]:
-    optimizer = torch.optim.AdamW(mhc.param_groups(model, lr=lr))
+    optimizer = torch.optim.AdamW(mhc.param_groups(model, lr=lr, phi_lr_scale=10))
     losses = []
     for _ in range(steps):
         loss = model(inputs()).square().mean()
@@ -63,12 +63,12 @@ def test_it_looks_at_every_third_step_and_writes_strict_json(run: tuple[Path, li
     assert steps[1]["loss"] == pytest.approx(losses[3], rel=1e-5)
     assert steps[1]["loss_mean"] == pytest.approx(sum(losses[1:4]) / 3, rel=1e-5)
     assert steps[1]["loss_max"] == pytest.approx(max(losses[1:4]), rel=1e-5)
-    assert steps[1]["lr"] == [0.01, 1.0, 0.01]
+    assert steps[1]["lr"] == [0.01, 0.1, 0.01]
     for record in steps:
         norms = record["grad_norm"]
         assert norms["total"] == pytest.approx(math.hypot(norms["model"], norms["mhc"]), rel=1e-4)
         assert norms["share"] == pytest.approx((norms["mhc"] / norms["total"]) ** 2, rel=1e-3)
-        assert min(norms["mhc"], norms["model"]) > 0
+        assert 0 < norms["mhc"] < norms["model"]
         assert record["sites"]["name"] == ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"]
     assert steps[0]["sites"]["spread"][0] < 1e-6 < 1e-4 < steps[2]["sites"]["spread"][0]
     for line in (folder / FILE).read_text().splitlines():
@@ -93,7 +93,7 @@ def test_neither_the_training_graph_nor_the_monitors_is_compiled_again(run: tupl
 def test_looking_does_not_change_the_training(run: tuple[Path, list[float], int]) -> None:
     model = upgraded(Net, 2)
     model.compile(backend="mhc", options={"compiler": "eager"})
-    optimizers = [torch.optim.AdamW(mhc.param_groups(model, lr=1e-2)) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(mhc.param_groups(model, lr=1e-2, phi_lr_scale=10)) for _ in range(2)]
     losses = []
     for step in range(7):
         loss = model(inputs()).square().mean()
