@@ -13,53 +13,64 @@ constexpr int BLOCK = 16;  // tokens; a multiple of TILE and of LANES
 // phi [nC, m] with its rows padded to whole vectors; phi itself where they are.
 struct Table {
   long width;
-  std::vector<float> copy;
+  Floats copy;
   const float* rows;
 
   Table(const Site& site, long channels) : width(padded(logits(site))), rows(site.phi) {
     const long m = logits(site);
     if (m == width) return;
-    copy.resize(N * channels * width);
-    for (long k = 0; k < N * channels; ++k) std::copy(site.phi + k * m, site.phi + (k + 1) * m, &copy[k * width]);
+    copy = Floats(N * channels * width);
+    for (long k = 0; k < N * channels; ++k) {
+      float* row = copy.data() + k * width;
+      std::fill(std::copy(site.phi + k * m, site.phi + (k + 1) * m, row), row + width, 0.0f);
+    }
     rows = copy.data();
   }
 };
 
-// Streams of a block of tokens, features [at, at + count), as floats [BLOCK][N][CHUNK]; new ones go to memory as well.
+// The streams of tokens that come next, and what is written to them.
+inline void next_streams(Ahead& ahead, const Call& call, long first, int tokens) {
+  const long rows = call.streams.equal ? 1 : N, bytes = tokens * call.channels * sizeof(S);
+  ahead.add(row(call.streams.x, first * rows, call.channels), rows * bytes);
+  if (call.written) ahead.add((const char*)call.written->f + first * call.channels * sizeof(S), bytes);
+}
+
+// Streams of a block of tokens, features [at, at + count), as floats [BLOCK][N][CHUNK], TOKEN apart; new ones go to memory as well.
 inline void block_of_streams(const Call& call, long first, int tokens, long at, long count, float* out,
                              float* squares) {
   const long channels = call.channels;
   for (int t = 0; t < tokens; ++t) {
-    const InScratch streams{out + t * N * CHUNK, CHUNK};
+    const InScratch streams{out + t * TOKEN, CHUNK};
     const long token = first + t;
-    Vec sum = {};
-    const auto keep = [&](int i, long c, Vec v) {
-      streams(i, c, count - c < LANES ? v = inside(v, count - c) : v);
-      sum = sum + v * v;
+    Vec sums[N] = {};
+    const auto keep = [&](int i, long c, auto left, Vec v) INLINED {
+      store(streams.streams + i * CHUNK + c, v = inside(v, left));
+      sums[i] = sums[i] + v * v;
     };
-    with_old(streams, call.streams, token, channels, at, count, [&](const auto& old) {
+    with_old(streams, call.streams, token, channels, at, count, [&](const auto& old) INLINED {
       if (!call.written) {
-        for (long c = 0; c < count; c += LANES)
-          for (int i = 0; i < N; ++i) keep(i, c, old(i, c));
+        over_vectors(count, [&](long c, auto left) INLINED {
+          each<N>([&](auto i) INLINED { keep(i, c, left, old(i, c, left)); });
+        });
       } else {
         S* made[N];
         for (int i = 0; i < N; ++i) made[i] = row(call.made, token * N + i, channels) + at;
-        write<true>(*call.written, token, channels, at, count, old, [&](int i, long c, Vec v) {
-          write_some(made[i] + c, v, count - c);
-          keep(i, c, v);
+        write(*call.written, token, channels, at, count, old, [&](auto i, long c, auto left, Vec v) INLINED {
+          keep(i, c, left, write_some(made[i] + c, v, left));
         });
       }
     });
-    squares[t] += total(sum);
+    for (int i = 1; i < N; ++i) sums[0] = sums[0] + sums[i];
+    squares[t] += total(sums[0]);
   }
 }
 
 struct ForwardScratch {
-  std::vector<float> streams, projected, u;
+  Floats streams, projected, u;
   float squares[BLOCK];
 
   ForwardScratch(long width, long channels)
-      : streams(BLOCK * N * CHUNK), projected(BLOCK * width), u(padded(channels)) {}
+      : streams(BLOCK * TOKEN), projected(BLOCK * width), u(padded(channels)) {}
 };
 
 inline void read_block(const Call& call, long first, int tokens, ForwardScratch& s) {
@@ -73,14 +84,17 @@ inline void read_block(const Call& call, long first, int tokens, ForwardScratch&
 }
 
 inline void arrive_block(const Call& call, const Table& phi, long first, int tokens, ForwardScratch& s) {
-  std::fill(s.projected.begin(), s.projected.end(), 0.0f);
+  std::fill(s.projected.data(), s.projected.data() + BLOCK * phi.width, 0.0f);
   std::fill(s.squares, s.squares + BLOCK, 0.0f);
+  Ahead ahead;
+  next_streams(ahead, call, first + tokens, tokens);
+  if (call.made) ahead.add(row(call.made, (first + tokens) * N, call.channels), tokens * N * call.channels * sizeof(S));
   for (long at = 0; at < call.channels; at += CHUNK) {
     const long count = std::min(CHUNK, call.channels - at);
     block_of_streams(call, first, tokens, at, count, s.streams.data(), s.squares);
     for (int i = 0; i < N; ++i)
-      times(s.projected.data(), phi.width, {s.streams.data() + i * CHUNK, N * CHUNK, 1},
-            phi.rows + (i * call.channels + at) * phi.width, phi.width, tokens, count, phi.width);
+      times(s.projected.data(), phi.width, {s.streams.data() + i * CHUNK, TOKEN, 1},
+            phi.rows + (i * call.channels + at) * phi.width, phi.width, tokens, count, phi.width, ahead);
   }
   for (int t = 0; t < tokens; t += LANES)
     maps(call, first + t, std::min(LANES, tokens - t), s.projected.data() + t * phi.width, phi.width, s.squares + t);
@@ -124,10 +138,10 @@ inline void leave(const Call& call, Parallel parallel) {
     float streams[N * CHUNK];
     S* out = row(call.made, token, call.channels) + at;
     Vec sum = {};
-    with_old({streams, CHUNK}, call.streams, token, call.channels, at, count, [&](const auto& old) {
-      write<false>(*call.written, token, call.channels, at, count, old, [&](int i, long c, Vec v) {
+    with_old({streams, CHUNK}, call.streams, token, call.channels, at, count, [&](const auto& old) INLINED {
+      write(*call.written, token, call.channels, at, count, old, [&](auto i, long c, auto left, Vec v) INLINED {
         sum = i ? sum + v : v;
-        if (i == N - 1) write_some(out + c, sum / float(N), count - c);
+        if (i == N - 1) write_some(out + c, sum / float(N), left);
       });
     });
   });
@@ -139,9 +153,10 @@ inline void replay(const Call& call, Parallel parallel) {
     float made[N * CHUNK];
     const InScratch streams{made, CHUNK};
     streams_of(streams, call.streams, token, call.channels, at, count);
-    for (int i = 0; i < N; ++i)
-      for (long c = 0; c < count; c += LANES)
-        write_some(row(call.made, token * N + i, call.channels) + at + c, streams(i, c), count - c);
+    for (int i = 0; i < N; ++i) {
+      S* out = row(call.made, token * N + i, call.channels) + at;
+      over_vectors(count, [&](long c, auto left) INLINED { write_some(out + c, streams(i, c, left), left); });
+    }
   });
 }
 

@@ -11,8 +11,10 @@ inline void leave_backward_token(const Call& call, long token, Sums& sums) {
     const long count = std::min(CHUNK, call.channels - at);
     streams_of({old, CHUNK}, call.streams, token, call.channels, at, count);
     const S* above = row(call.upstream.x, token, call.channels) + at;
-    for (long c = 0; c < count; c += LANES)
-      for (int i = 0; i < N; ++i) store(g + i * CHUNK + c, read_some(above + c, count - c) / float(N));
+    over_vectors(count, [&](long c, auto left) {
+      const Vec share = read_some(above + c, left) / float(N);
+      each<N>([&](auto i) { store(g + i * CHUNK + c, share); });
+    });
     unwrite(call, token, g, at, count, dpost, sums);
     unmix(g, old, CHUNK, count, dres);
   }
@@ -20,15 +22,15 @@ inline void leave_backward_token(const Call& call, long token, Sums& sums) {
 }
 
 inline void leave_backward(const Call& call, Parallel parallel) {
-  over_slices(call, 0, parallel, [&](long begin, long end, Sums& sums) {
+  over_slices(call, parallel, [&](long begin, long end, Sums& sums) {
     for (long token = begin; token < end; ++token) leave_backward_token(call, token, sums);
   });
 }
 
 inline void arrive_backward(const Call& call, Parallel parallel) {
   const long width = padded(logits(call.site));
-  const std::vector<float> turned = turn(call.site, call.channels);
-  over_slices(call, width, parallel, [&](long begin, long end, Sums& sums) {
+  const Floats turned = turn(call.site, call.channels);
+  over_slices(call, parallel, [&](long begin, long end, Sums& sums) {
     BackwardScratch scratch(call, width);
     for (long first = begin; first < end; first += scratch.block)
       arrive_backward_block(call, turned.data(), width, first, int(std::min<long>(scratch.block, end - first)), scratch,

@@ -1,5 +1,7 @@
 // The ops of mhc_compile as torch's dispatcher calls them on a CPU, without Python in between.
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
 #include "arguments.h"
@@ -243,19 +245,36 @@ static void leave_backward(const c10::OperatorHandle& op, torch::jit::Stack* sta
   give(op, stack, std::move(made));
 }
 
+static bool wants_gradient(const c10::IValue& value) {
+  if (value.isTensor()) return value.toTensor().requires_grad();
+  if (!value.isTensorList() && !value.isOptionalTensorList()) return false;
+  for (const c10::IValue& each : value.toListRef())
+    if (wants_gradient(each)) return true;
+  return false;
+}
+
+// Torch's function for gradients of Python's ops is in Python and takes longer than a token: it is called where there
+// are gradients, by the key that it still has.
+static void differentiate(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  keys = keys & c10::after_autograd_keyset;
+  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
+  if (at::GradMode::is_enabled() && std::any_of(arguments.begin(), arguments.end(), wants_gradient))
+    return op.redispatchBoxed(keys.add(c10::DispatchKey::AutogradOther), stack);
+  at::AutoDispatchBelowAutograd below;
+  op.redispatchBoxed(keys, stack);
+}
+
 }  // namespace mhc
 
 extern "C" void mhc_add(const mhc::Kernels* kernels) { mhc::known[kernels->type][kernels->n] = kernels; }
 
-#define MHC_OP(name) lib.impl(#name, torch::CppFunction::makeFromBoxedFunction<&mhc::name>())
-TORCH_LIBRARY_IMPL(mhc, CPU, lib) {
-  MHC_OP(coefficients);
-  MHC_OP(enter);
-  MHC_OP(seam);
-  MHC_OP(leave);
-  MHC_OP(replay);
-  MHC_OP(coefficients_backward);
-  MHC_OP(enter_backward);
-  MHC_OP(seam_backward);
-  MHC_OP(leave_backward);
-}
+#define MHC_OPS                                                                                                     \
+  MHC_OP(coefficients) MHC_OP(enter) MHC_OP(seam) MHC_OP(leave) MHC_OP(replay)                                      \
+  MHC_OP(coefficients_backward) MHC_OP(enter_backward) MHC_OP(seam_backward) MHC_OP(leave_backward)
+
+#define MHC_OP(name) lib.impl(#name, torch::CppFunction::makeFromBoxedFunction<&mhc::name>());
+TORCH_LIBRARY_IMPL(mhc, CPU, lib) { MHC_OPS }
+#undef MHC_OP
+
+#define MHC_OP(name) lib.impl(#name, torch::CppFunction::makeFromBoxedFunction<&mhc::differentiate>());
+TORCH_LIBRARY_IMPL(mhc, AutogradCPU, lib) { MHC_OPS }

@@ -5,35 +5,59 @@
 
 namespace mhc {
 
-// phi [nC, m] as [m, n padded C], for products along the features.
-inline std::vector<float> turn(const Site& site, long channels) {
-  const long m = logits(site), stride = padded(channels);
-  std::vector<float> turned(m * N * stride);
-  for (int i = 0; i < N; ++i)
-    for (long c = 0; c < channels; ++c)
-      for (long k = 0; k < m; ++k)
-        turned[(k * N + i) * stride + c] = site.phi[(i * channels + c) * m + k];
+// phi [nC, m] as [m, n padded C], rows apart, for products along the features.
+inline Floats turn(const Site& site, long channels) {
+  const long m = logits(site), stride = padded(channels), apart_by = apart(N * stride);
+  Floats turned(m * apart_by);
+  for (long k = 0; k < m; ++k)
+    for (int i = 0; i < N; ++i) {
+      float* row = turned.data() + k * apart_by + i * stride;
+      for (long c = 0; c < stride; ++c) row[c] = c < channels ? site.phi[(i * channels + c) * m + k] : 0;
+    }
   return turned;
 }
 
-inline void add_up(float* out, const std::vector<Sums>& all, float* Sums::* which, long rows, long row, long stride) {
-  if (!out) return;
-  for (long k = 0; k < rows; ++k)
-    for (long c = 0; c < row; ++c) {
-      float sum = (all[0].*which)[k * stride + c];
-      for (size_t i = 1; i < all.size(); ++i) sum += (all[i].*which)[k * stride + c];
-      out[k * row + c] = sum;
-    }
+inline void add_up(float* out, const std::vector<Sums>& all, float* Sums::* which, long count) {
+  for (long c = 0; out && c < count; ++c) {
+    out[c] = (all[0].*which)[c];
+    for (size_t i = 1; i < all.size(); ++i) out[c] += (all[i].*which)[c];
+  }
 }
 
-inline void finish(const Call& call, const std::vector<Sums>& all, long width) {
+constexpr long STRIP = 64;  // features at a time
+
+// The gradient of phi [nC, m], of sums [m, n padded C], rows apart.
+inline void add_up_phi(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
+  struct Work {
+    const Call* call;
+    const std::vector<Sums>* all;
+    long parts;
+  } work{&call, &all, (call.channels + STRIP - 1) / STRIP};
+  parallel(N * work.parts, [](void* context, long begin, long end) {
+    const Work& w = *(const Work*)context;
+    const long channels = w.call->channels, stride = padded(channels), m = logits(w.call->site);
+    for (long part = begin; part < end; ++part) {
+      const long i = part / w.parts, at = part % w.parts * STRIP, count = std::min(STRIP, channels - at);
+      float* out = w.call->gradients.phi + (i * channels + at) * m;
+      for (long k = 0; k < m; ++k) {
+        float sums[STRIP];
+        const long place = k * apart(N * stride) + i * stride + at;
+        std::copy((*w.all)[0].phi + place, (*w.all)[0].phi + place + count, sums);
+        for (size_t each = 1; each < w.all->size(); ++each)
+          for (long c = 0; c < count; ++c) sums[c] += (*w.all)[each].phi[place + c];
+        for (long c = 0; c < count; ++c) out[c * m + k] = sums[c];
+      }
+    }
+  }, &work);
+}
+
+inline void finish(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
   const Gradients& g = call.gradients;
-  const long channels = call.channels;
-  add_up(g.phi, all, &Sums::phi, N * channels, logits(call.site), width);
-  add_up(g.weight, all, &Sums::weight, 1, channels, 0);
-  add_up(g.shift, all, &Sums::shift, 1, channels, 0);
-  add_up(g.offset, all, &Sums::offset, 1, channels, 0);
-  add_up(g.scale, all, &Sums::scale, 1, channels, 0);
+  if (g.phi) add_up_phi(call, all, parallel);
+  add_up(g.weight, all, &Sums::weight, call.channels);
+  add_up(g.shift, all, &Sums::shift, call.channels);
+  add_up(g.offset, all, &Sums::offset, call.channels);
+  add_up(g.scale, all, &Sums::scale, call.channels);
   for (int k = 0; g.alpha && k < 3 + logits(call.site); ++k) {
     float sum = 0;
     for (const Sums& each : all) sum += total(k < 3 ? each.alpha[k] : each.bias[k - 3]);
@@ -43,22 +67,23 @@ inline void finish(const Call& call, const std::vector<Sums>& all, long width) {
 
 // Run a function of (first token, end, sums) over slices of the tokens, and add up what it sums.
 template <class F>
-void over_slices(const Call& call, long width, Parallel parallel, const F& function) {
-  const long count = slices(call, width);
-  std::vector<Sums> all;
-  all.reserve(count);
-  for (long i = 0; i < count; ++i) all.emplace_back(call, width);
+void over_slices(const Call& call, Parallel parallel, const F& function) {
+  const long count = slices(call);
+  std::vector<Sums> all(count);
   struct Work {
-    long tokens, slices;
-    Sums* sums;
+    const Call* call;
+    std::vector<Sums>* all;
     const F* function;
-  } work{call.tokens, count, all.data(), &function};
+  } work{&call, &all, &function};
   parallel(count, [](void* context, long begin, long end) {
     const Work& w = *(const Work*)context;
-    for (long i = begin; i < end; ++i)
-      (*w.function)(w.tokens * i / w.slices, w.tokens * (i + 1) / w.slices, w.sums[i]);
+    const long tokens = w.call->tokens, slices = w.all->size();
+    for (long i = begin; i < end; ++i) {
+      (*w.all)[i].start(*w.call);
+      (*w.function)(tokens * i / slices, tokens * (i + 1) / slices, (*w.all)[i]);
+    }
   }, &work);
-  finish(call, all, width);
+  finish(call, all, parallel);
 }
 
 }  // namespace mhc

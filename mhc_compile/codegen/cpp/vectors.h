@@ -3,6 +3,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <utility>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+// Lambdas too: what they capture then stays in registers, and is not read again behind every store.
+#define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
 
 namespace mhc {
 
@@ -14,9 +24,42 @@ typedef uint16_t Halves __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(64)));
 typedef int64_t Longs __attribute__((vector_size(64)));
 
+constexpr long LINE = 64;  // bytes of a line of a cache
+
+// How far apart rows of so many floats lie: an odd number of lines, or rows would share a few sets of the first cache.
+constexpr long apart(long n) { return (n * 4 + LINE - 1) / LINE / 2 * 2 * (LINE / 4) + LINE / 4; }
+
+// Room for numbers, at the start of a line and not yet written.
+class Floats {
+ public:
+  explicit Floats(long n = 0) : to_(n ? (float*)::operator new(n * sizeof(float), std::align_val_t(LINE)) : nullptr) {}
+  ~Floats() { ::operator delete(to_, std::align_val_t(LINE)); }
+  Floats(Floats&& other) noexcept : to_(std::exchange(other.to_, nullptr)) {}
+  Floats& operator=(Floats&& other) noexcept {
+    std::swap(to_, other.to_);
+    return *this;
+  }
+
+  float* data() const { return to_; }
+
+ private:
+  float* to_;
+};
+
 struct BFloat16 {
   uint16_t bits;
 };
+
+// Run a function of 0, 1, ... COUNT - 1, each known to the compiler, so that arrays that it indexes stay in registers.
+template <class F, int... K>
+INLINE void each_of(std::integer_sequence<int, K...>, const F& function) {
+  (function(std::integral_constant<int, K>{}), ...);
+}
+
+template <int COUNT, class F>
+INLINE void each(const F& function) {
+  each_of(std::make_integer_sequence<int, COUNT>{}, function);
+}
 
 inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -76,20 +119,28 @@ inline Vec sigmoid(Vec z) {
   return sum.high > 1e38f ? Vec{} : found;
 }
 
-inline Vec wide(Halves h) { return (Vec)(__builtin_convertvector(h, Bits) << 16); }
+inline Vec wide(Halves h) {
+#ifdef __AVX2__
+  return (Vec)((Bits)_mm256_cvtepu16_epi32((__m128i)h) << 16);
+#else
+  return (Vec)(__builtin_convertvector(h, Bits) << 16);
+#endif
+}
 
 // The nearest bf16, ties to even.
 inline Halves narrow(Vec v) {
   const Bits bits = (Bits)v;
   Bits rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   rounded = v == v ? rounded : (Bits{} + 0x7FC0u);
+#ifdef __AVX2__
+  const __m256i pairs = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+#else
   return __builtin_convertvector(rounded, Halves);
+#endif
 }
 
 // -- rows in memory and what they are to compute with ------------------------------------------------------------------
-
-inline Vec rounded(Vec v, const float*) { return v; }
-inline Vec rounded(Vec v, const BFloat16*) { return wide(narrow(v)); }
 
 inline Vec read8(const float* p) { return load(p); }
 inline Vec read8(const BFloat16* p) {
@@ -97,33 +148,62 @@ inline Vec read8(const BFloat16* p) {
   std::memcpy(&h, p, sizeof h);
   return wide(h);
 }
-inline void write8(float* p, Vec v) { store(p, v); }
-inline void write8(BFloat16* p, Vec v) {
+
+// What is written is returned: rounded to the dtype.
+inline Vec write8(float* p, Vec v) {
+  store(p, v);
+  return v;
+}
+inline Vec write8(BFloat16* p, Vec v) {
   const Halves h = narrow(v);
   std::memcpy(p, &h, sizeof h);
+  return wide(h);
 }
 
-// Up to eight numbers; what is missing is 0.
+inline Vec rounded(Vec v, const float*) { return v; }
+inline Vec rounded(Vec v, const BFloat16*) { return wide(narrow(v)); }
+
+// How many numbers of a vector there are: all of them, or as many as a long says.
+struct Whole {};
+
+// Run a function of (c, numbers from c on) over vectors of a row; only the last may lack some.
+template <class F>
+INLINE void over_vectors(long count, const F& function) {
+  long c = 0;
+  for (; c + LANES <= count; c += LANES) function(c, Whole{});
+  if (c < count) function(c, count - c);
+}
+
+// What is missing is 0.
+inline Vec inside(Vec v, Whole) { return v; }
+inline Vec inside(Vec v, long count) {
+  for (int i = count; i < LANES; ++i) v[i] = 0;
+  return v;
+}
+
+template <class S>
+inline Vec read_some(const S* p, Whole) { return read8(p); }
 template <class S>
 inline Vec read_some(const S* p, long count) {
-  if (count >= LANES) return read8(p);
   S few[LANES] = {};
   std::memcpy(few, p, count * sizeof(S));
   return read8(few);
 }
 
 template <class S>
-inline void write_some(S* p, Vec v, long count) {
-  if (count >= LANES) return write8(p, v);
+inline Vec write_some(S* p, Vec v, Whole) { return write8(p, v); }
+template <class S>
+inline Vec write_some(S* p, Vec v, long count) {
   S few[LANES];
-  write8(few, v);
+  v = write8(few, v);
   std::memcpy(p, few, count * sizeof(S));
+  return v;
 }
 
 // n numbers as floats, zeros behind them up to whole vectors.
 template <class S>
 inline void widen(float* out, const S* in, long n) {
-  for (long c = 0; c < n; c += LANES) store(out + c, read_some(in + c, n - c));
+  over_vectors(n, [&](long c, auto left) { store(out + c, read_some(in + c, left)); });
 }
 
 }  // namespace mhc
