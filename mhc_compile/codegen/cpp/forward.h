@@ -10,13 +10,13 @@ namespace mhc {
 
 constexpr int BLOCK = 16;  // tokens; a multiple of TILE and of LANES
 
-// phi [nC, m] with its rows padded to whole vectors; phi itself where they are.
+// phi [nC, m] with its rows padded to eights; phi itself where they are.
 struct Table {
   long width;
   Floats copy;
   const float* rows;
 
-  Table(const Site& site, long channels) : width(padded(logits(site))), rows(site.phi) {
+  Table(const Site& site, long channels) : width(padded(logits(site), 8)), rows(site.phi) {
     const long m = logits(site);
     if (m == width) return;
     copy = Floats(N * channels * width);

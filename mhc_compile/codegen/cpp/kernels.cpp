@@ -28,7 +28,7 @@ inline void leave_backward(const Call& call, Parallel parallel) {
 }
 
 inline void arrive_backward(const Call& call, Parallel parallel) {
-  const long width = padded(logits(call.site));
+  const long width = padded(logits(call.site), 8);
   const Floats turned = turn(call.site, call.channels);
   over_slices(call, parallel, [&](long begin, long end, Sums& sums) {
     BackwardScratch scratch(call, width);

@@ -138,8 +138,8 @@ inline int gate(int k) { return k < N ? 0 : k < 2 * N ? 1 : 2; }
 
 inline Vec logit(const Site& site, int k, Vec y) { return y * site.alpha[gate(k)] + site.bias[k]; }
 
-// Turn the projections of up to eight tokens into their maps.
-//   projected: [8, width] sums x phi; squares: the sums of squares of each token's streams; first: of the tokens
+// Turn the projections of up to LANES tokens into their maps.
+//   projected: [LANES, width] sums x phi; squares: the sums of squares of each token's streams; first: of the tokens
 inline void maps(const Call& call, long first, int count, const float* projected, long width, const float* squares) {
   const Site& site = call.site;
   const Arrival& to = call.arrival;
@@ -164,7 +164,7 @@ inline void maps(const Call& call, long first, int count, const float* projected
 }
 
 // The gradients of the maps become those of the projections.
-//   dpre: [8, N]; dprojected: [8, width] gradient of x phi; shrink: what multiplies x in its own gradient;
+//   dpre: [8, N]; dprojected: [LANES, width] gradient of x phi; shrink: what multiplies x in its own gradient;
 //   dalpha, dbias: sums, a lane per token
 inline void maps_backward(const Call& call, long first, int count, const float* dpre, float* dprojected, long width,
                           float* shrink, Vec* dalpha, Vec* dbias, std::vector<Vec>& history) {

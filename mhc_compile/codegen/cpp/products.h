@@ -7,18 +7,8 @@
 
 namespace mhc {
 
-#ifdef __AVX512F__
-typedef float Wide __attribute__((vector_size(64)));
-inline Wide spread(float x) { return (Wide)_mm512_set1_ps(x); }
-inline Vec low(Wide v) { return (Vec)_mm512_castps512_ps256((__m512)v); }
-#else
-typedef Vec Wide;
-inline Wide spread(float x) { return all(x); }
-inline Vec low(Wide v) { return v; }
-#endif
-constexpr int WIDE = sizeof(Wide) / sizeof(float);
-constexpr int TILE = WIDE > LANES ? 8 : 4;  // rows of a tile: with three vectors of each they fill the registers
-constexpr int ACROSS = WIDE > LANES ? 2 : 3;         // vectors of a row of a tile
+constexpr int TILE = LANES > 8 ? 8 : 4;    // rows of a tile, and the vectors of a row: with what they are made of they
+constexpr int ACROSS = LANES > 8 ? 2 : 3;  // stay in registers
 
 template <class V>
 INLINE void get(V& v, const float* from) { std::memcpy(&v, from, sizeof v); }
@@ -30,7 +20,6 @@ struct Grid {
   const float* x;
   long along_rows, along_terms;
 
-  float at(long row, long k) const { return x[row * along_rows + k * along_terms]; }
   Grid from(long row) const { return {x + row * along_rows, along_rows, along_terms}; }
 };
 
@@ -62,34 +51,34 @@ class Ahead {
   long done_ = 0;
 };
 
-// out[row][:] += sum_k x[row][k] table[k][:], for the R rows of one tile that is `wides` wide vectors and `ends` others.
-template <int R, int WIDES, int ENDS>
+// out[row][:] += sum_k x[row][k] table[k][:], for the R rows of one tile: so many vectors, and eights behind them.
+template <int R, int VECS, int EIGHTS>
 inline void times_tile(float* out, long out_stride, const Grid& x, const float* table, long table_stride, long terms,
                        const char* ahead) {
-  constexpr int END = WIDES * WIDE;
-  Wide sums[R * WIDES + 1];
-  Vec ends[R * ENDS + 1];
+  constexpr int END = VECS * LANES;
+  Vec sums[R * VECS + 1];
+  Eight ends[R * EIGHTS + 1];
   each<R>([&](auto t) INLINED {
-    each<WIDES>([&](auto g) INLINED { get(sums[t * WIDES + g], out + t * out_stride + g * WIDE); });
-    each<ENDS>([&](auto g) INLINED { get(ends[t * ENDS + g], out + t * out_stride + END + g * LANES); });
+    each<VECS>([&](auto g) INLINED { get(sums[t * VECS + g], out + t * out_stride + g * LANES); });
+    each<EIGHTS>([&](auto g) INLINED { get(ends[t * EIGHTS + g], out + t * out_stride + END + g * 8); });
   });
   const float* at = x.x;
   for (long k = 0; k < terms; ++k) {
     if (ahead) __builtin_prefetch(ahead + k * LINE, 0, 2);
-    Wide row[WIDES + 1];
-    Vec end[ENDS + 1];
-    each<WIDES>([&](auto g) INLINED { get(row[g], table + k * table_stride + g * WIDE); });
-    each<ENDS>([&](auto g) INLINED { get(end[g], table + k * table_stride + END + g * LANES); });
+    Vec row[VECS + 1];
+    Eight end[EIGHTS + 1];
+    each<VECS>([&](auto g) INLINED { get(row[g], table + k * table_stride + g * LANES); });
+    each<EIGHTS>([&](auto g) INLINED { get(end[g], table + k * table_stride + END + g * 8); });
     each<R>([&](auto t) INLINED {
-      const Wide factor = spread(at[t * x.along_rows]);
-      each<WIDES>([&](auto g) INLINED { sums[t * WIDES + g] = sums[t * WIDES + g] + factor * row[g]; });
-      each<ENDS>([&](auto g) INLINED { ends[t * ENDS + g] = ends[t * ENDS + g] + low(factor) * end[g]; });
+      const Vec factor = all(at[t * x.along_rows]);
+      each<VECS>([&](auto g) INLINED { sums[t * VECS + g] = sums[t * VECS + g] + factor * row[g]; });
+      each<EIGHTS>([&](auto g) INLINED { ends[t * EIGHTS + g] = ends[t * EIGHTS + g] + low(factor) * end[g]; });
     });
     at += x.along_terms;
   }
   each<R>([&](auto t) INLINED {
-    each<WIDES>([&](auto g) INLINED { put(out + t * out_stride + g * WIDE, sums[t * WIDES + g]); });
-    each<ENDS>([&](auto g) INLINED { put(out + t * out_stride + END + g * LANES, ends[t * ENDS + g]); });
+    each<VECS>([&](auto g) INLINED { put(out + t * out_stride + g * LANES, sums[t * VECS + g]); });
+    each<EIGHTS>([&](auto g) INLINED { put(out + t * out_stride + END + g * 8, ends[t * EIGHTS + g]); });
   });
 }
 
@@ -97,18 +86,18 @@ template <int R>
 inline void times_rows(float* out, long out_stride, const Grid& x, const float* table, long table_stride, long terms,
                        long width, Ahead& ahead) {
   long at = 0;
-  const auto tile = [&](auto wides, auto ends) {
-    times_tile<R, wides(), ends()>(out + at, out_stride, x, table + at, table_stride, terms, ahead.lines(terms));
-    at += wides * WIDE + ends * LANES;
+  const auto tile = [&](auto vecs, auto eights) {
+    times_tile<R, vecs(), eights()>(out + at, out_stride, x, table + at, table_stride, terms, ahead.lines(terms));
+    at += vecs * LANES + eights * 8;
   };
   using std::integral_constant;
-  while (width - at >= ACROSS * WIDE) tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
-  while (width - at >= WIDE + LANES) tile(integral_constant<int, 1>{}, integral_constant<int, 1>{});
-  while (width - at >= WIDE) tile(integral_constant<int, 1>{}, integral_constant<int, 0>{});
+  while (width - at >= ACROSS * LANES) tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
+  while (width - at >= LANES + 8) tile(integral_constant<int, 1>{}, integral_constant<int, 1>{});
+  while (width - at >= LANES) tile(integral_constant<int, 1>{}, integral_constant<int, 0>{});
   if (width - at) tile(integral_constant<int, 0>{}, integral_constant<int, 1>{});
 }
 
-// out [rows, width] += x [rows, terms] table [terms, width]; the width is a multiple of LANES
+// out [rows, width] += x [rows, terms] table [terms, width]; the width is a multiple of eight
 inline void times(float* out, long out_stride, const Grid& x, const float* table, long table_stride, long rows,
                   long terms, long width, Ahead& ahead) {
   long t = 0;

@@ -109,7 +109,7 @@ inline void read(float* out, const Old& streams, const float* pre, long count) {
   });
 }
 
-// Sums over C of terms (c, left) in an order of their own: eight lanes, PART features at a time.
+// Sums over C of terms (c, left) in an order of their own: lane by lane, PART features at a time.
 template <class F>
 inline float over_features(long channels, const F& term) {
   Vec sum = {};

@@ -1,4 +1,5 @@
-// Eight floats at a time, in the vector extensions of GCC and Clang: AVX, NEON or scalar code, as the machine has it.
+// Sixteen floats at a time where there is AVX-512, else eight, in the vector extensions of GCC and Clang: AVX, NEON or
+// scalar code, as the machine has it.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,15 @@
 
 namespace mhc {
 
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
 constexpr int LANES = 8;
-typedef float Vec __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-typedef uint32_t Bits __attribute__((vector_size(32)));
-typedef uint16_t Halves __attribute__((vector_size(16)));
+#endif
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef float Eight __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(64)));
 typedef int64_t Longs __attribute__((vector_size(64)));
 
@@ -61,7 +66,7 @@ INLINE void each(const F& function) {
   each_of(std::make_integer_sequence<int, COUNT>{}, function);
 }
 
-inline long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
+inline long padded(long n, long lanes = LANES) { return (n + lanes - 1) / lanes * lanes; }
 
 inline Vec load(const float* p) {
   Vec v;
@@ -71,18 +76,28 @@ inline Vec load(const float* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
-inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
-
 // The sum of the lanes, always in the same order.
-inline float total(Vec v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+inline float total(Eight v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+#ifdef __AVX512F__
+inline Vec all(float x) { return (Vec)_mm512_set1_ps(x); }
+inline Eight low(Vec v) { return (Eight)_mm512_castps512_ps256((__m512)v); }
+inline Eight high(Vec v) { return (Eight)_mm512_extractf64x4_pd((__m512d)v, 1); }
+inline Vec both(Eight low, Eight high) {
+  return (Vec)_mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)low), (__m256d)high, 1);
+}
+inline float total(Vec v) { return total(low(v) + high(v)); }
+#else
+inline Vec all(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+inline Eight low(Vec v) { return v; }
+#endif
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 // e^x, by a polynomial in double precision, rounded once.
-inline Vec exponential(Vec x) {
-  const Vec low = all(-110.0f), high = all(90.0f);
-  Vec at = x < low ? low : x;
-  at = at > high ? high : at;
+inline Eight exponential(Eight x) {
+  Eight at = x < -110.0f ? Eight{} - 110.0f : x;
+  at = at > 90.0f ? Eight{} + 90.0f : at;
   const Doubles wide = __builtin_convertvector(at, Doubles), shift = Doubles{} + 6755399441055744.0;  // 1.5 * 2^52
   const Doubles turns = wide * 1.4426950408889634 + shift;  // rounds to an integer, in the low bits
   const Doubles rest = wide - (turns - shift) * 0.6931471805599453;
@@ -90,8 +105,12 @@ inline Vec exponential(Vec x) {
   constexpr double factors[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0};
   for (const double factor : factors) p = p * rest + factor;
   p = p * (Doubles)(((Longs)turns + 1023) << 52);
-  return x == x ? __builtin_convertvector(p, Vec) : x;
+  return x == x ? __builtin_convertvector(p, Eight) : x;
 }
+
+#ifdef __AVX512F__
+inline Vec exponential(Vec x) { return both(exponential(low(x)), exponential(high(x))); }
+#endif
 
 // A sum and what its additions rounded away.
 struct Sum {
@@ -120,7 +139,9 @@ inline Vec sigmoid(Vec z) {
 }
 
 inline Vec wide(Halves h) {
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+  return (Vec)((Bits)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#elif defined(__AVX2__)
   return (Vec)((Bits)_mm256_cvtepu16_epi32((__m128i)h) << 16);
 #else
   return (Vec)(__builtin_convertvector(h, Bits) << 16);
@@ -132,7 +153,9 @@ inline Halves narrow(Vec v) {
   const Bits bits = (Bits)v;
   Bits rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   rounded = v == v ? rounded : (Bits{} + 0x7FC0u);
-#ifdef __AVX2__
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)rounded);
+#elif defined(__AVX2__)
   const __m256i pairs = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);
   return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
 #else
@@ -142,19 +165,19 @@ inline Halves narrow(Vec v) {
 
 // -- rows in memory and what they are to compute with ------------------------------------------------------------------
 
-inline Vec read8(const float* p) { return load(p); }
-inline Vec read8(const BFloat16* p) {
+inline Vec read_whole(const float* p) { return load(p); }
+inline Vec read_whole(const BFloat16* p) {
   Halves h;
   std::memcpy(&h, p, sizeof h);
   return wide(h);
 }
 
 // What is written is returned: rounded to the dtype.
-inline Vec write8(float* p, Vec v) {
+inline Vec write_whole(float* p, Vec v) {
   store(p, v);
   return v;
 }
-inline Vec write8(BFloat16* p, Vec v) {
+inline Vec write_whole(BFloat16* p, Vec v) {
   const Halves h = narrow(v);
   std::memcpy(p, &h, sizeof h);
   return wide(h);
@@ -182,20 +205,20 @@ inline Vec inside(Vec v, long count) {
 }
 
 template <class S>
-inline Vec read_some(const S* p, Whole) { return read8(p); }
+inline Vec read_some(const S* p, Whole) { return read_whole(p); }
 template <class S>
 inline Vec read_some(const S* p, long count) {
   S few[LANES] = {};
   std::memcpy(few, p, count * sizeof(S));
-  return read8(few);
+  return read_whole(few);
 }
 
 template <class S>
-inline Vec write_some(S* p, Vec v, Whole) { return write8(p, v); }
+inline Vec write_some(S* p, Vec v, Whole) { return write_whole(p, v); }
 template <class S>
 inline Vec write_some(S* p, Vec v, long count) {
   S few[LANES];
-  v = write8(few, v);
+  v = write_whole(few, v);
   std::memcpy(p, few, count * sizeof(S));
   return v;
 }
