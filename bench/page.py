@@ -213,6 +213,24 @@ def _gpu(result: Result) -> str:
     return table(("site", "forward", "forward + backward", "why not"), cells)
 
 
+def seams() -> str:
+    """Return the table of `bench.kernels --device cpu`."""
+    return _each("seams-*.json", _seams)
+
+
+def _seams(result: Result) -> str:
+    parts = ("forward", "backward")
+    rows = [
+        (
+            f"C = {row['channels']}, {row['dtype']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
+            *(_seconds(row[name]["median"]) for name in ("copy", *parts)),
+            *(f"{row[name]['ratio']:.1f}" for name in parts),
+        )
+        for row in result["rows"]
+    ]
+    return table(("", "a copy", *parts, *(f"{name} / copy" for name in parts)), rows)
+
+
 def zoo() -> str:
     """Return how many architectures of each library pass."""
     return _each("zoo.json", _zoo)
@@ -268,6 +286,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "memory": memory,
     "passes": passes,
     "sites on GPUs": gpu,
+    "seams on CPUs": seams,
     "zoo": zoo,
     "versions": versions,
 }

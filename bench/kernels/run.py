@@ -1,4 +1,7 @@
-"""The command line of `python -m bench.kernels`: steps one after the other, saved as they come."""
+"""The command line of `python -m bench.kernels`: steps one after the other, saved as they come.
+
+With `--device cpu` a seam in C++ is timed against one copy of its streams, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.common import RESULTS, place, save
-from bench.kernels import budgets, report, tune
+from bench.kernels import budgets, cpu, report, tune
 from bench.kernels.correctness import checks
 from bench.kernels.peers import CONTENDERS, TRIED, probe
 from bench.kernels.support import work
@@ -27,6 +30,7 @@ from bench.kernels.timing.sites import Shape
 from mhc_compile.cli import measure
 from mhc_compile.codegen import Spec
 
+CPU = "cpu"
 LIBRARIES = ("liger-kernel", "tile-kernels", "tilelang", "megatron-core", "hyper-connections")
 
 
@@ -70,9 +74,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     if unknown := set(args.steps) - set(STEPS):
         parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
     if args.dry_run:
-        args.device, args.jobs, args.rounds = "cpu", 1, min(args.rounds, 2)
-    elif not args.budgets and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --dry-run does without")
+        args.device, args.jobs, args.rounds = CPU, 1, min(args.rounds, 2)
+    elif not args.budgets and args.device != CPU and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --dry-run does without, and --device cpu times the kernels in C++")
     args.folder = args.folder or (Path(tempfile.mkdtemp(prefix="mhc-kernels-")) if args.dry_run else RESULTS)
     return args
 
@@ -80,6 +84,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the steps, saving after each; print the tables last."""
     args = parsed(argv)
+    if args.device == CPU and not args.dry_run and not args.budgets:
+        cpu.main(args)
+        return
     budgets.show(report.show)
     if args.budgets:
         return
