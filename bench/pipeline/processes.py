@@ -18,11 +18,13 @@ from torch.distributed.pipelining import schedules
 from torch.multiprocessing.spawn import spawn
 
 import mhc_compile as mhc
+from bench.pipeline.messages import Messages
 from bench.pipeline.model import Model, cut, data, loss
 from bench.pipeline.tables import table
 
 Spans = list[tuple[str, int, int, float, float]]  # kind, stage, microbatch, start and end within a step
-CONTENDERS = ("plain", "mhc")
+PLAIN, LATE = "plain", "mhc, not overlapped"
+CONTENDERS = (PLAIN, "mhc", LATE)
 WARMUP, PINGS = 2, 20
 
 
@@ -55,7 +57,7 @@ class Timed(pipelining.PipelineStage):
 
 
 def measured(schedule: str, ranks: int, args: Namespace) -> list[dict[str, Any]]:
-    """Return what each process noted: seconds and spans of every contender's steps, and seconds of messages."""
+    """Return what each process noted: seconds, spans and waiting of each contender's steps, and seconds of messages."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_process, (schedule, ranks, args, folder), nprocs=ranks)
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(ranks)]
@@ -66,18 +68,20 @@ def _process(rank: int, schedule: str, ranks: int, args: Namespace, folder: str)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks)
     steps = {name: _pipeline(name, schedule, rank, ranks, args) for name in CONTENDERS}
     noted: dict[str, Any] = {name: [] for name in CONTENDERS}
+    messages = Messages()
     for number in range(WARMUP + args.rounds):
         for name, step in steps.items():
             Timed.spans.clear()
             dist.barrier()
-            start = time.perf_counter()
-            step()
-            end = time.perf_counter()
+            with messages.of_a_step(late=name == LATE):
+                start = time.perf_counter()
+                step()
+                end = time.perf_counter()
             spans = [(kind, stage, mb, a - start, b - start) for kind, stage, mb, a, b in Timed.spans]
             if number >= WARMUP:
-                noted[name].append({"seconds": end - start, "spans": spans})
+                noted[name].append({"seconds": end - start, "spans": spans, "waited": messages.waited})
     each = args.batch * args.length * args.width
-    noted["message"] = {"plain": _ping(rank, each), "mhc": _ping(rank, each * args.streams)}
+    noted["message"] = {name: _ping(rank, each * (1 if name == PLAIN else args.streams)) for name in CONTENDERS}
     torch.save(noted, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -87,14 +91,14 @@ def _pipeline(name: str, schedule: str, rank: int, ranks: int, args: Namespace) 
     plan = table(schedule, ranks, args.microbatches)
     x, target = data(args)
     model = Model(args.width, args.layers)
-    if name == "mhc":
+    if name != PLAIN:
         mhc.upgrade(model, (x[: args.batch],), config=mhc.Config(streams=args.streams), verify=False)
     parts = {i: cut(model, i, plan.stages) for i in range(plan.stages) if plan.rank_of(i) == rank}
-    if name == "mhc":
+    if name != PLAIN:
         mhc.connect_stages(parts, plan.stages)
     torch._functorch.config.donated_buffer = False  # for both: a zero bubble runs a backward twice
     for part in parts.values():
-        part.compile(backend="mhc" if name == "mhc" else "inductor")
+        part.compile(backend="inductor" if name == PLAIN else "mhc")
     stages = [Timed(part, i, plan.stages, torch.device("cpu")) for i, part in parts.items()]
     kind: Any = schedules.get_schedule_class(schedule)
     single = issubclass(kind, schedules.PipelineScheduleSingle)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.common import save, show
 from bench.pipeline import gantt, plan
-from bench.pipeline.processes import CONTENDERS, measured
+from bench.pipeline.processes import CONTENDERS, PLAIN, measured
 from bench.pipeline.simulate import Costs, simulate
 from bench.pipeline.tables import Table, Work, table
 
@@ -50,8 +50,8 @@ def _row(name: str, steps: Table, noted: list[Row]) -> Row:
     """Put together what all processes noted of a contender."""
     rounds = range(len(noted[0][name]))
     seconds = [max(each[name][r]["seconds"] for each in noted) for r in rounds]
-    plain = [max(each["plain"][r]["seconds"] for each in noted) for r in rounds]
-    costs = _costs(name, noted)
+    plain = [max(each[PLAIN][r]["seconds"] for each in noted) for r in rounds]
+    costs = _costs(name, steps, noted)
     silent, predicted = simulate(steps, Costs(costs.seconds)), simulate(steps, costs)
     median = statistics.median(seconds)
     ratios = [a / b for a, b in zip(seconds, plain, strict=True)]
@@ -73,19 +73,29 @@ def _row(name: str, steps: Table, noted: list[Row]) -> Row:
     }
 
 
-def _costs(name: str, noted: list[Row]) -> Costs:
-    """Return what each stage's work took in the median, and a message while nobody computes."""
+def _costs(name: str, steps: Table, noted: list[Row]) -> Costs:
+    """Return what each stage's work took in the median, and a message while nobody computes.
+
+    What a process did in a step beside computing and waiting, such as torch's bookkeeping, is shared out to its work.
+    """
     samples: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for each in noted:
         for step in each[name]:
             for kind, stage, _, start, end in step["spans"]:
                 samples[kind, stage].append(end - start)
     medians = {key: statistics.median(values) for key, values in samples.items()}
+    beside = [statistics.median(map(_beside, each[name])) / len(steps.ranks[rank]) for rank, each in enumerate(noted)]
 
     def seconds(work: Work) -> float:
-        return medians["backward" if len(work.kinds) > 1 else work.kinds[0], work.stage]
+        kind = "backward" if len(work.kinds) > 1 else work.kinds[0]
+        return medians[kind, work.stage] + beside[steps.rank_of(work.stage)]
 
     return Costs(seconds, noted[0]["message"][name])
+
+
+def _beside(step: Row) -> float:
+    computed = sum(end - start for *_, start, end in step["spans"])
+    return float(step["seconds"] - computed - step["waited"])
 
 
 def _messages(steps: Table) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import torch.distributed as dist
 from hypothesis import given, settings
+from torch.distributed.pipelining import schedules
 
 from bench.pipeline import plan
+from bench.pipeline.messages import Messages
 from bench.pipeline.simulate import Costs, simulate
 from bench.pipeline.tables import Table, Work, table
 
@@ -89,3 +95,30 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert simulate(steps, costs).seconds / simulate(steps, Costs(costs.seconds)).seconds == pytest.approx(
         1.01, abs=2e-4
     )
+
+
+def test_late_messages_are_received_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only once somebody waits; what is sent begins at once. Waiting is timed."""
+    begun: list[int] = []
+
+    def receive(number: int, **_: object) -> SimpleNamespace:
+        begun.append(number)
+        return SimpleNamespace(wait=lambda: time.sleep(0.01))
+
+    def asked(number: int) -> list[Any]:
+        return [SimpleNamespace(op=dist.irecv, tensor=number, group=None, tag=0, group_peer=0)]
+
+    monkeypatch.setattr(dist, "irecv", receive)
+    messages = Messages()
+    with messages.of_a_step(late=True):
+        one, two, three = (schedules._batch_p2p(asked(i)) for i in range(3))
+        assert begun == []
+        schedules._wait_batch_p2p(two)
+        assert begun == [0, 1]
+        schedules._wait_batch_p2p([*one, *three])
+    assert begun == [0, 1, 2]
+    assert messages.waited >= 0.03
+    with messages.of_a_step(late=False):
+        schedules._batch_p2p(asked(3))
+    assert begun == [0, 1, 2, 3]
+    assert messages.waited == 0

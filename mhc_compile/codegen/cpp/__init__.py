@@ -4,9 +4,9 @@ Fields of a Spec that a GPU must know while it compiles are arguments here: a CP
 whoever trains waits for one compilation of seconds, not for one per site. So all sites of a model share one file.
 
 call.h      what ops hand to kernels: plain pointers, so that kernels need nothing of torch's
-vectors.h   eight floats at a time, in the vector extensions of GCC and Clang
+vectors.h   eight or sixteen floats at a time, in the vector extensions of GCC and Clang
 maps.h      logits to H_pre, H_post and H_res and back, a lane per token
-products.h  the three products with phi, tile by tile in registers
+products.h  the three products with phi, tile by tile in registers, and memory fetched ahead meanwhile
 rows.h      a token's streams: what writes make of them, what a branch reads, and its norm
 forward.h, backward.h, sums.h, kernels.cpp      blocks of tokens; sums over tokens; the kernels
 arguments.h, ops.cpp                            the ops as torch's dispatcher calls them

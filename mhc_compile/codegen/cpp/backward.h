@@ -12,7 +12,8 @@ constexpr long SLICE = 128;                 // tokens, at least
 constexpr long MOST_SLICED = 16L << 20;     // floats, of all slices together
 constexpr long KEPT = 64L << 10;            // floats of a block's streams, that they stay in the second cache
 
-// Sums over the tokens of a slice; a pointer is null for what nobody asks for. That of phi is [m, n padded C], rows apart.
+// Sums over the tokens of a slice; a pointer is null for what nobody asks for. That of phi is [m, n padded C], rows
+// apart.
 struct Sums {
   Floats held;
   float *phi, *weight, *shift, *offset, *scale;
@@ -40,7 +41,8 @@ inline long slices(const Call& call) {
   return std::max(1L, std::min({call.tokens / SLICE, 64L, most}));
 }
 
-// What a block of tokens needs: old and new streams [BLOCK][N][padded C], tokens apart, du, the gradient of the streams, and so on.
+// What a block of tokens needs: old and new streams [BLOCK][N][padded C], tokens apart, du, the gradient of the streams,
+// and so on.
 struct BackwardScratch {
   long stride, token;  // padded C; from one token's streams to the next
   int block;    // tokens at a time
@@ -169,7 +171,8 @@ inline void unmix(const float* g, const float* old, long stride, long count, Vec
 // The gradient of streams that nothing was written to.
 inline void pass_on(const Call& call, long token, const float* g, long at, long count) {
   S* dx[N];
-  for (int i = 0; i < N; ++i) dx[i] = row(call.gradients.x, call.streams.equal ? token : token * N + i, call.channels) + at;
+  for (int i = 0; i < N; ++i)
+    dx[i] = row(call.gradients.x, call.streams.equal ? token : token * N + i, call.channels) + at;
   over_vectors(count, [&](long c, auto left) INLINED {
     Vec sum = {};
     each<N>([&](auto i) INLINED {

@@ -30,12 +30,15 @@ struct Table {
 
 // The streams of tokens that come next, and what is written to them.
 inline void next_streams(Ahead& ahead, const Call& call, long first, int tokens) {
-  const long rows = call.streams.equal ? 1 : N, bytes = tokens * call.channels * sizeof(S);
-  ahead.add(row(call.streams.x, first * rows, call.channels), rows * bytes);
-  if (call.written) ahead.add((const char*)call.written->f + first * call.channels * sizeof(S), bytes);
+  const long rows = call.streams.equal ? 1 : N;
+  ahead.add(row(call.streams.x, first * rows, call.channels), rows * tokens * call.channels * sizeof(S));
+  if (!call.written) return;
+  const long token = call.channels * (call.written->type == FLOAT ? sizeof(float) : sizeof(BFloat16));
+  ahead.add((const char*)call.written->f + first * token, tokens * token);
 }
 
-// Streams of a block of tokens, features [at, at + count), as floats [BLOCK][N][CHUNK], TOKEN apart; new ones go to memory as well.
+// Streams of a block of tokens, features [at, at + count), as floats [BLOCK][N][CHUNK], TOKEN apart; new ones go to
+// memory as well.
 inline void block_of_streams(const Call& call, long first, int tokens, long at, long count, float* out,
                              float* squares) {
   const long channels = call.channels;

@@ -1,4 +1,5 @@
-// The three products with phi, tile by tile in registers. Each sum runs over its terms in one order, whatever is beside it.
+// The three products with phi, tile by tile in registers. Each sum runs over its terms in one order, whatever is
+// beside it.
 #pragma once
 
 #include <type_traits>

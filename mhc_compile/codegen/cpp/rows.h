@@ -34,8 +34,8 @@ inline Vec branch(const Written& w, long token, long channels, long at, Left lef
   return w.scale ? f * read_some(w.scale + at, left) : f;
 }
 
-// What a token's streams become, features [at, at + count): `old(j, c, left)` are those of stream j, `take(i, c, left, v)`
-// gets the new ones of stream i, not yet rounded; c counts from `at`.
+// What a token's streams become, features [at, at + count): `old(j, c, left)` are those of stream j, and
+// `take(i, c, left, v)` gets the new ones of stream i, not yet rounded; c counts from `at`.
 template <class Old, class Take>
 INLINE void write(const Written& w, long token, long channels, long at, long count, const Old& old, const Take& take) {
   float res[SQUARE], post[N];  // copies, which no store can change
@@ -86,7 +86,9 @@ struct InScratch {
 // Streams of a token as floats; those of a block are replayed from its head.
 inline void streams_of(const InScratch& to, const Streams& from, long token, long channels, long at, long count) {
   const InMemory head(from.x, from.equal, token, channels, at, count);
-  each<N>([&](auto j) INLINED { over_vectors(count, [&](long c, auto left) INLINED { to(j, c, left, head(j, c, left)); }); });
+  each<N>([&](auto j) INLINED {
+    over_vectors(count, [&](long c, auto left) INLINED { to(j, c, left, head(j, c, left)); });
+  });
   for (int k = 0; k < from.writes; ++k) write(from.history[k], token, channels, at, count, to, to);
 }
 
@@ -160,7 +162,8 @@ inline void norm_backward(const Call& call, long token, const float* u, float* d
     const Vec v = read_some(g + c, left);
     return site.weight ? v * read_some(site.weight + c, left) : v;
   };
-  const float along = over_features(channels, [&](long c, auto left) INLINED { return dhat(c, left) * hat(c); }) / channels;
+  const auto product = [&](long c, auto left) INLINED { return dhat(c, left) * hat(c); };
+  const float along = over_features(channels, product) / channels;
   const float level = site.norm == LAYER ? over_features(channels, dhat) / channels : 0;
   over_vectors(channels, [&](long c, auto left) INLINED {
     const Vec h = hat(c), up = read_some(g + c, left);
