@@ -104,17 +104,18 @@ inline void arrive_block(const Call& call, const Table& phi, long first, int tok
   if (call.arrival.u) read_block(call, first, tokens, s);
 }
 
-// Run a function of (first token, number of tokens) over blocks.
+// Run a function of (begin, end) over parts of [0, count).
+template <class F>
+void in_parallel(Parallel parallel, long count, const F& function) {
+  const auto body = [](void* context, long begin, long end) { (*static_cast<const F*>(context))(begin, end); };
+  parallel(count, body, const_cast<F*>(&function));
+}
+
+// Run a function of (first token, end) over blocks.
 template <class F>
 void over_blocks(long tokens, Parallel parallel, const F& function) {
-  struct Work {
-    long tokens;
-    const F* function;
-  } work{tokens, &function};
-  parallel((tokens + BLOCK - 1) / BLOCK, [](void* context, long begin, long end) {
-    const Work& w = *(const Work*)context;
-    (*w.function)(begin * BLOCK, std::min(end * BLOCK, w.tokens));
-  }, &work);
+  in_parallel(parallel, (tokens + BLOCK - 1) / BLOCK,
+              [&](long begin, long end) { function(begin * BLOCK, std::min(end * BLOCK, tokens)); });
 }
 
 inline void arrive(const Call& call, Parallel parallel) {

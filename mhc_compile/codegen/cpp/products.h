@@ -28,7 +28,7 @@ struct Grid {
 class Ahead {
  public:
   void add(const void* from, long bytes) {
-    if (from && count_ < MOST) ranges_[count_++] = {(const char*)from, bytes};
+    if (from && count_ < RANGES) ranges_[count_++] = {(const char*)from, bytes};
   }
 
   // Where the next so many lines begin; null if all are under way.
@@ -43,11 +43,11 @@ class Ahead {
   }
 
  private:
-  static constexpr int MOST = 4;
+  static constexpr int RANGES = 4;
   struct Range {
     const char* from;
     long bytes;
-  } ranges_[MOST];
+  } ranges_[RANGES];
   int count_ = 0, at_ = 0;
   long done_ = 0;
 };

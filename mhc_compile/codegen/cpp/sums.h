@@ -28,27 +28,25 @@ constexpr long STRIP = 64;  // features at a time
 
 // The gradient of phi [nC, m], of sums [m, n padded C], rows apart.
 inline void add_up_phi(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
-  struct Work {
-    const Call* call;
-    const std::vector<Sums>* all;
-    long parts;
-  } work{&call, &all, (call.channels + STRIP - 1) / STRIP};
-  parallel(N * work.parts, [](void* context, long begin, long end) {
-    const Work& w = *(const Work*)context;
-    const long channels = w.call->channels, stride = padded(channels), m = logits(w.call->site);
-    for (long part = begin; part < end; ++part) {
-      const long i = part / w.parts, at = part % w.parts * STRIP, count = std::min(STRIP, channels - at);
-      float* out = w.call->gradients.phi + (i * channels + at) * m;
-      for (long k = 0; k < m; ++k) {
-        float sums[STRIP];
-        const long place = k * apart(N * stride) + i * stride + at;
-        std::copy((*w.all)[0].phi + place, (*w.all)[0].phi + place + count, sums);
-        for (size_t each = 1; each < w.all->size(); ++each)
-          for (long c = 0; c < count; ++c) sums[c] += (*w.all)[each].phi[place + c];
-        for (long c = 0; c < count; ++c) out[c * m + k] = sums[c];
-      }
+  const long channels = call.channels, stride = padded(channels), m = logits(call.site);
+  const long strips = (channels + STRIP - 1) / STRIP;
+  const auto add_up_strip = [&](long i, long at, long count) {
+    float* out = call.gradients.phi + (i * channels + at) * m;
+    for (long k = 0; k < m; ++k) {
+      float sums[STRIP];
+      const long place = k * apart(N * stride) + i * stride + at;
+      std::copy(all[0].phi + place, all[0].phi + place + count, sums);
+      for (size_t each = 1; each < all.size(); ++each)
+        for (long c = 0; c < count; ++c) sums[c] += all[each].phi[place + c];
+      for (long c = 0; c < count; ++c) out[c * m + k] = sums[c];
     }
-  }, &work);
+  };
+  in_parallel(parallel, N * strips, [&](long begin, long end) {
+    for (long strip = begin; strip < end; ++strip) {
+      const long at = strip % strips * STRIP;
+      add_up_strip(strip / strips, at, std::min(STRIP, channels - at));
+    }
+  });
 }
 
 inline void finish(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
@@ -70,19 +68,12 @@ template <class F>
 void over_slices(const Call& call, Parallel parallel, const F& function) {
   const long count = slices(call);
   std::vector<Sums> all(count);
-  struct Work {
-    const Call* call;
-    std::vector<Sums>* all;
-    const F* function;
-  } work{&call, &all, &function};
-  parallel(count, [](void* context, long begin, long end) {
-    const Work& w = *(const Work*)context;
-    const long tokens = w.call->tokens, slices = w.all->size();
+  in_parallel(parallel, count, [&](long begin, long end) {
     for (long i = begin; i < end; ++i) {
-      (*w.all)[i].start(*w.call);
-      (*w.function)(tokens * i / slices, tokens * (i + 1) / slices, (*w.all)[i]);
+      all[i].start(call);
+      function(call.tokens * i / count, call.tokens * (i + 1) / count, all[i]);
     }
-  }, &work);
+  });
   finish(call, all, parallel);
 }
 
