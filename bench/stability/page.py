@@ -45,7 +45,7 @@ def every(path: Path = PATH) -> str:
         gains = [f"{max(look[way] for look in record['looks']):.4g}" if way in last else "" for way in heads[5:7]]
         told = [f"{value:.4g}" for value in (record["loss"][-1], verdicts.final(record), max(record["norm"]))]
         row = str(trial.seed), *told, *gains, f"{record['step_seconds']:.3f}"
-        alike.setdefault(f"{trial.name}, lr {trial.lr:g}", []).append(row)
+        alike.setdefault(trial.but_seed, []).append(row)
     columns = {name: zip(*some, strict=True) for name, some in alike.items()}
     rows = [(name, *(", ".join(filter(None, each)) for each in found)) for name, found in columns.items()]
     return table(heads, rows) if rows else NOTHING

@@ -67,9 +67,14 @@ class Trial:
         return ", ".join(words)
 
     @property
+    def but_seed(self) -> str:
+        """Return a text that trials share which differ in their seed only."""
+        return f"{self.name}, lr {self.lr:g}"
+
+    @property
     def key(self) -> str:
         """Return a text that no other trial has."""
-        return f"{self.name}, lr {self.lr:g}, seed {self.seed}"
+        return f"{self.but_seed}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""

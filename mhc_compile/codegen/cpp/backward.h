@@ -96,8 +96,6 @@ inline void streams_gradient(const Call& call, const float* turned, long first, 
         continue;
       }
       const S* above = row(call.upstream.x, (first + t) * N + i, call.channels) + at;
-      if (at + count < call.channels)  // the next chunk, which the hardware does not expect
-        for (long c = 0; c < count; c += 64 / long(sizeof(S))) __builtin_prefetch(above + count + c);
       over_vectors(count, [&](long c, auto left) INLINED { store(g + c, own(c) + read_some(above + c, left)); });
     }
   }
