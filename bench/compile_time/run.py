@@ -1,8 +1,8 @@
 """Compile time: the same Llama under plain torch.compile, mhc and, if asked, other libraries, in fresh processes.
 
-Each case runs twice with one cache directory: the first process finds it empty (cold), the second
-full (warm). `whole` compiles the model at once; `blocks` compiles its identical layers one by one,
-where the code of the first should serve them all.
+Each case runs twice with one cache directory: the first process finds it empty (cold), the second full (warm).
+Contenders take turns, and medians over the rounds count. `whole` compiles the model at once; `blocks` compiles its
+identical layers one by one, where the code of the first should serve them all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.compile_time", description=__doc__)
     parser.add_argument("--cases", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--contenders", nargs="*", default=["plain", "mhc"], help="plain first; %(default)s")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--device", default="cpu")
@@ -44,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(work(given["case"], given["name"], Setup(**given["setup"]))))
         return
 
-    rows = []
+    runs = []
     for case in args.cases:
         layers, hidden = SHAPES[case]
         setup = Setup(hidden, layers, batch=2, length=args.length, streams=args.streams, device=args.device)
-        for name in args.contenders:
+        for name in args.contenders * args.rounds:
             with tempfile.TemporaryDirectory() as folder:
-                rows += [process(case, name, folder, setup) | {"caches": caches} for caches in ("cold", "warm")]
+                runs += [process(case, name, folder, setup) | {"caches": caches} for caches in ("cold", "warm")]
+    rows = medians(runs)
     plain = {(r["case"], r["caches"]): r["compile_seconds"] for r in rows if r["name"] == "plain"}
     lines = []
     for row in rows:
@@ -70,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(title, ("", "compile", "ratio", "upgrade", "graphs"), lines)
     arguments = {k: v for k, v in vars(args).items() if k != "worker"}
     save("compile_time", args.device, arguments, rows)
+
+
+def medians(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the run of each case that compiled in the median time, with the times of all its rounds."""
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        alike.setdefault((run["case"], run["name"], run["caches"]), []).append(run)
+    found = []
+    for rounds in alike.values():
+        seconds = [run["compile_seconds"] for run in rounds]
+        found.append(rounds[seconds.index(statistics.median_low(seconds))] | {"rounds_seconds": seconds})
+    return found
 
 
 def process(case: str, name: str, folder: str, setup: Setup) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mhc_compile.backend.lineage import OF_FSDP, OF_MODULES, before_hooks, is_first, mark
 from mhc_compile.capture.frames import saving_is_hooked
+from mhc_compile.capture.graphs import copies
 from mhc_compile.errors import CarryError
 from mhc_compile.model.sites import Flow, SiteModule, holder
-from mhc_compile.ops import reference
 
 _ATTRIBUTE = "_mhc_streams"
 _REMEDY = (
@@ -43,15 +43,16 @@ class Port(NamedTuple):
 
     def name(self, inputs: Sequence[Any]) -> str:
         """Return the name of the site in its model."""
-        site = self._holder(inputs)
+        site = self.holder(inputs)
         return site.path if site is not None else self.site
 
     def flow(self, inputs: Sequence[Any]) -> Flow:
         """Return how the plan lets streams flow through the site."""
-        site = self._holder(inputs)
+        site = self.holder(inputs)
         return site.flow if site is not None else Flow()
 
-    def _holder(self, inputs: Sequence[Any]) -> SiteModule | None:
+    def holder(self, inputs: Sequence[Any]) -> SiteModule | None:
+        """Return the site itself, where it is known."""
         return holder(inputs[self.phi]) if self.phi is not None else None
 
 
@@ -237,11 +238,14 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
 
 
 def _taken(inputs: Sequence[Any], port: Port, n: int | None) -> Tensor:
-    """Return the streams that an input carries; where all before was left out, as by LayerDrop, they start here."""
-    tensor = inputs[port.tensor]
-    if n is not None and carried_from(tensor) is None and is_first(tensor, port.flow(inputs), port.axis):
-        return reference.expand(tensor.movedim(port.axis, -1), n)
-    return take_streams(tensor, port.name(inputs), n)
+    """Return the streams that an input carries, or start them: the plan says so, or LayerDrop left out all before."""
+    tensor, site, name, flow = inputs[port.tensor], port.holder(inputs), port.name(inputs), port.flow(inputs)
+    starts = site is not None and site.entry
+    if starts:
+        refuse_streams(tensor, name, flow)
+    if n is not None and (starts or (carried_from(tensor) is None and is_first(tensor, flow, port.axis))):
+        return copies(tensor, n, port.axis)
+    return take_streams(tensor, name, n)
 
 
 def _counting(tensor: Tensor) -> Tensor:

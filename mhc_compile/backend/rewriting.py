@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from mhc_compile.backend import kernels
 from mhc_compile.backend.carry import Port
 from mhc_compile.backend.planned import Planned
-from mhc_compile.capture.frames import frame_break, traced_with
+from mhc_compile.capture.frames import frame_break, serve_alike, traced_with
 from mhc_compile.capture.graphs import copy_graph, describe_streams
 from mhc_compile.capture.owners import Stack
 from mhc_compile.config import Config, current_function
@@ -128,6 +128,10 @@ def rewrite_graph(
 
 
 def _finished(made: fx.GraphModule, widened: Widened, config: Config) -> Rewritten:
+    inputs = made.graph.find_nodes(op="placeholder")
+    for phi in (each.phi for each in widened.takes if each.shared):
+        if phi is not None:
+            serve_alike(inputs[phi], "entry")
     return Rewritten(
         gm=made,
         examples=_examples(made, widened.takes, config.streams),

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
-from torch._dynamo.source import GetItemSource, LocalSource
+from torch._dynamo.source import AttrSource, GetItemSource, LocalSource, is_from_source
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import Source
 
@@ -41,6 +41,21 @@ def serve_only(root: nn.Module) -> None:
     assert found is not None
     assert found[0] is root  # what frame_root returned
     install_guard(found[1].make_guard(GuardBuilder.ID_MATCH))
+
+
+def serve_alike(held: fx.Node, attribute: str) -> None:
+    """Let the code that is being compiled serve modules that differ in an attribute which the forward has read.
+
+    Args:
+        held: a graph input that the module holds.
+        attribute: its name.
+    """
+    guards = InstructionTranslator.current_tx().output.guards
+    source = held.meta["grapharg"].source
+    for guard in list(guards):
+        read = guard.originating_source
+        if isinstance(read, AttrSource) and read.member == attribute and is_from_source(source, read.base):
+            guards.remove_guards_with_source(read)
 
 
 def _root_and_source() -> tuple[nn.Module, Source] | None:

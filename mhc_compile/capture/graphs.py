@@ -61,6 +61,10 @@ def describe_streams(streams: fx.Node, carrier: fx.Node, n: int, axis: int) -> T
         raise CaptureError(f"graph input {carrier.name} has no example value")
     if hasattr(carrier, "_dynamo_source"):
         streams._dynamo_source = AttrSource(carrier._dynamo_source, "_mhc_streams")
-    last = example.movedim(axis, -1)
-    made = last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous().detach()
-    return made.requires_grad_(example.requires_grad)
+    return copies(example, n, axis).detach().requires_grad_(example.requires_grad)
+
+
+def copies(x: Tensor, n: int, axis: int) -> Tensor:
+    """Return streams `[..., n, C]` that are copies of x, whose features lie on `axis`."""
+    last = x.movedim(axis, -1)
+    return last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous()

@@ -247,6 +247,7 @@ class PlacedSite:
         predecessor: index of the site whose streams continue here, or None where they enter this graph.
         lifts: nodes between start and carrier, in order, applied to every stream.
         carried: True where the streams come from another graph.
+        shared: True where it shows at each run whether they come or start: equal layers share the graph.
         inflow: the graph input that the carrier is a token-wise function of, if any.
         region: index of the region within the graph.
         readers: for the start and each lift, who reads it for the branch.
@@ -260,6 +261,7 @@ class PlacedSite:
     predecessor: int | None
     lifts: tuple[fx.Node, ...]
     carried: bool
+    shared: bool
     inflow: fx.Node | None
     region: int
     readers: Mapping[fx.Node, list[fx.Node]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -114,6 +115,7 @@ def _chain(
     """Let each site continue the streams of the site before it, where they reach it; return those without a place."""
     index = {residual.total: i for i, residual in enumerate(chosen)}
     apart = _inside_others(chosen, flow)
+    fed = Counter(flow.comes_from.get(residual.carrier) for residual in chosen)
     sites: list[PlacedSite] = []
     stuck: list[Residual] = []
     regions = 0
@@ -124,7 +126,8 @@ def _chain(
         predecessor = index.get(found) if found is not None else None
         if predecessor is not None and not _continues(sites[predecessor], residual, binding, request.config):
             predecessor = None
-        carried = predecessor is None and _is_carried(residual, binding, sites, request)
+        shared = predecessor is None and fed[inflow] == 1 and _is_shared(residual, binding, inflow, flow, request)
+        carried = shared or (predecessor is None and _is_carried(residual, binding, sites, request))
         start, region = residual.reads, regions
         if predecessor is not None:
             start, region = sites[predecessor].residual.total, sites[predecessor].region
@@ -143,6 +146,7 @@ def _chain(
             predecessor=predecessor,
             lifts=lifts,
             carried=carried,
+            shared=shared,
             inflow=inflow,
             region=region,
             readers=readers,
@@ -187,6 +191,18 @@ def _is_carried(residual: Residual, binding: Binding | None, before: list[Placed
     same = (site.binding for site in before if site.residual.call.model == residual.call.model)
     known = (each.known for each in same if each is not None)
     return any(each is not None and each.region == binding.known.region for each in known)
+
+
+def _is_shared(
+    residual: Residual, binding: Binding | None, inflow: fx.Node | None, flow: Flow, request: Request
+) -> bool:
+    """Tell whether this graph serves both layers with which streams start and layers to which they come.
+
+    It does in a part of a model, if nothing stands between the site and the input that brings the streams.
+    """
+    if binding is None or binding.known is None or request.whole or not request.carries:
+        return False
+    return inflow is not None and residual.reads is inflow and not flow.lifts(inflow, residual.carrier)
 
 
 def _carried_in(residual: Residual, binding: Binding | None, inflow: fx.Node | None) -> fx.Node:

@@ -17,6 +17,7 @@ class Crossing(NamedTuple):
         phi: index of the input that holds the site's phi; None where it is made of one, by a transform of torch.func.
         axis: the feature axis of the tensor, negative.
         lifted: True where an op that is not linear stands between the site and the tensor.
+        shared: True where the streams may also start here: at each run, the site whose phi is given tells.
     """
 
     tensor: int
@@ -24,6 +25,7 @@ class Crossing(NamedTuple):
     phi: int | None
     axis: int
     lifted: bool = False
+    shared: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

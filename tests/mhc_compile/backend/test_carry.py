@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mhc_compile.backend.carry import Port, attach_streams, connect_graphs, take_streams
+from mhc_compile.config import Config
 from mhc_compile.errors import CarryError
+from mhc_compile.model.plan_text import PlanText
+from mhc_compile.model.sites import Flow, SiteModule
+from mhc_compile.model.start_values import Place
 
 
 def carrier(grad: bool = True) -> tuple[Tensor, Tensor]:
@@ -197,6 +201,36 @@ def test_connect_names_the_site_that_misses_its_streams() -> None:
     x, scale = torch.randn(3), torch.randn(3)
     with pytest.raises(CarryError, match=r"site 'layers\.2\.mlp' continues"):
         connect_graphs(second, [Port(1, "layers.2.mlp", 0)], [])(scale, x)
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_connect_starts_streams_where_the_site_that_runs_does(axis: int) -> None:
+    """Equal layers share code, and the phi that is given tells which of them runs."""
+
+    def code(phi: Tensor, x: Tensor, streams: Tensor) -> Sequence[Tensor]:
+        return x, streams * torch.arange(1.0, 4.0).unsqueeze(-1)
+
+    def site(entry: bool) -> SiteModule:
+        made = SiteModule("layers.0.mlp", "mlp", Place(0, 2), 5, Config(streams=3), entry=entry)
+        made.flow = Flow(plan, starts=entry)
+        return made
+
+    plan, run = PlanText("{}"), connect_graphs(code, [Port(1, "mlp", 0, axis)], [Port(0, "mlp", 0, axis)], n=3)
+    start, later = site(entry=True), site(entry=False)
+    x = torch.randn(2, 4, 5).movedim(-1, axis).requires_grad_()
+    (out,) = run(start.phi, x * 1)
+    streams, last = take_streams(out, "mlp", 3), x.movedim(axis, -1)
+    torch.testing.assert_close(streams, torch.stack([last, 2 * last, 3 * last], -2))
+    upstream = torch.randn(2, 4, 3, 5)
+    (found,) = torch.autograd.grad(streams, x, upstream)
+    expected = upstream[..., 0, :] + 2 * upstream[..., 1, :] + 3 * upstream[..., 2, :]
+    torch.testing.assert_close(found.movedim(axis, -1), expected)
+    (further,) = run(later.phi, out)
+    torch.testing.assert_close(take_streams(further, "mlp")[..., 2, :], 9 * last)
+    with pytest.raises(CarryError, match=r"site 'layers\.0\.mlp' starts streams, but its input carries those"):
+        run(start.phi, out)
+    with torch.no_grad(), pytest.raises(CarryError, match="its input has none"):
+        run(later.phi, x * 1)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from mhc_compile.capture.frames import clean_errors, frame_root, serve_only
+from mhc_compile.capture.frames import clean_errors, frame_root, serve_alike, serve_only, traced_with
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.model_run import run_captured
 from mhc_compile.capture.owners import Stack
@@ -141,6 +141,38 @@ def test_serve_only(kept: bool) -> None:
         for _ in range(2):
             torch.compile(model, backend=backend)(inputs())
     assert compilations == (2 if kept else 1)
+
+
+@pytest.mark.parametrize(
+    ("alike", "compiled"),
+    [((), "a1 b1 a2"), (("kind",), "a1 a2"), (("kind", "number"), "a1")],
+    ids=["none", "one", "both"],
+)
+def test_serve_alike(alike: tuple[str, ...], compiled: str) -> None:
+    """Modules share code although they differ in what it does not depend on; in what it does, they do not."""
+
+    class Scaled(nn.Module):
+        def __init__(self, kind: str, number: str) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.kind, self.number = kind, number
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight if self.kind + self.number else x
+
+    found: list[str] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        root: Any = frame_root()
+        found.append(root.kind + root.number)
+        (held,) = (each for each in gm.graph.find_nodes(op="placeholder") if traced_with(each) is root.weight)
+        for name in alike:
+            serve_alike(held, name)
+        return gm.forward
+
+    for kind, number in ("a1", "b1", "a2"):
+        torch.compile(Scaled(kind, number), backend=backend)(torch.ones(3))
+    assert " ".join(found) == compiled
 
 
 def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:

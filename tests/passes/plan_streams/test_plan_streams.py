@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import mhc_compile as mhc
 from mhc_compile.errors import PlanMismatchError, SiteNotFoundError
 from mhc_compile.passes import ANALYSIS
+from mhc_compile.passes.base import Known, Plan
 from mhc_compile.passes.graph import optable
 from mhc_compile.passes.runner import run
 from tests.nets import small
@@ -239,3 +241,42 @@ def test_streams_that_should_come_from_elsewhere_must_have_a_way_in() -> None:
     gm = marked(graph(Layer(step), tokens()), entry=False)
     with pytest.raises(PlanMismatchError, match="'mlp' were planned to come from the site before it"):
         run(ANALYSIS, gm, planned())
+
+
+def shared(step: Any, **asked: Any) -> list[bool]:
+    """Of each site of a layer, whether its graph serves layers with which streams start and others alike."""
+    gm = marked(graph(Layer(step), tokens()))
+    order = [*gm.graph.find_nodes(op="placeholder")]
+    request = dataclasses.replace(planned(), carries=True, known=lambda phi: Known(phi.name, 0, order.index(phi)))
+    sites = run(ANALYSIS, gm, dataclasses.replace(request, **asked))[Plan].sites
+    assert all(site.carried for site in sites if site.shared)
+    return [site.shared for site in sites]
+
+
+def test_a_graph_serves_all_layers_if_nothing_stands_in_front_of_its_first_site() -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.proj(x)
+        return x + self.mlp(x)
+
+    assert shared(step) == [True, False]
+    assert shared(step, whole=True) == [False, False]
+    assert shared(step, carries=False) == [False, False]
+    assert shared(step, known=lambda phi: None) == [False, False]
+
+
+def test_a_graph_serves_no_others_if_its_streams_start_behind_an_op() -> None:
+    def lifted(self: Any, x: Tensor) -> Tensor:
+        x = 2 * x
+        return x + self.mlp(x)
+
+    def made(self: Any, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return x + self.mlp(x)
+
+    def twice(self: Any, x: Tensor) -> Tensor:
+        one, two = x + self.mlp(x), x + self.proj(x)
+        return one * two
+
+    assert shared(lifted) == [False]
+    assert shared(made) == [False]
+    assert shared(twice) == [False, False]
