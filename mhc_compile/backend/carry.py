@@ -14,6 +14,7 @@ from mhc_compile.capture.frames import saving_is_hooked
 from mhc_compile.capture.graphs import copies
 from mhc_compile.errors import CarryError
 from mhc_compile.model.sites import Flow, SiteModule, holder
+from mhc_compile.passes.graph.layouts.sharded import gathering, held, placements_of
 
 _ATTRIBUTE = "_mhc_streams"
 _REMEDY = (
@@ -114,31 +115,31 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, streams: Tensor, tensor: Tensor, carrier: Tensor | None, axis: int) -> Tensor:
-        ctx.axis, ctx.by_carrier = axis, carrier is not None
+        ctx.axis, ctx.by_carrier, ctx.gather = axis, carrier is not None, gathering(tensor)
         return streams.view_as(streams)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         total = gradient.sum(-2, dtype=torch.promote_types(gradient.dtype, torch.float32))
-        seen = total.type_as(gradient).movedim(-1, ctx.axis)
+        part = total.type_as(gradient)
+        seen = ctx.gather(part.movedim(-1, ctx.axis))
         if ctx.by_carrier:
             return gradient, seen, -seen, None
-        rest = gradient - (seen.movedim(ctx.axis, -1) / gradient.shape[-2]).unsqueeze(-2)
-        return rest, seen, None, None
+        return gradient - (part / gradient.shape[-2]).unsqueeze(-2), seen, None, None
 
 
 class _WithZeros(torch.autograd.Function):
-    """Returns the streams; its backward sends zeros to the tensor, since FSDP2's hooks wait for its gradient."""
+    """Returns the streams; its backward sends zeros to the tensor, since somebody waits for its gradient."""
 
     @staticmethod
     def forward(ctx: Any, streams: Tensor, tensor: Tensor) -> Tensor:
-        ctx.like = tensor.shape, tensor.dtype, tensor.device
+        ctx.like, ctx.gather = (held(tensor).shape, tensor.dtype, tensor.device), gathering(tensor)
         return streams.view_as(streams)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         shape, dtype, device = ctx.like
-        return gradient, torch.zeros(shape, dtype=dtype, device=device)
+        return gradient, ctx.gather(torch.zeros(shape, dtype=dtype, device=device))
 
 
 _with_gradient: Callable[..., Tensor] = _WithGradient.apply  # torch leaves them untyped
@@ -169,7 +170,8 @@ def _observed(streams: Tensor, tensor: Tensor, carrier: Tensor, carried: _Carrie
             )
         return _with_gradient(streams, tensor, None, carried.axis)
     if tensor is carrier:
-        return _with_zeros(streams, tensor) if tensor._backward_hooks else streams
+        awaited = tensor._backward_hooks or placements_of(tensor)  # AOTAutograd has no zeros for DTensors
+        return _with_zeros(streams, tensor) if awaited else streams
     node: Any = tensor.grad_fn
     by_modules = _watched(tensor)
     while not by_modules and node is not None and node.name() in (OF_FSDP, OF_MODULES):

@@ -176,7 +176,7 @@ def _request(config: Config, planned: Planned) -> Request:
 
 def _known(phi: fx.Node) -> Known | None:
     site = holder(traced_with(phi))
-    return Known(site.path, site.region, site.place.k) if site is not None else None
+    return Known(site.path, site.region, site.place.k, site.sums_gradients) if site is not None else None
 
 
 def _ports(crossings: Sequence[Crossing]) -> list[Port]:

@@ -9,6 +9,7 @@ from torch._dynamo.source import AttrSource
 from mhc_compile.errors import CaptureError
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.effects import transforms
+from mhc_compile.passes.graph.layouts import sharded
 from mhc_compile.passes.graph.walk import value
 
 
@@ -65,6 +66,6 @@ def describe_streams(streams: fx.Node, carrier: fx.Node, n: int, axis: int) -> T
 
 
 def copies(x: Tensor, n: int, axis: int) -> Tensor:
-    """Return streams `[..., n, C]` that are copies of x, whose features lie on `axis`."""
-    last = x.movedim(axis, -1)
+    """Return streams `[..., n, C]` that are copies of x, whose features lie on `axis`; of this process's part of it."""
+    last = sharded.held(x).movedim(axis, -1)
     return last.unsqueeze(-2).expand(*last.shape[:-1], n, last.shape[-1]).contiguous()

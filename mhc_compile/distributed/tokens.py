@@ -17,7 +17,8 @@ def sum_gradients(model: nn.Module, group: Any) -> None:
 
     Coefficients are per token, so streams that are sharded over the sequence need no communication forward; but each
     process finds the gradients of its own tokens only. Where streams are whole on every process, as in tensor parallel
-    without sequence parallel, gradients are whole as well, and this is not to be called. Call it once, before training
+    without sequence parallel, gradients are whole as well, and this is not to be called. Where the residual stream is a
+    DTensor, the compiled graph sums these gradients itself, unless this was called. Call it once, before the first step
     and behind `shard_sites`.
 
     Args:
@@ -40,12 +41,16 @@ def sum_gradients(model: nn.Module, group: Any) -> None:
         return total
 
     sharded: Any = next(iter(sites), None)
-    if hasattr(sharded, "set_all_reduce_hook"):  # all sites are one group of FSDP2's
+    in_one_group = hasattr(sharded, "set_all_reduce_hook")  # of FSDP2's
+    late = None if in_one_group else next((site for site in sites if site.is_sharded), None)
+    if late is not None:
+        raise ShardedParametersError(f"the parameters of site {late.path!r} are sharded with their layer")
+    for site in sites:
+        site.sums_gradients = True
+    if in_one_group:
         sharded.set_all_reduce_hook(add_up)
         return
     for site in sites:
-        if site.is_sharded:
-            raise ShardedParametersError(f"the parameters of site {site.path!r} are sharded with their layer")
         keeps_hooks(site)
         for parameter in site.parameters():
             parameter.register_hook(summed)

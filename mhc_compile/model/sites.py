@@ -81,6 +81,7 @@ class SiteModule(nn.Module):
     spot = ""  # of modules that an older release has pickled
     region = 0
     has_head = False
+    sums_gradients = False  # over processes that have other tokens, by hooks
 
     def __init__(
         self,
@@ -126,8 +127,7 @@ class SiteModule(nn.Module):
 
         Compiled code is guarded by `spec`, since equal layers share it.
         """
-        build = config.chosen_build()
-        self.config = config
+        self.config, build = config, config.chosen_build()
         self.spec = json.dumps({**config.function(), **({"build": build} if build else {})}, sort_keys=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

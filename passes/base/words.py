@@ -146,11 +146,13 @@ class Known:
         name: in the model; the graph's may be shorter, where a part of the model is compiled alone.
         region: index of its region.
         k: position in the region.
+        summed: True where something else sums its gradients over processes that have other tokens.
     """
 
     name: str
     region: int
     k: int
+    summed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx
 
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.canonicalize import fused_sums, spellings, twins
+from mhc_compile.passes.canonicalize import fused_sums, sharded_sums, spellings, twins
 from mhc_compile.passes.canonicalize.overwriting import Overwriting
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.graph.facts import GraphFacts
@@ -45,6 +45,7 @@ class Canonicalize:
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
+                sharded_sums.take_apart(node, facts)
             elif overwrites:
                 overwriting.respell(node)
         twins.merge(GraphFacts(gm))

@@ -29,6 +29,7 @@ from mhc_compile.passes.base import (
 from mhc_compile.passes.bind_sites import Bindings
 from mhc_compile.passes.graph import checkpoints
 from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.layouts import sharded
 from mhc_compile.passes.graph.walk import between, elements, value
 from mhc_compile.passes.plan_streams.binding import bind
 from mhc_compile.passes.plan_streams.flow import Flow
@@ -226,6 +227,9 @@ def _facts(residual: Residual, region: int, predecessor: int | None, carried: bo
     if tensor.device.type in request.devices:
         kind = tensor.device.type
         unfit = limits.why_not(config.streams, config.connection, config.projection, tensor.dtype, kind)
+        lying = sharded.lies(residual.carrier)
+        if lying is not None and any(each.is_shard(tensor.dim() + residual.axis) for each in lying.parts):
+            unfit = "features are sharded over processes"
     return SiteFacts(
         name=residual.name,
         region=region,

@@ -6,6 +6,7 @@ from torch import fx
 
 from mhc_compile.passes.graph import optable, views
 from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.layouts import sharded
 from mhc_compile.passes.graph.walk import between, value
 
 
@@ -37,13 +38,17 @@ class Flow:
 
     def _common(self, node: fx.Node) -> fx.Node | None:
         """Return the one sum, else the one graph input, behind the node's inputs."""
-        sources = {self.comes_from[arg] for arg in node.all_input_nodes if arg in self.comes_from}
+        sources = {self.comes_from[arg] for arg in sharded.reads(node) if arg in self.comes_from}
         sums = {source for source in sources if source in self._axes}
         chosen = sums or sources
         return next(iter(chosen)) if len(chosen) == 1 else None
 
     def _fits(self, node: fx.Node, source: fx.Node, axis: int) -> bool:
         """Tell whether the node can be computed stream by stream, along features on `axis`."""
+        if node.target in sharded.SAME:
+            return True
+        if optable.name(node) in optable.REDUCE | optable.NORM and _has_parts_of_features(node, axis):
+            return False
         made, first = value(node), value(source)
         inputs = [arg for arg in node.all_input_nodes if self.comes_from.get(arg) is source]
         given = [tensor for arg in inputs if (tensor := value(arg)) is not None]
@@ -77,3 +82,9 @@ class Flow:
                 found.add(node)
                 stack += node.all_input_nodes
         return tuple(sorted(found, key=self.order.__getitem__))
+
+
+def _has_parts_of_features(node: fx.Node, axis: int) -> bool:
+    """Tell whether each process computes some of a tensor's features only."""
+    tensor, lying = value(node), sharded.placements(node) or ()
+    return tensor is not None and any(each.is_shard(tensor.dim() + axis) for each in lying)

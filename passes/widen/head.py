@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 from mhc_compile.config import Config
-from mhc_compile.ops import signatures
-from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, MapOptions, Read, position
+from mhc_compile.ops.signatures import CoefficientsResult, MapOptions, Read, position
 from mhc_compile.passes.base import Parameters
 from mhc_compile.passes.graph import ir
 from mhc_compile.passes.graph.walk import value
@@ -19,7 +19,9 @@ from mhc_compile.passes.widen.emitter import Emitter
 _OPS = torch.ops.mhc
 
 
-def read_by_head(emit: Emitter, at: fx.Node, x: Any, head: Parameters, config: Config) -> Any:
+def read_by_head(
+    emit: Emitter, at: fx.Node, x: Any, head: Parameters, config: Config, coefficients: Callable[..., Any]
+) -> Any:
     """Read streams by a head's weights.
 
     After:
@@ -33,17 +35,14 @@ def read_by_head(emit: Emitter, at: fx.Node, x: Any, head: Parameters, config: C
         x: the streams.
         head: the inputs that hold the head's parameters.
         config: with which the site was made.
+        coefficients: emits them, for a place, streams, parameters and how they are made.
 
     Returns:
         The node of what is read. Where kernels are, fuse-seams makes one op of the last write, this and a norm behind.
     """
     n = config.streams
-    phi, alpha, delta, base = (
-        _padded(emit, at, node, width) for node, width in zip(vars(head).values(), (n, 2, n, n), strict=True)
-    )
-    maps = MapOptions.of(config)._replace(projection="identity")
-    given = Coefficients(x, signatures.Parameters(phi, alpha, delta, base), maps)
-    made = emit.op(at, _OPS.coefficients.default, *ir.args(given))
+    padded = [_padded(emit, at, node, width) for node, width in zip(vars(head).values(), (n, 2, n, n), strict=True)]
+    made = coefficients(at, x, padded, MapOptions.of(config)._replace(projection="identity"))
     pre = emit.op(at, operator.getitem, made, position(CoefficientsResult, "h_pre"))
     return emit.op(at, _OPS.read.default, *ir.args(Read(x, pre, n)))
 

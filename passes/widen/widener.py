@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -22,12 +23,15 @@ from mhc_compile.ops.signatures import (
     position,
 )
 from mhc_compile.passes.base import Binding, PlacedSite, Plan, Request, Results
-from mhc_compile.passes.graph import ir, layouts, optable, views
+from mhc_compile.passes.graph import ir, optable, views
 from mhc_compile.passes.graph.facts import GraphFacts
+from mhc_compile.passes.graph.layouts import sharded
 from mhc_compile.passes.graph.walk import operands, value
 from mhc_compile.passes.widen.emitter import Emitter
 from mhc_compile.passes.widen.head import read_by_head
 from mhc_compile.passes.widen.layouts import settle
+from mhc_compile.passes.widen.places import early_lifts, moved_nodes, turned_regions
+from mhc_compile.passes.widen.processes import Processes
 from mhc_compile.passes.widen.widened import Crossing, Widened
 
 _OPS = torch.ops.mhc
@@ -47,10 +51,11 @@ class Widener:
         self.regions: defaultdict[int, dict[fx.Node, fx.Node]] = defaultdict(dict)
         self.inflow: dict[fx.Node, fx.Node] = {}  # a graph input -> the input with its streams
         self.sums: dict[fx.Node, PlacedSite] = {}
-        self.early = self._early()
-        self.moved = self._moved()
+        self.processes = {site.residual.total: Processes.of(site) for site in self.plan.sites}
+        self.early = early_lifts(self.plan, self.order)
+        self.moved = moved_nodes(self.plan, self.order)
         self.overwritten = facts.overwritten
-        self.turned = self._turned()
+        self.turned = turned_regions(self.plan)
         self.turned_reads: list[fx.Node] = []
 
     @property
@@ -66,35 +71,6 @@ class Widener:
     def streams(self) -> dict[fx.Node, Any]:
         """Map nodes of the plain graph to their streams in the site's region; where one ends, another may start."""
         return self.regions[self.site.region]
-
-    def _early(self) -> dict[tuple[int, fx.Node], fx.Node]:
-        """Return where to do lifts whose site stands in front of them, by the region and the lift."""
-        early: dict[tuple[int, fx.Node], fx.Node] = {}
-        for site in self.plan.sites:
-            behind = site.place.behind
-            for node in site.lifts:
-                first = early.get((site.region, node), node)
-                if self.order[behind] < self.order[first]:
-                    early[site.region, node] = behind
-        return early
-
-    def _moved(self) -> dict[fx.Node, fx.Node]:
-        """Return what must stand in front of its site, and the first of the places that ask for it."""
-        moved: dict[fx.Node, fx.Node] = {}
-        for place in (site.place for site in self.plan.sites):
-            for node in place.moved:
-                if self.order[place.behind] < self.order[moved.get(node, node)]:
-                    moved[node] = place.behind
-        return moved
-
-    def _turned(self) -> set[int]:
-        """Return the regions whose features, in the plain model, do not lie last in memory everywhere."""
-        turned: set[int] = set()
-        for site in self.plan.sites:
-            held = (value(node) for node in (site.start, *site.lifts, site.residual.total))
-            if not all(tensor is None or layouts.lies_last(tensor, site.residual.axis) for tensor in held):
-                turned.add(site.region)
-        return turned
 
     def run(self) -> Widened:
         """Rewrite site by site, then serve the other readers and clean up."""
@@ -137,23 +113,31 @@ class Widener:
         for node in site.lifts:
             self._lift(node)
         bound: Any = _bound(site).parameters
-        parameters = signatures.Parameters(bound.phi, bound.alpha, bound.delta, bound.base)
         late = vars(bound).values()  # no inputs but nodes, where a transform of torch.func wraps parameters
         at, x = max((site.place.behind, *late), key=self.order.__getitem__), self.streams[residual.carrier]
-        given = ir.args(Coefficients(x, parameters, MapOptions.of(config)))
-        made = self.emit.op(at, _OPS.coefficients.default, *given)
+        made = self._coefficients(at, x, vars(bound).values(), MapOptions.of(config))
         pre, post, res = (
             self.emit.op(at, operator.getitem, made, position(CoefficientsResult, name))
             for name in ("h_pre", "h_post", "h_res")
         )
         for node, readers in site.readers.items():
-            users = [user for user in readers if node in user.all_input_nodes]  # another site may have been first
+            users = [user for user in readers if node in sharded.reads(user)]  # another site may have been first
             if users:
                 read = ir.args(Read(self.streams[node], pre, self.n))
                 u = self._from_streams(at, node, self.emit.op(at, _OPS.read.default, *read))
             for user in users:
-                user.replace_input_with(node, u)
+                sharded.redirect(user, node, u)
         return post, res
+
+    def _coefficients(self, at: fx.Node, x: Any, parameters: Iterable[fx.Node], maps: MapOptions) -> Any:
+        """Emit coefficients of the site's streams."""
+        given, processes = list[Any](parameters), self.processes[self.site.residual.total]
+        if processes is not None:
+            given = [*processes.parameters(self.emit, at, given)]
+        made = Coefficients(x, signatures.Parameters(*given), maps)
+        if processes is not None and processes.have_features:
+            return processes.coefficients(self.emit, at, made)
+        return self.emit.op(at, _OPS.coefficients.default, *ir.args(made))
 
     def _write(self, post: Any, res: Any) -> None:
         """Add the branch's output to the streams, in the dtype that the plain sum had."""
@@ -190,13 +174,18 @@ class Widener:
         """Apply an op to every stream: other operands get a stream axis to broadcast over, and their features last."""
         if node in self.streams:
             return
+        if node.target in sharded.SAME:
+            self.streams[node] = self.streams[node.all_input_nodes[0]]
+            return
         axis, at = self.site.residual.axis, self.early.get((self.site.region, node), node)
+        processes = self.processes[self.site.residual.total]
 
         def operand(arg: fx.Node) -> fx.Node:
             tensor = value(arg)
             if arg in self.streams or tensor is None or tensor.dim() == 0:
                 found: fx.Node = self.streams.get(arg, arg)
                 return found
+            arg = processes.operand(self.emit, at, arg) if processes is not None else arg
             if axis != -1:
                 ends = (axis, -1) if tensor.dim() >= -axis else None
                 arg = (
@@ -251,7 +240,7 @@ class Widener:
         """Read the site's streams out: by its head, else as their mean."""
         head = _bound(self.site).head
         if head is not None:
-            return read_by_head(self.emit, at, x, head, self.config)
+            return read_by_head(self.emit, at, x, head, self.config, self._coefficients)
         return self.emit.op(at, _OPS.readout.default, *ir.args(Readout(x, self.n)))
 
     def _behind_the_write(self, total: fx.Node) -> fx.Node:
@@ -265,7 +254,7 @@ class Widener:
         self.streams[node] = streams
         plain = value(node)
         if plain is not None:
-            last = plain.detach().movedim(self.site.residual.axis, -1)
+            last = sharded.held(plain.detach()).movedim(self.site.residual.axis, -1)
             streams.meta["example_value"] = last.unsqueeze(-2).expand(*last.shape[:-1], self.n, last.shape[-1])
 
     def _from_streams(self, at: fx.Node, like: fx.Node, x: fx.Node) -> fx.Node:

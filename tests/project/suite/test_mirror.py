@@ -17,6 +17,7 @@ ELSEWHERE: dict[str, str] = {
     "passes/fuse_seams/fuser.py": "tests/passes/fuse_seams/test_fuse_seams.py",
     "passes/graph/ir.py": "tests/passes/fuse_seams/test_fuse_seams.py",
     "passes/inline.py": "tests/mhc_compile/api/test_export.py",
+    "passes/widen/places.py": "tests/passes/widen/test_widen.py",
     "passes/widen/widened.py": "tests/passes/widen/test_widen.py",
     "passes/widen/widener.py": "tests/passes/widen/test_widen.py",
     "mhc_compile/__main__.py": "tests/mhc_compile/cli/test_cli.py",

@@ -1,0 +1,180 @@
+"""The residual stream is a DTensor: two processes equal one, with mHC parameters away from their start."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mhc_compile as mhc
+from tests.end_to_end.distributed.llama import Layer, Llama, PostLayer, lay, pulled
+from tests.end_to_end.distributed.ranks import RANKS, on_ranks
+from tests.nets.small import gradient_error, perturb
+
+dist: Any = torch.distributed
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+    pytest.mark.xdist_group("processes"),
+]
+Tensors = dict[str, Tensor]
+
+
+def upgraded(layer: Any = Layer, **options: Any) -> Llama:
+    torch.manual_seed(0)
+    model = Llama(layer)
+    mhc.upgrade(model, (torch.zeros(2, 8, dtype=torch.long),), config=mhc.Config(**options), verify=False)
+    perturb(model)
+    return model
+
+
+def placement(text: str) -> Any:
+    from torch.distributed.tensor import Replicate, Shard
+
+    return {"replicated": Replicate(), "batch": Shard(0), "tokens": Shard(1), "features": Shard(2)}[text]
+
+
+def apart(rank: int, stream: str, layer: Any, how: dict[str, Any], **options: Any) -> Tensors:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch._dynamo.reset()
+    model = upgraded(layer, **options)
+    lay(model, init_device_mesh("cpu", (RANKS,)), placement(stream))
+    return pulled(model, **how)
+
+
+@functools.cache
+def together(layer: Any = Layer, length: int = 8, **options: Any) -> Tensors:
+    """What one process finds for the whole."""
+    return pulled(upgraded(layer, **options), length)
+
+
+def agree(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    assert gradient_error([found[name] for name in expected], list(expected.values())) < 3e-5
+
+
+CASES: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
+    "tokens": ("tokens", Layer, {}, {}),
+    "tokens, an odd number": ("tokens", Layer, {"length": 7}, {}),
+    "tokens, block by block": ("tokens", Layer, {"blocks": True}, {}),
+    "tokens, compiled": ("tokens", Layer, {"compiler": "inductor"}, {}),
+    "tokens, behind norms": ("tokens", PostLayer, {}, {}),
+    "tokens, a learned readout": ("tokens", Layer, {}, {"readout": "learned"}),
+    "replicated": ("replicated", Layer, {}, {}),
+    "features": ("features", Layer, {}, {}),
+    "features, block by block": ("features", Layer, {"blocks": True}, {}),
+    "features, hc": ("features", Layer, {}, {"connection": "hc", "streams": 3}),
+    "features, a learned readout": ("features", Layer, {}, {"readout": "learned", "projection": "identity"}),
+}
+
+
+@pytest.mark.core(1)
+@pytest.mark.parametrize(("stream", "layer", "how", "options"), CASES.values(), ids=CASES.keys())
+def test_two_processes_equal_one(
+    stream: str, layer: Any, how: dict[str, Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = together(layer, how.get("length", 8), **options)
+    for found in on_ranks(functools.partial(apart, stream=stream, layer=layer, how=how, **options), tmp_path):
+        agree(found, expected)
+
+
+def summed_by_hand(rank: int) -> Tensors:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch._dynamo.reset()
+    mesh, model = init_device_mesh("cpu", (RANKS,)), upgraded()
+    lay(model, mesh, placement("tokens"))
+    mhc.sum_gradients(model, mesh)
+    return pulled(model)
+
+
+def test_gradients_are_not_summed_twice(tmp_path: Path) -> None:
+    expected = together()
+    for found in on_ranks(summed_by_hand, tmp_path):
+        agree(found, expected)
+
+
+def parallelised_first(rank: int) -> list[str]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    model = Llama()
+    lay(model, init_device_mesh("cpu", (RANKS,)), placement("tokens"))
+    return [site.name for site in mhc.upgrade(model, (torch.zeros(2, 8, dtype=torch.long),)).sites]
+
+
+def test_a_model_is_upgraded_as_it_lies_on_processes(tmp_path: Path) -> None:
+    names = [f"layers.{i}.{branch}" for i in range(2) for branch in ("attention", "feed_forward")]
+    assert on_ranks(parallelised_first, tmp_path) == [names] * RANKS
+
+
+def sharded(rank: int, blocks: bool) -> Tensors:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch._dynamo.reset()
+    mesh, model = init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("data", "tensor")), upgraded()
+    lay(model, mesh["tensor"], placement("tokens"))
+    mhc.shard_sites(model, mesh=mesh["data"])
+    for layer in (*model.layers, model):
+        fully_shard(layer, mesh=mesh["data"])
+    return pulled(model, blocks=blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
+def test_within_shards_of_fsdp2(blocks: bool, tmp_path: Path) -> None:
+    expected = together()
+    for found in on_ranks(functools.partial(sharded, blocks=blocks), tmp_path):
+        agree(found, expected)
+
+
+def on_a_square(rank: int) -> list[Tensors]:
+    """Half of the tokens and half of the features each: the sites of one connection, without a model around them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    torch._dynamo.reset()
+    mesh, found = init_device_mesh("cpu", (2, 2)), []
+    for lying in ([Shard(1), Shard(2)], [Shard(2), Shard(1)]):
+        model, *given = square()
+        x, upstream = (distribute_tensor(t, mesh, lying) for t in given)
+        x.requires_grad_()
+        out: Any = torch.compile(model, backend="mhc", options={"compiler": "aot_eager"})(x)
+        assert isinstance(out, DTensor)
+        out.backward(upstream)
+        grads: dict[str, Any] = {name: p.grad for name, p in mhc.named_parameters(model)}
+        of_x: Any = x.grad
+        whole: Any = out.detach()
+        found.append({"": whole.full_tensor(), "x": of_x.full_tensor(), **grads})
+    return found
+
+
+class Pointwise(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.tanh(x)
+        return x + torch.sin(x)
+
+
+def square() -> tuple[torch.nn.Module, Tensor, Tensor]:
+    model = Pointwise()
+    generator = torch.Generator().manual_seed(3)
+    x, upstream = (torch.randn(2, 6, 10, generator=generator) for _ in range(2))
+    mhc.upgrade(model, (x,), config=mhc.Config(streams=3), verify=False)
+    perturb(model)
+    return model, x, upstream
+
+
+@pytest.mark.slow
+def test_four_processes_with_half_of_both(tmp_path: Path) -> None:
+    model, x, upstream = square()
+    out = torch.compile(model, backend="mhc", options={"compiler": "aot_eager"})(x.requires_grad_())
+    out.backward(upstream)
+    assert x.grad is not None
+    grads: dict[str, Any] = {name: p.grad for name, p in mhc.named_parameters(model)}
+    for each in on_ranks(on_a_square, tmp_path, ranks=4):
+        for found in each:
+            agree(found, {"": out.detach(), "x": x.grad, **grads})
