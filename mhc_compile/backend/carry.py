@@ -241,13 +241,13 @@ def refuse_streams(tensor: Tensor, site: str, flow: Flow) -> None:
 
 def _taken(inputs: Sequence[Any], port: Port, n: int | None) -> Tensor:
     """Return the streams that an input carries, or start them: the plan says so, or LayerDrop left out all before."""
-    tensor, site, name, flow = inputs[port.tensor], port.holder(inputs), port.name(inputs), port.flow(inputs)
+    tensor, site = inputs[port.tensor], port.holder(inputs)
     starts = site is not None and site.entry
     if starts:
-        refuse_streams(tensor, name, flow)
-    if n is not None and (starts or (carried_from(tensor) is None and is_first(tensor, flow, port.axis))):
-        return copies(tensor, n, port.axis)
-    return take_streams(tensor, name, n)
+        refuse_streams(tensor, port.name(inputs), port.flow(inputs))
+    elif carried_from(tensor) is None:
+        starts = is_first(tensor, port.flow(inputs), port.axis)
+    return copies(tensor, n, port.axis) if starts and n is not None else take_streams(tensor, port.name(inputs), n)
 
 
 def _counting(tensor: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class Canonicalize:
     """`torch.add(a, b)`, `a.add(b)`, `a += b` and `a.add_(b)` become `a + b`, `relu(x, inplace=True)` `relu(x)`.
 
     Sums that are spelt as something else become adds as well (see `spellings` and `fused_sums`), and a norm that is
-    written twice, for the skip and for the branch, becomes one (see `twins`).
+    written twice, for the skip and for the branch, becomes one (see `twins`). Of DTensors, parts are added (see
+    `sharded_sums`).
 
     An op stays in place where what it overwrites is read afterwards under another name, belongs to the caller, or is
     overwritten without gradients: then the overwriting is part of the function (see `overwriting`).
@@ -45,7 +46,7 @@ class Canonicalize:
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
-                sharded_sums.take_apart(node, facts)
             elif overwrites:
                 overwriting.respell(node)
+            sharded_sums.take_apart(node, facts)
         twins.merge(GraphFacts(gm))

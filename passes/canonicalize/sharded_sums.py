@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, cast
 
 from torch import fx
 
-from mhc_compile.passes.graph import provenance
+from mhc_compile.passes.graph import optable, provenance
 from mhc_compile.passes.graph.facts import GraphFacts
 from mhc_compile.passes.graph.layouts import sharded
 
@@ -20,18 +21,20 @@ def take_apart(node: fx.Node, facts: GraphFacts) -> None:
                                          b = local_part(f)
                                          s = of_parts(a + b)
     """
-    terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
     lying = sharded.placements(node)
-    if lying is None or len(terms) < 2 or None in map(sharded.placements, terms):
+    if lying is None or not (optable.is_add(node) or optable.is_difference(node)):
+        return
+    terms = [term for term in node.args[:2] if isinstance(term, fx.Node) and sharded.placements(term) is not None]
+    if len(terms) < 2:
         return
     if not facts.overwritten.isdisjoint((node, *terms)):
         return
     parts = sharded.settled(lying)
     held = [_part(term, parts, node) for term in terms]
-    total = _new(node, node, node.target, *held)
+    total = _new(node, node, operator.sub if optable.is_difference(node) else operator.add, *held)
     first = terms[0]
     like = first.args[1] if first.target is sharded.of_parts else first
-    node.target, node.args = sharded.of_parts, (total, like, parts, lying)
+    node.op, node.target, node.args, node.kwargs = "call_function", sharded.of_parts, (total, like, parts, lying), {}
 
 
 def _part(term: fx.Node, parts: sharded.Placements, total: fx.Node) -> fx.Node:

@@ -42,6 +42,11 @@ def test_a_sum(mesh: Any, dim: int) -> None:
     assert after == ["local_part", "of_parts", "linear", "local_part", "add", "of_parts"]
 
 
+def test_a_difference(mesh: Any) -> None:
+    _, after = respelt(mesh, lambda s, x: x.sub(s.proj(x)))
+    assert after == ["local_part", "of_parts", "linear", "local_part", "sub", "of_parts"]
+
+
 def test_a_sum_of_a_sum_takes_its_part_as_it_is(mesh: Any) -> None:
     def step(self: Any, x: Tensor) -> Tensor:
         x = x + self.proj(x)
