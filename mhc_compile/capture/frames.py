@@ -13,9 +13,9 @@ from torch import fx, nn
 from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
-from torch._dynamo.source import AttrSource, GetItemSource, LocalSource, is_from_source
+from torch._dynamo.source import AttrSource, GetItemSource, LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._guards import Source
+from torch._guards import ChainedSource, Source
 
 from mhc_compile.capture.sources import look_up
 from mhc_compile.errors import MHCError
@@ -51,11 +51,19 @@ def serve_alike(held: fx.Node, attribute: str) -> None:
         attribute: its name.
     """
     guards = InstructionTranslator.current_tx().output.guards
-    source = held.meta["grapharg"].source
+    holders = set(_bases(held.meta["grapharg"].source))
     for guard in list(guards):
         read = guard.originating_source
-        if isinstance(read, AttrSource) and read.member == attribute and is_from_source(source, read.base):
+        if isinstance(read, AttrSource) and read.member == attribute and read.base in holders:
             guards.remove_guards_with_source(read)
+            guards.inner.discard(guard)  # torch 2.11 looks at the roots of sources only
+
+
+def _bases(source: Source) -> Iterator[Source]:
+    """Iterate over what a source is reached by, such as the modules on the way to a parameter."""
+    while isinstance(source, ChainedSource):
+        source = source.base
+        yield source
 
 
 def _root_and_source() -> tuple[nn.Module, Source] | None:

@@ -39,7 +39,8 @@ RANDOM = DROPOUT | frozenset(
 )  # values that are not the same again
 REDUCE = frozenset("mean sum var std amax amin norm linalg_vector_norm linalg_norm".split())
 META = frozenset("size dim getattr numel is_floating_point sym_size stride shape".split())
-LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META
+SPREAD = frozenset("redistribute to_local from_local local_part of_parts".split())  # a DTensor, or its part, elsewhere
+LIGHT = POINTWISE | CAST | VIEW | NORM | DROPOUT | REDUCE | META | SPREAD
 # ops that look at a tensor's shape and dtype, not at its values
 SHAPE_ONLY = META | frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
@@ -48,7 +49,8 @@ SHAPE_ONLY = META | frozenset(
 CONV = frozenset((*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution"))
 CONTRACTION = CONV | frozenset("linear matmul mm bmm addmm baddbmm einsum tensordot".split())
 # ops that keep sums: what they make of x + y they make of x, plus what they make of y
-_LINEAR = CONTRACTION | VIEW | CAST | DROPOUT | META | frozenset("add sub neg mul div truediv mean sum".split())
+_LINEAR = CONTRACTION | VIEW | CAST | DROPOUT | META | SPREAD
+_LINEAR |= frozenset("add sub neg mul div truediv mean sum".split())
 _PARTS = ("real", "imag", "T", "mT", "H", "mH", "data")  # attributes that hold a tensor's values
 INPLACE_AT = {  # the position of `inplace` among the arguments of torch.nn.functional
     **dict.fromkeys("relu relu6 silu mish selu hardswish hardsigmoid".split(), 1),

@@ -89,7 +89,7 @@ class Widener:
 
         def crossing(tensor: int, site: PlacedSite, lifts: tuple[fx.Node, ...] = ()) -> Crossing:
             phi = self.inputs.get(_bound(site).parameters.phi)
-            lifted = any(optable.name(node) not in optable.VIEW for node in lifts)
+            lifted = any(optable.name(node) not in optable.VIEW | optable.SPREAD for node in lifts)
             return Crossing(tensor, site.residual.name, phi, site.residual.axis, lifted, site.shared)
 
         first = {site.start: site for site in reversed(sites) if site.carried}

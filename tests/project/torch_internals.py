@@ -172,10 +172,7 @@ USES = {
     "._parameters": Use("the table of a module's parameters", "test_a_taken_name_is_refused"),
     "._load_from_state_dict": Use("reads names of older releases", "test_checkpoints_of_older_releases_are_read"),
     "torch._dynamo.source.GetItemSource": Use("a module among `*args`", "test_a_decorated_forward_has_a_root"),
-    "torch._dynamo.source.is_from_source": Use(
-        "finds, among the guards of `current_tx().output`, that of an attribute which code does not depend on",
-        "test_serve_alike",
-    ),
+    "torch._guards.ChainedSource": Use("what a guarded attribute is one of, by its `base`", "test_serve_alike"),
     "torch._guards.Source": Use("the class of sources", "test_serve_only"),
     '"_buffers_"': Use("part of the name of an input that is a buffer", "test_what_dynamo_says_of_inputs"),
     '"_checkpoint_context_fn"': Use("a policy chooses what is recomputed", "test_selective_is_refused"),

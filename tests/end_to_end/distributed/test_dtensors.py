@@ -133,14 +133,16 @@ def test_within_shards_of_fsdp2(blocks: bool, tmp_path: Path) -> None:
 
 
 def on_a_square(rank: int) -> list[Tensors]:
-    """Half of the tokens and half of the features each: the sites of one connection, without a model around them."""
+    """Half of the tokens and half of the features each."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
 
     torch._dynamo.reset()
     mesh, found = init_device_mesh("cpu", (2, 2)), []
     for lying in ([Shard(1), Shard(2)], [Shard(2), Shard(1)]):
         model, *given = square()
+        for linear in (model.one, model.two):
+            distribute_module(linear, mesh)
         x, upstream = (distribute_tensor(t, mesh, lying) for t in given)
         x.requires_grad_()
         out: Any = torch.compile(model, backend="mhc", options={"compiler": "aot_eager"})(x)
@@ -153,17 +155,29 @@ def on_a_square(rank: int) -> list[Tensors]:
     return found
 
 
-class Pointwise(torch.nn.Module):
+class Connections(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(10, 10), torch.nn.Linear(10, 10)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = x + torch.tanh(x)
-        return x + torch.sin(x)
+        x = x + self.one(whole(x))
+        return x - self.two(whole(x)).relu()
 
 
-def square() -> tuple[torch.nn.Module, Tensor, Tensor]:
-    model = Pointwise()
-    generator = torch.Generator().manual_seed(3)
-    x, upstream = (torch.randn(2, 6, 10, generator=generator) for _ in range(2))
-    mhc.upgrade(model, (x,), config=mhc.Config(streams=3), verify=False)
+def whole(x: Any) -> Any:
+    """All of a DTensor, as torch's own products want it."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return x.redistribute(placements=[Replicate()] * 2) if isinstance(x, DTensor) else x
+
+
+def square() -> tuple[Connections, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = Connections()
+    x, upstream = (torch.randn(2, 6, 10) for _ in range(2))
+    report = mhc.upgrade(model, (x,), config=mhc.Config(streams=3), verify=False)
+    assert len(report.sites) == 2
     perturb(model)
     return model, x, upstream
 

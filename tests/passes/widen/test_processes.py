@@ -19,9 +19,10 @@ def widened(mesh: Any, dim: int | None, **asked: Any) -> tuple[fx.GraphModule, W
     """Two sites on a stream that is sharded on a dimension, or replicated."""
     from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 
-    def step(self: Any, x: Tensor) -> Tensor:
-        x = x + self.proj(x)
-        return x + self.mlp(x)
+    def step(self: Any, x: Any) -> Tensor:
+        x = x + self.proj(x.redistribute(placements=[Replicate()]))
+        out: Tensor = x + self.mlp(x.redistribute(placements=[Replicate()]))
+        return out
 
     x = distribute_tensor(torch.randn(2, 5, C), mesh, [Replicate() if dim is None else Shard(dim)])
     gm, results = rewritten(graph(distribute_module(Layer(step), mesh), x), **asked)
