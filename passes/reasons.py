@@ -69,6 +69,7 @@ ADDS = {
     ),
     "feature-axis": Reason(True, "no norm, linear or convolution in the branch tells which axis holds the features"),
     # decided by plan-streams and by the plan of the model
+    "overwritten-dtensor": Reason(True, "adds a DTensor that is overwritten: write x = x + f(x), not x += f(x)"),
     "order": Reason(
         True,
         "its skip is made behind its branch, or in another mode, so that what no_grad, autocast, an overwriting or a"

@@ -101,7 +101,7 @@ def _reject(residual: Residual, reason: str, **words: str) -> Rejection:
 
 def _no_place(residual: Residual, binding: Binding | None) -> Rejection:
     """Return why a connection is left alone whose ops can stand nowhere; a bound one cannot be left alone."""
-    told = _reject(residual, "order")
+    told = _reject(residual, "order" if sharded.placements(residual.total) is None else "overwritten-dtensor")
     if binding is None:
         return told
     raise PlanMismatchError(
@@ -138,7 +138,7 @@ def _chain(
         lifts = flow.lifts(start, residual.carrier)
         readers = places.readers(residual, start, lifts)
         place = places.of(residual, start, lifts, readers)
-        if place is None:
+        if place is None or sharded.placements(residual.total) is not None:
             stuck.append(residual)
         site = PlacedSite(
             residual=residual,

@@ -280,3 +280,16 @@ def test_a_graph_serves_no_others_if_its_streams_start_behind_an_op() -> None:
     assert shared(lifted) == [False]
     assert shared(made) == [False]
     assert shared(twice) == [False, False]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_a_sum_of_a_dtensor_that_is_overwritten_is_left_alone(mesh: Any) -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    def overwriting(self: Any, x: Any) -> Tensor:
+        x += self.proj(x.redistribute(placements=[Replicate()]))
+        return self.mlp(x.redistribute(placements=[Replicate()])) + x
+
+    x = distribute_tensor(torch.randn(2, 5, C), mesh, [Shard(1)])
+    report = explain(distribute_module(Layer(overwriting), mesh), x)
+    assert [rejection.reason for rejection in report.rejections if rejection.residual] == ["in-place", "overwritten-dtensor"]
