@@ -292,4 +292,5 @@ def test_a_sum_of_a_dtensor_that_is_overwritten_is_left_alone(mesh: Any) -> None
 
     x = distribute_tensor(torch.randn(2, 5, C), mesh, [Shard(1)])
     report = explain(distribute_module(Layer(overwriting), mesh), x)
-    assert [rejection.reason for rejection in report.rejections if rejection.residual] == ["in-place", "overwritten-dtensor"]
+    residual = [rejection.reason for rejection in report.rejections if rejection.residual]
+    assert residual == ["in-place", "overwritten-dtensor"]
