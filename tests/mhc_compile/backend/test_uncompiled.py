@@ -75,7 +75,7 @@ def test_equal_blocks_share_code(graphs: list[str]) -> None:
     for block in model.get_submodule("blocks").children():
         x = block(x)
     assert relative(model.get_submodule("head")(x), expected) < 1e-5
-    assert len(graphs) == 2  # where streams start, and where they go on
+    assert len(graphs) == 1
 
 
 def test_the_models_own_compiler(graphs: list[str]) -> None:

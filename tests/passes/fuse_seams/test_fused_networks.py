@@ -145,7 +145,7 @@ def results(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
 @pytest.mark.core(1)
 @pytest.mark.parametrize("by_block", [True, False], ids=["by-block", "whole"])
 def test_sizes_that_change_and_blocks_one_by_one(by_block: bool) -> None:
-    """Streams that come from another graph are no copies of one tensor; those that leave are written."""
+    """Streams of blocks may come from another graph, so they are no copies of one; those that leave are written."""
     model, inputs = small.Net(2), [torch.randn(2, length, 8) for length in (3, 7, 5)]
     config = mhc.Config()
     load(model, {name: p.float() for name, p in perturbed(mhc.upgrade(model, inputs[:1]), config).items()})
@@ -159,8 +159,7 @@ def test_sizes_that_change_and_blocks_one_by_one(by_block: bool) -> None:
     expected = compiled()
     with kernels_everywhere() as counts:
         near(compiled(), expected, 1e-5)
-    twice = [
-        ["enter:layer:equal", "seam:layer:equal", "write", "readout", "enter:layer", "seam:layer", "write", "readout"],
-        ["enter:layer:equal", "seam:layer:equal", "seam:layer", "seam:layer", "leave"],
-    ][not by_block]  # for one length, and for any
-    assert counts == Counter(2 * twice)
+    if by_block:  # for one length, and for any: a view, as the stem returns, and no view, as in plain torch
+        assert counts == Counter(3 * ["enter:layer", "seam:layer", "write", "readout"])
+    else:
+        assert counts == Counter(2 * ["enter:layer:equal", "seam:layer:equal", "seam:layer", "seam:layer", "leave"])
