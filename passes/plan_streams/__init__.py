@@ -228,7 +228,7 @@ def _facts(residual: Residual, region: int, predecessor: int | None, carried: bo
         kind = tensor.device.type
         unfit = limits.why_not(config.streams, config.connection, config.projection, tensor.dtype, kind)
         lying = sharded.lies(residual.carrier)
-        if lying is not None and any(each.is_shard(tensor.dim() + residual.axis) for each in lying.parts):
+        if lying is not None and sharded.divides(lying.parts, tensor.dim() + residual.axis):
             unfit = "features are sharded over processes"
     return SiteFacts(
         name=residual.name,

@@ -87,4 +87,4 @@ class Flow:
 def _has_parts_of_features(node: fx.Node, axis: int) -> bool:
     """Tell whether each process computes some of a tensor's features only."""
     tensor, lying = value(node), sharded.placements(node) or ()
-    return tensor is not None and any(each.is_shard(tensor.dim() + axis) for each in lying)
+    return tensor is not None and sharded.divides(lying, tensor.dim() + axis)

@@ -51,7 +51,7 @@ class Processes:
     @property
     def have_features(self) -> bool:
         """Whether each process has some of the features."""
-        return any(each.is_shard(self.features) for each in self.lying.parts)
+        return sharded.divides(self.lying.parts, self.features)
 
     def parameters(self, emit: Emitter, at: fx.Node, given: Sequence[fx.Node]) -> Sequence[Any]:
         """Return parameters whose gradients are those of all tokens."""
@@ -130,5 +130,6 @@ def _coefficients(
         raw, squares = sharded.passed(part, like, sums, whole, whole).split([phi.shape[1], 1], -1)
         r = torch.rsqrt(squares / phi.shape[0] + eps)
         y = (raw * r).masked_fill(r == 0, 0)
-        pre, post, res = kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
-        return tuple(sharded.passed(each, like, whole, whole, sums) for each in (pre, post, res))  # type: ignore[return-value]
+        made = kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
+        pre, post, res = (sharded.passed(each, like, whole, whole, sums) for each in made)
+        return pre, post, res

@@ -48,6 +48,11 @@ def settled(lying: Placements) -> Placements:
     return tuple(Replicate() if each.is_partial() else each for each in lying)
 
 
+def divides(lying: Placements, axis: int) -> bool:
+    """Tell whether each process has some of an axis, counted from the front."""
+    return any(each.is_shard(axis) for each in lying)
+
+
 def local_part(x: Any, parts: Placements) -> Tensor:
     """Return this process's part of a DTensor that lies in `parts`."""
     made: Tensor = x.redistribute(placements=parts).to_local()

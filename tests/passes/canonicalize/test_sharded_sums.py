@@ -13,8 +13,6 @@ from mhc_compile.passes.canonicalize import Canonicalize
 from mhc_compile.passes.graph.layouts import sharded
 from tests.nets.structures import C, Layer, graph, ops, request
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-
 
 def captured(mesh: Any, step: Any, dim: int) -> tuple[fx.GraphModule, Tensor]:
     from torch.distributed.tensor import Shard, distribute_module, distribute_tensor

@@ -282,7 +282,6 @@ def test_a_graph_serves_no_others_if_its_streams_start_behind_an_op() -> None:
     assert shared(twice) == [False, False]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_a_sum_of_a_dtensor_that_is_overwritten_is_left_alone(mesh: Any) -> None:
     from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
 

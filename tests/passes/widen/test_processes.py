@@ -12,8 +12,6 @@ from torch import Tensor, fx
 from mhc_compile.passes.widen import Widened
 from tests.nets.structures import C, Layer, graph, ops, rewritten
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-
 
 def widened(mesh: Any, dim: int | None, **asked: Any) -> tuple[fx.GraphModule, Widened]:
     """Two sites on a stream that is sharded on a dimension, or replicated."""

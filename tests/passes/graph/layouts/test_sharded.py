@@ -10,8 +10,6 @@ from torch import Tensor, fx
 
 from mhc_compile.passes.graph.layouts import sharded
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-
 
 def lain(mesh: Any, x: Tensor, dim: int | None = None) -> Any:
     from torch.distributed.tensor import DTensor, Replicate, Shard
