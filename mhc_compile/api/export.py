@@ -212,6 +212,11 @@ def _bind(
             arguments[position[id(tensor)]] = node
         elif isinstance(tensor, int):
             _read_number(gm, node, placeholders)
+        elif not isinstance(tensor, Tensor):
+            raise CaptureError(
+                f"the graph takes a {type(tensor).__name__}, which no exported graph can hold; of a model on several"
+                " processes, export what it was before parallelize_module or distribute_module"
+            )
         else:
             raise CaptureError(
                 f"graph input {node.name} is neither a tensor of the model nor an argument; pass it as an argument, in"

@@ -32,6 +32,7 @@ from mhc_compile.model import config_note
 from mhc_compile.model.attach import attach_sites, detach_sites
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites, RootSites, sites_in
 from mhc_compile.ops import connections
+from mhc_compile.passes.graph.layouts.sharded import whole
 from mhc_compile.plan.model_plan import ModelPlan, options_that_differ
 
 # of the largest entry of each output; measured: 1e-6 in fp32, and a few roundings in 16 bits
@@ -212,12 +213,15 @@ def difference(new: Tensor, old: Tensor) -> float:
 
 
 def _floats(output: Any) -> list[Tensor]:
-    """Return the float tensors of a model's output, dataclass-like outputs included."""
+    """Return the float tensors of a model's output, dataclass-like outputs included; DTensors whole.
+
+    So all processes come to the same verdict, and none waits for one that has failed.
+    """
     leaves = tree_leaves(output)
     found: list[Tensor] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            found += [leaf] if leaf.is_floating_point() else []
+            found += [whole(leaf)] if leaf.is_floating_point() else []
         elif isinstance(leaf, Mapping):
             found += _floats(list(leaf.values()))
     return found

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from mhc_compile.ops import connections
 from mhc_compile.ops.connections import Maps
-from mhc_compile.ops.signatures import Coefficients
+from mhc_compile.ops.signatures import Coefficients, flat, named
 from mhc_compile.passes.base import PlacedSite
 from mhc_compile.passes.graph import provenance
 from mhc_compile.passes.graph.layouts import sharded
@@ -57,7 +57,7 @@ class Processes:
         """Return parameters whose gradients are those of all tokens."""
         if self.summed or not any(each.is_shard() for each in self.lying.parts):
             return given
-        return [emit.op(at, _parameter, each, *self.lying, self.features) for each in given]
+        return [emit.op(at, of_all_tokens, each, *self.lying, self.features) for each in given]
 
     def operand(self, emit: Emitter, at: fx.Node, operand: fx.Node) -> fx.Node:
         """Return what an op on streams needs of a DTensor beside them: a vector of features, else a part alike."""
@@ -74,9 +74,7 @@ class Processes:
 
     def coefficients(self, emit: Emitter, at: fx.Node, given: Coefficients) -> fx.Node:
         """Emit H_pre, H_post and H_res of streams of which each process has some of the features."""
-        maps = given.maps
-        how = maps.n, maps.connection, maps.projection, maps.iters, maps.eps
-        made: fx.Node = emit.op(at, _coefficients, given.x, *given.parameters, how, *self.lying, self.features)
+        made: fx.Node = emit.op(at, coefficients_of_parts, flat(given), *self.lying, self.features)
         return made
 
 
@@ -91,7 +89,8 @@ def _placed(parts: Placements, features: int, of_features: Any = None, of_tokens
     return tuple(map(placed, parts))
 
 
-def _parameter(parameter: Tensor, like: Any, parts: Placements, features: int) -> Tensor:
+def of_all_tokens(parameter: Tensor, like: Any, parts: Placements, features: int) -> Tensor:
+    """Return a parameter whose gradient is summed over the processes that have other tokens."""
     from torch.distributed.tensor import Partial
 
     whole = _placed(parts, features)
@@ -105,31 +104,40 @@ def _vector(vector: Tensor, like: Any, parts: Placements, features: int) -> Tens
     return sharded.passed(vector, like, made, made, _placed(parts, features, Shard(0), Partial()))
 
 
-def _coefficients(
-    x: Tensor,
-    phi: Tensor,
-    alpha: Tensor,
-    delta: Tensor,
-    base: Tensor,
-    how: tuple[int, str, str, int, float],
-    like: Any,
-    parts: Placements,
-    features: int,
+def added(part: Tensor, like: Any, parts: Placements, features: int) -> Tensor:
+    """Return a sum over features, of which a process has found its own part."""
+    from torch.distributed.tensor import Partial
+
+    whole = _placed(parts, features)
+    return sharded.passed(part, like, _placed(parts, features, Partial()), whole, whole)
+
+
+def coefficients_of_parts(
+    arguments: Sequence[Any], like: Any, parts: Placements, features: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the maps of streams `[..., n, c]`, of which a process has c features (as `reference.logits`)."""
+    """Return H_pre, H_post and H_res of streams `[..., n, c]`, of which a process has c features.
+
+    As `reference.logits` and `reference.coefficients` do.
+
+    Args:
+        arguments: what the op `coefficients` takes.
+        like: a DTensor on the same mesh.
+        parts: how the streams' carrier lies.
+        features: its feature axis, counted from the front.
+    """
     from torch.distributed.tensor import Partial, Shard
 
-    n, connection, projection, iters, eps = how
-    kind, whole = connections.get(connection), _placed(parts, features)
+    x, (phi, alpha, delta, base), maps = named(Coefficients, arguments)
+    kind, whole = connections.get(maps.connection), _placed(parts, features)
     sums, own = _placed(parts, features, Partial()), _placed(parts, features, Shard(1))
     with torch.autocast(x.device.type, enabled=False):
         rows = kind.rows(x).type_as(phi)
         wide = phi.unflatten(0, (rows.shape[-1] // x.shape[-1], -1))
         own_phi = sharded.passed(wide, like, whole, own, own).flatten(0, 1)
         part = torch.cat([torch.matmul(rows, own_phi), (rows * rows).sum(-1, keepdim=True)], -1)
-        raw, squares = sharded.passed(part, like, sums, whole, whole).split([phi.shape[1], 1], -1)
-        r = torch.rsqrt(squares / phi.shape[0] + eps)
+        raw, squares = added(part, like, parts, features).split([phi.shape[1], 1], -1)
+        r = torch.rsqrt(squares / phi.shape[0] + maps.eps)
         y = (raw * r).masked_fill(r == 0, 0)
-        made = kind.activate(y, alpha, base + delta, Maps(n, projection, iters))
+        made = kind.activate(y, alpha, base + delta, Maps(maps.n, maps.projection, maps.iters))
         pre, post, res = (sharded.passed(each, like, whole, whole, sums) for each in made)
         return pre, post, res

@@ -26,8 +26,8 @@ def gains(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
     """Run an upgraded model once and measure its streams: gains of every H_res and composite, spread, dominance.
 
     What runs is the rewritten graph, op by op and without gradients, in the mode that the model is in (train or eval).
-    The user's compilation, random state, buffers, gradients and training flags are left alone. Under FSDP every
-    process must call it; of DistributedDataParallel one is enough.
+    The user's compilation, random state, buffers, gradients and training flags are left alone. Under FSDP and
+    with DTensors every process must call it, and sees its own tokens; of DistributedDataParallel one is enough.
 
     Args:
         model: a model that was upgraded, compiled or not, as a whole or block by block.

@@ -56,6 +56,10 @@ class Streams:
             shares=torch.einsum("tnc,tc->n", x, mean.squeeze(-2)),
         )
 
+    def added(self, add: Callable[[Tensor], Tensor]) -> Streams:
+        """Return what is measured of all features, where `add` sums over the processes that have others."""
+        return Streams(*map(add, (self.apart, self.size, self.shares)))
+
 
 def moved(streams: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     """Return which token of the streams each token is that an op makes of them.

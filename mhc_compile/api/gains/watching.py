@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -19,10 +19,11 @@ from mhc_compile.capture.frames import clean_errors, frame_root
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.config import Config
 from mhc_compile.errors import PassError
-from mhc_compile.model.sites import holder
+from mhc_compile.model.sites import SiteModule, holder
 from mhc_compile.ops.signatures import Coefficients, CoefficientsResult, Write, named, position
 from mhc_compile.passes import inline
 from mhc_compile.passes.graph import optable
+from mhc_compile.passes.widen import processes
 
 _OPS = torch.ops.mhc
 _ENDS = frozenset((_OPS.coefficients.default, _OPS.read.default, _OPS.readout.default))  # what they make is no stream
@@ -62,6 +63,23 @@ class _Track:
 
     passage: Passage | None = None
     moved: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """A site's maps, before its write.
+
+    Attributes:
+        maps: what the op `coefficients` returned.
+        track: where the site's streams come from.
+        site: the site itself, where it is known.
+        lying: how `processes.added` sums over those that have other features; None where each has all.
+    """
+
+    maps: Any
+    track: _Track
+    site: SiteModule | None
+    lying: list[Any] | None
 
 
 class Watch:
@@ -116,21 +134,20 @@ class _Run(fx.Interpreter):
         self.extra_traceback = False
         self.watch = watch
         self.tracks: dict[fx.Node, _Track] = {}
-        self.made: dict[fx.Node, tuple[Coefficients, Any, _Track]] = {}  # a site's coefficients, before its write
+        self.sites: dict[fx.Node, SiteModule] = {}  # by the input that is its phi
+        self.made: dict[fx.Node, _Made] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and look at what it does to streams."""
         ours = n.target in _OURS if n.op == "call_function" else False
         result = self._ours(n) if ours else super().run_node(n)
         if n.op == "placeholder":
-            track = self.watch.track_of(result)
-            if track.passage is not None:
-                self.tracks[n] = track
+            self._enter(n, result)
         elif n.op == "output":
             self._leave(n, result)
         elif n.target is _OPS.expand.default:
             self.tracks[n] = _Track()
-        elif n.target is _OPS.coefficients.default:
+        elif n.target in (_OPS.coefficients.default, processes.coefficients_of_parts):
             self._come(n, result)
         elif n.target is _OPS.write.default:
             self._write(n, result)
@@ -145,16 +162,28 @@ class _Run(fx.Interpreter):
         args, _ = self.fetch_args_kwargs_from_env(n)
         return inline.meaning(n, args)
 
+    def _enter(self, n: fx.Node, result: Any) -> None:
+        track, site = self.watch.track_of(result), holder(result)
+        if track.passage is not None:
+            self.tracks[n] = track
+        if site is not None:
+            self.sites[n] = site
+
     def _come(self, n: fx.Node, result: Any) -> None:
-        at: Any = named(Coefficients, n.args)
-        given = named(Coefficients, self.fetch_args_kwargs_from_env(n)[0])
-        self.made[n] = given, result, self.tracks.get(at.x, _Track())
+        given, lying = n.args, None
+        if n.target is processes.coefficients_of_parts:
+            given, (_, *lying) = cast("Any", n.args[0]), self.fetch_args_kwargs_from_env(n)[0]
+        at: Any = named(Coefficients, given)
+        phi = at.parameters.phi
+        if phi.target is processes.of_all_tokens:
+            phi = phi.args[0]
+        self.made[n] = _Made(result, self.tracks.get(at.x, _Track()), self.sites.get(phi), lying)
 
     def _write(self, n: fx.Node, result: Tensor) -> None:
         at: Any = named(Write, n.args)
-        given, maps, track = self.made[at.h_res.args[0]]  # of getitem
-        site = holder(given.parameters.phi)
-        pre, post, res = (maps[position(CoefficientsResult, name)] for name in ("h_pre", "h_post", "h_res"))
+        made = self.made[at.h_res.args[0]]  # of getitem
+        pre, post, res = (made.maps[position(CoefficientsResult, name)] for name in ("h_pre", "h_post", "h_res"))
+        site, lying, streams = made.site, made.lying, tokens.Streams.of(result)
         passage = Passage(
             site=site.path if site is not None else n.meta["mhc_site"],
             region=site.region if site is not None else 0,
@@ -162,9 +191,9 @@ class _Run(fx.Interpreter):
             h_pre=tokens.flat(pre, 1),
             h_post=tokens.flat(post, 1),
             h_res=tokens.flat(res, 2),
-            before=track.passage,
-            moved=track.moved,
-            streams=tokens.Streams.of(result),
+            before=made.track.passage,
+            moved=made.track.moved,
+            streams=streams if lying is None else streams.added(lambda part: processes.added(part, *lying)),
         )
         self.watch.passages.append(passage)
         self.tracks[n] = _Track(passage)

@@ -98,6 +98,12 @@ def held(tensor: Tensor) -> Tensor:
     return tensor if lying is None else local_part(tensor, settled(lying))
 
 
+def whole(tensor: Any) -> Tensor:
+    """Return a tensor, or what all processes together hold of a DTensor; all must call it."""
+    made: Tensor = tensor if placements_of(tensor) is None or tensor.is_meta else tensor.full_tensor()
+    return made
+
+
 def gathering(tensor: Any) -> Callable[[Tensor], Tensor]:
     """Return what makes a tensor like this one of this process's part; it does not keep the tensor alive."""
     lying = placements_of(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import mhc_compile as mhc
+from mhc_compile.errors import CaptureError
 from tests.end_to_end.distributed.llama import Layer, Llama, PostLayer, lay, pulled
 from tests.end_to_end.distributed.ranks import RANKS, on_ranks
 from tests.nets.small import gradient_error, perturb
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.xdist_group("processes"),
 ]
 Tensors = dict[str, Tensor]
+TOKENS = torch.arange(16).view(2, 8)
 
 
 def upgraded(layer: Any = Layer, **options: Any) -> Llama:
@@ -92,10 +95,51 @@ def summed_by_hand(rank: int) -> Tensors:
     return pulled(model)
 
 
+@pytest.mark.slow
 def test_gradients_are_not_summed_twice(tmp_path: Path) -> None:
     expected = together()
     for found in on_ranks(summed_by_hand, tmp_path):
         agree(found, expected)
+
+
+def gains(rank: int, stream: str) -> list[dict[str, Any]]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch._dynamo.reset()
+    model = upgraded()
+    lay(model, init_device_mesh("cpu", (RANKS,)), placement(stream))
+    return [dataclasses.asdict(site) for site in mhc.gains(model, (TOKENS,)).sites]
+
+
+@pytest.mark.core(1)
+@pytest.mark.parametrize(("stream", "share"), [("features", 1), ("tokens", RANKS)])
+def test_gains_are_those_of_the_tokens_that_a_process_has(stream: str, share: int, tmp_path: Path) -> None:
+    each = on_ranks(functools.partial(gains, stream=stream), tmp_path)
+    for *found, site in zip(*each, mhc.gains(upgraded(), (TOKENS,)).sites, strict=True):
+        known = {(one["name"], one["k"], one["tokens"]) for one in found}
+        assert known == {(site.name, site.k, site.tokens // share)}
+        matrices = torch.tensor([one["composite"]["matrix"] for one in found])
+        torch.testing.assert_close(matrices.mean(0), torch.tensor(site.composite.matrix), atol=1e-6, rtol=0)
+        if stream == "features":
+            expected = pytest.approx((site.spread, site.spread_max, *site.shares), rel=1e-4)
+            assert all((one["spread"], one["spread_max"], *one["shares"]) == expected for one in found)
+
+
+def exported(rank: int) -> str:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch._dynamo.reset()
+    model = upgraded()
+    lay(model, init_device_mesh("cpu", (RANKS,)), placement("tokens"))
+    with pytest.raises(CaptureError) as caught:
+        mhc.export(model, (TOKENS,))
+    return str(caught.value)
+
+
+def test_an_exported_graph_is_of_one_process(tmp_path: Path) -> None:
+    for said in on_ranks(exported, tmp_path):
+        assert "takes a DeviceMesh" in said
+        assert "before parallelize_module" in said
 
 
 def parallelised_first(rank: int) -> list[str]:
@@ -180,6 +224,35 @@ def square() -> tuple[Connections, Tensor, Tensor]:
     assert len(report.sites) == 2
     perturb(model)
     return model, x, upstream
+
+
+def rewritten(rank: int, alone: bool = False) -> Any:
+    """What a traced graph that was rewritten computes, with parameters that mix."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    gm, x = torch.fx.symbolic_trace(Connections()), torch.randn(2, 6, 10)
+    if not alone:
+        mesh = init_device_mesh("cpu", (RANKS,))
+        distribute_module(gm, mesh)
+        x = distribute_tensor(x, mesh, [Shard(1)])
+    made = mhc.rewrite(gm, (x,), config=mhc.Config(streams=3))
+    torch.manual_seed(1)
+    of_sites = [parameter for name, parameter in made.named_parameters() if name.startswith("mhc.")]
+    for parameter in of_sites:
+        torch.nn.init.normal_(parameter, std=0.3)
+    out: Any = made(x).detach()
+    return len(of_sites), out if alone else out.full_tensor()
+
+
+def test_any_graph_is_rewritten(tmp_path: Path) -> None:
+    """And what it computes is checked on all processes together."""
+    count, expected = rewritten(0, alone=True)
+    for found, out in on_ranks(rewritten, tmp_path):
+        assert found == count == 6
+        torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.slow

@@ -29,14 +29,14 @@ def widened(mesh: Any, dim: int | None, **asked: Any) -> tuple[fx.GraphModule, W
 
 @pytest.mark.parametrize(
     ("dim", "parameters", "op"),
-    [(None, 0, "coefficients"), (0, 8, "coefficients"), (1, 8, "coefficients"), (2, 8, "_coefficients")],
+    [(None, 0, "coefficients"), (0, 8, "coefficients"), (1, 8, "coefficients"), (2, 8, "coefficients_of_parts")],
     ids=["whole", "batch", "tokens", "features"],
 )
 def test_gradients_of_parameters_and_logits_are_summed(mesh: Any, dim: int | None, parameters: int, op: str) -> None:
     gm, _ = widened(mesh, dim)
     found = Counter(ops(gm))
-    assert found["_parameter"] == parameters
-    assert (found["coefficients"], found["_coefficients"]) == ((2, 0) if op == "coefficients" else (0, 2))
+    assert found["of_all_tokens"] == parameters
+    assert (found["coefficients"], found["coefficients_of_parts"]) == ((2, 0) if op == "coefficients" else (0, 2))
     assert found["write"] == 2
 
 

@@ -20,8 +20,15 @@ def lain(mesh: Any, x: Tensor, dim: int | None = None) -> Any:
 def test_plain_tensors_are_their_own_parts() -> None:
     x = torch.randn(2, 3)
     assert sharded.placements_of(x) is None
-    assert sharded.held(x) is x
+    assert sharded.held(x) is sharded.whole(x) is x
     assert sharded.gathering(x)(x) is x
+
+
+def test_a_dtensor_is_got_whole_where_it_has_values(mesh: Any) -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(sharded.whole(lain(mesh, x, 1)), x)
+    meta = lain(mesh, x.to("meta"), 1)
+    assert sharded.whole(meta) is meta
 
 
 def test_partial_sums_are_got_whole(mesh: Any) -> None:
