@@ -99,7 +99,7 @@ def test_unconstrained_connection_parts(n: int, seen: Seen) -> None:
     assert min(distances(seen[report.regions[0].last])) > APART
 
 
-@pytest.mark.core
+@pytest.mark.core(2)
 @models
 @streams
 def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, seen: Seen) -> None:
@@ -109,7 +109,7 @@ def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, 
     assert all(value.shape[-2:] == (n, WIDTH) for value in seen.values())
 
 
-@pytest.mark.core
+@pytest.mark.core(2)
 @models
 @streams
 def test_a_symmetric_start_stays_dead(

@@ -83,7 +83,7 @@ def meaning(report: mhc.Report) -> list[Any]:
     return [(s.kind, s.adds, s.axis, s.region, s.k, s.length, s.shape, bool(s.lifts)) for s in report.sites]
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(4)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_the_same_sites(net: str, form: str) -> None:
@@ -122,7 +122,7 @@ def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:
     torch.testing.assert_close(torch.export.export(graph, (x,)).module()(x), moved)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["pre-norm", "convolutions"])
 def test_onnx(net: str) -> None:
     """ONNX's own evaluator and onnxruntime compute what the rewritten graph computes."""

@@ -73,7 +73,7 @@ def test_upgraded_with_the_cache_or_without_is_the_same() -> None:
     assert [site.identity() for site in reports[0].sites] == [site.identity() for site in reports[1].sites]
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 def test_every_step_of_the_cache_equals_the_whole(moved: bool) -> None:
     """Logits, not only the tokens that they lead to."""
     model = upgraded_llama(moved, "eager")
@@ -110,6 +110,7 @@ def test_generate_of_the_compiled_object(moved: bool) -> None:
     assert torch.equal(generated(compiled(model)), without_cache(model))
 
 
+@pytest.mark.slow
 def test_generate_compiles_no_more_than_it_must(graphs: list[object]) -> None:
     """Text of any length, alone or several, with an empty cache or not; beams bring one more input to the first."""
     model = llama()
@@ -138,7 +139,7 @@ def test_compiled_forward(moved: bool) -> None:
     assert torch.equal(generated(model), expected)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 def test_modes(moved: bool) -> None:
     """The same function with gradients, without, in inference mode, in training and in evaluation."""
     model = upgraded_llama(moved, "eager")

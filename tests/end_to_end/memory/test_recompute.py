@@ -138,6 +138,7 @@ def test_no_branch_runs_twice(make: Callable[[], nn.Module], given: Any) -> None
 # -- beside others that recompute or move memory ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hugging_face_gradient_checkpointing() -> None:
     """Its layers are recomputed as a whole; nothing of ours is in them."""
     plain, checkpointed = (llama(3) for _ in range(2))
@@ -171,6 +172,7 @@ class Selective(Net):
         return out
 
 
+@pytest.mark.slow
 def test_selective_checkpoints_of_branches() -> None:
     model = upgraded(Selective, 4, moved=True)
     expected = steps(model, inputs(), "off")
@@ -213,6 +215,7 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert same(grads, found[0][1])
 
 
+@pytest.mark.slow
 def test_dynamic_shapes() -> None:
     """One graph for all sizes, tokens none included."""
     model = upgraded(Net, 3, moved=True)

@@ -236,7 +236,7 @@ def switch_on(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["whole", "layers"])
 def test_hugging_face(way: str) -> None:
     plain, call = llama()

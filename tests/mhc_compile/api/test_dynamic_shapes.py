@@ -24,7 +24,7 @@ def pulled(run: Any, x: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor
     return [out, *torch.autograd.grad(out, list(parameters.values()), upstream)]
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     "shapes",
     [

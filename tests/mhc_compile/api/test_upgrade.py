@@ -177,6 +177,7 @@ WRONG: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("function", [mhc.explain, mhc.upgrade])
 def test_wrong_arguments(function: Callable[..., Any], call: tuple[Any, Any]) -> None:

@@ -38,6 +38,7 @@ class Decoder(nn.Module):
         return out
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("way", ["called", "compiled", "dynamic"])
 def test_every_size(way: str) -> None:
     model = made(Net, 2, Decoder)

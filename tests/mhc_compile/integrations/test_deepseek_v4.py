@@ -100,11 +100,12 @@ def in_their_layout(grads: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     return to_deepseek_v4(shadow)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("connection", "limit", "kernels", "readout"),
     [
-        ("deepseek-v4", 1e-6, "reference", "learned"),
         ("deepseek-v4", 1e-6, "auto", "learned"),
+        ("deepseek-v4", 1e-6, "reference", "learned"),
         ("mhc", 2e-5, "auto", "mean"),
     ],
 )
@@ -122,6 +123,7 @@ def test_their_code_computes_the_same(connection: str, limit: float, kernels: st
             near(made[ours], gradient, 20 * limit)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("family", "options"),
     [("glm5_next", {}), ("hy_v4", {"projection": "identity", "readout": "learned"})],
