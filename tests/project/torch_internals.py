@@ -97,7 +97,7 @@ USES = {
     ),
     "torch._dynamo.source.AttrSource": Use(
         "gives a graph input that we add a source, without which AOTAutograd refuses it",
-        "test_twelve_blocks_equal_the_whole",
+        "test_many_blocks_equal_the_whole",
     ),
     "._dynamo_source": Use("where Dynamo keeps the source of a graph input", "test_what_dynamo_says_of_inputs"),
     "torch._dynamo.symbolic_convert.InstructionTranslator": Use(

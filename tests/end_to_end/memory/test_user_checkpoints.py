@@ -57,7 +57,7 @@ def step(
     return out, gradients(out, parameters), saved.bytes
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "make",

@@ -71,9 +71,9 @@ def test_two_instances_train_their_own_parameters(moved: bool) -> None:
 
 @pytest.mark.core(1)
 @blocks
-def test_twelve_blocks_equal_the_whole(block: Make, moved: bool) -> None:
+def test_many_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     compiler = "aot_eager" if moved else "eager"
-    whole = upgraded(Net, 12, block, moved=moved)
+    whole = upgraded(Net, 6, block, moved=moved)
     parts = copy.deepcopy(whole)
     out = compiled(whole, compiler=compiler, **PLAINLY)(inputs())
     torch._dynamo.reset()
