@@ -220,6 +220,7 @@ def test_copies_train_apart() -> None:
 CONFIGS = [mhc.Config(streams=n, connection=kind) for n in (2, 4) for kind in ("hc", "mhc")]
 
 
+@pytest.mark.slow
 def test_gradients_of_several_configs_in_one_process() -> None:
     """All forwards, then all backwards: whatever models of one class share, it is not their configs."""
     models = [upgraded(config=config, moved=True) for config in CONFIGS]

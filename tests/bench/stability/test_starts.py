@@ -35,7 +35,7 @@ def test_others() -> None:
         assert not site.phi.any()
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("part", list(COLUMNS))
 def test_frozen_parts_have_no_gradient_and_the_others_have(part: str) -> None:
     model = small.upgraded(small.Net, moved=True)

@@ -136,6 +136,7 @@ def exported(rank: int) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_exported_graph_is_of_one_process(tmp_path: Path) -> None:
     for said in on_ranks(exported, tmp_path):
         assert "takes a DeviceMesh" in said

@@ -128,7 +128,7 @@ def test_generate_compiles_no_more_than_it_must(graphs: list[object]) -> None:
     assert torch.equal(generated(model), without_cache(model))
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 def test_compiled_forward(moved: bool) -> None:
     """The other way: compile forward, and hand the model to generate."""
     model = llama()

@@ -202,7 +202,7 @@ def test_saved_tensors_on_the_cpu() -> None:
     assert same(found[1], expected[1])
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
     model = upgraded(Net, 3, moved=True)
@@ -243,6 +243,7 @@ def test_gradients_accumulate() -> None:
     assert gradient_error(together, [parameter.grad for parameter in model.parameters()]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_block_that_is_called_again() -> None:
     model = upgraded(Shared, 4, moved=True)
     expected = steps(model, inputs(), "off")

@@ -166,6 +166,7 @@ def test_rewrite_any_graph(form: str, block: type[nn.Module]) -> None:
     assert not any(p is q for p in rewritten.parameters() for q in gm.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:mhc finds nothing")
 def test_rewrite_takes_what_export_gives() -> None:
     graph = mhc.export(upgraded(moved=True), (inputs(),))

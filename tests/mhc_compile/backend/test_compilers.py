@@ -48,6 +48,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_edit_of_any_nested_file_is_seen(tree: Path) -> None:
     nested = ("mhc_compile/passes/fuse_seams/fuser.py", "mhc_compile/codegen/runtime/build.py")
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -123,7 +123,7 @@ def test_their_code_computes_the_same(connection: str, limit: float, kernels: st
             near(made[ours], gradient, 20 * limit)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
     [("glm5_next", {}), ("hy_v4", {"projection": "identity", "readout": "learned"})],

@@ -94,7 +94,7 @@ def tiny(cls: str, dtype: torch.dtype) -> nn.Module:
 KINDS_OF_NORMS = [("Llama", "rms", "rms_cast"), ("Gemma", "rms", "rms"), ("ViT", "layer", "layer")]
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("cls", "wide", "narrow"), KINDS_OF_NORMS, ids=[row[0] for row in KINDS_OF_NORMS])
 def test_real_models(cls: str, wide: str, narrow: str, dtype: torch.dtype) -> None:
