@@ -203,7 +203,10 @@ def _is_shared(
     """
     if binding is None or binding.known is None or request.whole or not request.carries:
         return False
-    return inflow is not None and residual.reads is inflow and not flow.lifts(inflow, residual.carrier)
+    if inflow is None:
+        return False
+    lifts = flow.lifts(inflow, residual.carrier)
+    return residual.reads in (inflow, *lifts) and all(lift.target in sharded.SAME for lift in lifts)
 
 
 def _carried_in(residual: Residual, binding: Binding | None, inflow: fx.Node | None) -> fx.Node:

@@ -46,7 +46,7 @@ class Flow:
     def _fits(self, node: fx.Node, source: fx.Node, axis: int) -> bool:
         """Tell whether the node can be computed stream by stream, along features on `axis`."""
         if node.target in sharded.SAME:
-            return True
+            return sharded.keeps_parts(node)
         if optable.name(node) in optable.REDUCE | optable.NORM and _has_parts_of_features(node, axis):
             return False
         made, first = value(node), value(source)

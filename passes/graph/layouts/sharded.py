@@ -71,6 +71,17 @@ def of_parts(part: Tensor, like: Any, parts: Placements, lying: Placements) -> A
 SAME = (local_part, of_parts)  # hold, for a process, what their first argument holds
 
 
+def keeps_parts(node: fx.Node) -> bool:
+    """Tell whether one of SAME only names what a process has anyway: nothing goes from one to another."""
+    args: Any = node.args
+    if node.target is of_parts:
+        _, _, parts, lying = args
+    else:
+        source, parts = args
+        lying = placements(source) or ()
+    return bool(settled(lying) == parts)
+
+
 def reads(node: fx.Node) -> list[fx.Node]:
     """Return the inputs whose values a node reads: not the DTensor that another one is like."""
     return node.all_input_nodes[:1] if node.target in SAME else node.all_input_nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -91,7 +92,8 @@ def lay(model: nn.Module, mesh: Any, stream: Any) -> None:
         return RowwiseParallel(output_layouts=stream, use_local_output=False)
 
     whole: dict[str, Any] = {"input_layouts": (normed,), "desired_input_layouts": (Replicate(),)}
-    embed = ColwiseParallel(output_layouts=stream, use_local_output=False)
+    first = copy.copy(stream)  # or torch recompiles the second layer, whose input shares no placement with its hooks
+    embed = ColwiseParallel(output_layouts=first, use_local_output=False)
     out = ColwiseParallel(input_layouts=normed, output_layouts=Replicate())
     parallelize_module(model, mesh, {"tok_embeddings": embed, "norm": Norm(), "output": out})
     for layer in model.get_submodule("layers").children():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import mhc_compile as mhc
 from mhc_compile.errors import CaptureError
@@ -46,7 +47,10 @@ def apart(rank: int, stream: str, layer: Any, how: dict[str, Any], **options: An
     torch._dynamo.reset()
     model = upgraded(layer, **options)
     lay(model, init_device_mesh("cpu", (RANKS,)), placement(stream))
-    return pulled(model, **how)
+    counters["stats"].clear()
+    found = pulled(model, **how)
+    assert counters["stats"]["unique_graphs"] == 1  # which all layers share, too
+    return found
 
 
 @functools.cache

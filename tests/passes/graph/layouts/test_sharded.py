@@ -87,3 +87,17 @@ def test_how_a_part_lies_is_told_by_what_makes_it_or_reads_it() -> None:
     graph.call_function(sharded.of_parts, (total, x, ("others",), ("lying",)))
     assert sharded.lies(part) == (x, ("parts",))
     assert sharded.lies(total) == (x, ("others",))
+
+
+def test_only_a_name_or_a_move(mesh: Any) -> None:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["example_value"] = lain(mesh, torch.randn(2, 3), 1)
+    places: Any = (Shard(1),), (Replicate(),), (Partial(),)
+    at, whole, sums = places
+    for parts, lying, kept in ((at, at, True), (whole, at, False), (whole, sums, True), (at, whole, False)):
+        assert sharded.keeps_parts(graph.call_function(sharded.of_parts, (x, x, parts, lying))) is kept
+    for parts, kept in ((at, True), (whole, False)):
+        assert sharded.keeps_parts(graph.call_function(sharded.local_part, (x, parts))) is kept
