@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mhc_compile.capture.frames import original
 from mhc_compile.errors import NotUpgradedError
 from mhc_compile.model.sites import ATTRIBUTE
+from mhc_compile.passes.graph.layouts.sharded import whole
 from mhc_compile.plan.model_plan import ModelPlan, SitePlan
 
 # steps that wrappers put into the names of parameters: those of torch, and of PEFT around what it adapts
@@ -63,8 +64,7 @@ def shown_sites(model: nn.Module, plan: ModelPlan) -> Iterator[tuple[SitePlan, A
 
 def gathered(tensor: Any) -> Tensor:
     """Return a copy of a parameter on the CPU, whole where FSDP2 has it in pieces, as memory that nothing shares."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().to("cpu", copy=True).contiguous()
+    return whole(tensor).detach().to("cpu", copy=True).contiguous()
 
 
 def shapes(model: nn.Module, plan: ModelPlan) -> dict[str, list[int]]:

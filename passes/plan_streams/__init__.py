@@ -201,9 +201,7 @@ def _is_shared(
 
     It does in a part of a model, if nothing stands between the site and the input that brings the streams.
     """
-    if binding is None or binding.known is None or request.whole or not request.carries:
-        return False
-    if inflow is None:
+    if binding is None or binding.known is None or inflow is None or request.whole or not request.carries:
         return False
     lifts = flow.lifts(inflow, residual.carrier)
     return residual.reads in (inflow, *lifts) and all(lift.target in sharded.SAME for lift in lifts)

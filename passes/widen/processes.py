@@ -117,7 +117,7 @@ def coefficients_of_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return H_pre, H_post and H_res of streams `[..., n, c]`, of which a process has c features.
 
-    As `reference.logits` and `reference.coefficients` do.
+    As `reference.logits` makes logits of whole streams.
 
     Args:
         arguments: what the op `coefficients` takes.

@@ -99,8 +99,9 @@ def expected_of(model: nn.Module) -> Results:
 @pytest.mark.core(1)
 @pytest.mark.parametrize("kernels", ["cpp", "reference"])
 @pytest.mark.parametrize("recompute", ["off", "auto", 2])
-def test_kernels_and_recompute_change_nothing(kernels: str, recompute: str | int) -> None:
-    model = learned(kernels=kernels, recompute=recompute, compiler="aot_eager")
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_kernels_and_recompute_change_nothing(kernels: str, recompute: str | int, compiler: str) -> None:
+    model = learned(kernels=kernels, recompute=recompute, compiler=compiler)
     expected = expected_of(model)
     torch._dynamo.reset()
     assert agree(results(torch.compile(model, backend="mhc"), model, inputs()), expected)

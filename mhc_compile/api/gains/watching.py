@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -79,7 +79,7 @@ class _Made:
     maps: Any
     track: _Track
     site: SiteModule | None
-    lying: list[Any] | None
+    lying: tuple[Any, ...] | None
 
 
 class Watch:
@@ -170,9 +170,10 @@ class _Run(fx.Interpreter):
             self.sites[n] = site
 
     def _come(self, n: fx.Node, result: Any) -> None:
-        given, lying = n.args, None
+        given: Any = n.args
+        lying = None
         if n.target is processes.coefficients_of_parts:
-            given, (_, *lying) = cast("Any", n.args[0]), self.fetch_args_kwargs_from_env(n)[0]
+            given, lying = given[0], self.fetch_args_kwargs_from_env(n)[0][1:]
         at: Any = named(Coefficients, given)
         phi = at.parameters.phi
         if phi.target is processes.of_all_tokens:

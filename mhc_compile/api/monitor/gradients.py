@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mhc_compile.model.optimizers import named_parameters
+from mhc_compile.passes.graph.layouts.sharded import whole
 
 
 def norms(model: nn.Module) -> dict[str, float]:
@@ -28,4 +29,4 @@ def norms(model: nn.Module) -> dict[str, float]:
 
 def _norm(grads: Sequence[Tensor | None]) -> float:
     found: Any = torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None]) if grads else 0.0
-    return float(found.full_tensor() if hasattr(found, "full_tensor") else found)
+    return float(whole(found))

@@ -42,12 +42,17 @@ def placement(text: str) -> Any:
     return {"replicated": Replicate(), "batch": Shard(0), "tokens": Shard(1), "features": Shard(2)}[text]
 
 
-def apart(rank: int, stream: str, layer: Any, how: dict[str, Any], **options: Any) -> Tensors:
+def laid(stream: str, layer: Any = Layer, **options: Any) -> Llama:
+    """An upgraded model on all processes."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    torch._dynamo.reset()
     model = upgraded(layer, **options)
     lay(model, init_device_mesh("cpu", (RANKS,)), placement(stream))
+    return model
+
+
+def apart(rank: int, stream: str, layer: Any, how: dict[str, Any], **options: Any) -> Tensors:
+    model = laid(stream, layer, **options)
     counters["stats"].clear()
     found = pulled(model, **how)
     assert counters["stats"]["unique_graphs"] == 1  # which all layers share, too
@@ -108,12 +113,7 @@ def test_gradients_are_not_summed_twice(tmp_path: Path) -> None:
 
 
 def gains(rank: int, stream: str) -> list[dict[str, Any]]:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    torch._dynamo.reset()
-    model = upgraded()
-    lay(model, init_device_mesh("cpu", (RANKS,)), placement(stream))
-    return [dataclasses.asdict(site) for site in mhc.gains(model, (TOKENS,)).sites]
+    return [dataclasses.asdict(site) for site in mhc.gains(laid(stream), (TOKENS,)).sites]
 
 
 @pytest.mark.core(1)
@@ -131,11 +131,7 @@ def test_gains_are_those_of_the_tokens_that_a_process_has(stream: str, share: in
 
 
 def exported(rank: int) -> str:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    torch._dynamo.reset()
-    model = upgraded()
-    lay(model, init_device_mesh("cpu", (RANKS,)), placement("tokens"))
+    model = laid("tokens")
     with pytest.raises(CaptureError) as caught:
         mhc.export(model, (TOKENS,))
     return str(caught.value)

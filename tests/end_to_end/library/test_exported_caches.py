@@ -37,8 +37,8 @@ def last(model: nn.Module, ids: Tensor) -> Tensor:
     return logits
 
 
-@torch.no_grad()
 @pytest.mark.slow
+@torch.no_grad()
 def test_a_cache_that_grows(model: Any) -> None:
     """Made with two tokens behind four, a graph serves any number behind any; slices are given, with their strides."""
     executorch.register_dynamic_cache_export_support()
