@@ -17,11 +17,12 @@ help: ## print every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first and pinned, or pip fetches gigabytes of CUDA libraries; setuptools with it,
-# so that the editable install builds without a second download.
+# so that the editable install builds without a second download. Python compiles what it imports, not all of it here:
+# half the time.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
 venv: $(STAMP) ## create .venv and install everything into it

@@ -127,6 +127,7 @@ def test_wrong_kernels_are_caught(checks: dict[str, dict[str, Any]], name: str) 
     assert len(correctness.line(row)) == len(correctness.HEADS)
 
 
+@pytest.mark.slow
 def test_work_ends_when_time_is_over() -> None:
     assert sorted(each(operator.neg, [1, 2, 3], context(jobs=2))) == [-3, -2, -1]
     assert list(each(operator.neg, [1, 2, 3], context(jobs=2, seconds=0.0))) == []

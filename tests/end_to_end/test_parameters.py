@@ -39,7 +39,7 @@ FROZEN: dict[str, Callable[[str], bool]] = {
 }
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_frozen_parameters(frozen: Callable[[str], bool], late: bool) -> None:

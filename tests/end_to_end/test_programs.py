@@ -274,7 +274,7 @@ class Dropping(Net):
         return out
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("block", [Block, PostBlock])
 @pytest.mark.parametrize("dropped", [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str)
 def test_layers_that_are_left_out(block: type[nn.Module], dropped: tuple[int, ...]) -> None:

@@ -104,7 +104,8 @@ def test_kernels_and_recompute_change_nothing(kernels: str, recompute: str | int
     model = learned(kernels=kernels, recompute=recompute, compiler=compiler)
     expected = expected_of(model)
     torch._dynamo.reset()
-    assert agree(results(torch.compile(model, backend="mhc"), model, inputs()), expected)
+    # the gradient of a head's bias, a thousandth of the largest, is a sum over tokens that cancels: 1.2e-5 under AVX2
+    assert agree(results(torch.compile(model, backend="mhc"), model, inputs()), expected, 3e-5)
 
 
 def test_blocks_one_by_one() -> None:

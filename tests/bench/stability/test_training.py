@@ -59,7 +59,7 @@ def test_what_diverges_ends() -> None:
     assert found["steps"] < TINY.steps
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["permutations", "kronecker"])
 def test_other_projections_train(kind: str) -> None:
     found = trained(projection=kind, steps=3)

@@ -41,6 +41,7 @@ def test_network(number: int) -> None:
     assert judge.judge(runner.Choice().draw(number)) in ("right", "refused", "told", "torch")
 
 
+@pytest.mark.core(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streams_that_do_not_mix_are_the_plain_network(family: str) -> None:
     """What stands for a structure by hand is the structure: where no site mixes, all is as in the plain network."""
@@ -107,7 +108,7 @@ def too_few_sites(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -145,6 +146,7 @@ def kernels_launched() -> int:
     return launch.call_count
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("interpreter")
 def test_generated_kernels_run() -> None:
     assert subprocess_call.call(True, kernels_launched) > 0

@@ -13,7 +13,7 @@ import mhc_compile as mhc
 from tests.nets.library import GROUPED, VOCABULARY
 from tests.nets.small import compiled, perturb, relative
 
-NEW = 8
+NEW = 5
 
 
 def llama() -> Any:

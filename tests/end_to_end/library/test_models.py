@@ -69,14 +69,14 @@ def test_verified(subject: Subject) -> None:
     assert subject.report.max_error <= TOLERANCE
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
 def test_inference(subject: Subject) -> None:
     original, model = subject.original.eval(), subject.model.eval()
     with torch.no_grad():
         assert worst(run(compiled(model), subject.call), run(original, subject.call)) <= TOLERANCE
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
 def test_training(subject: Subject) -> None:
     """Values and gradients in training mode; then every mHC parameter has a gradient, and still does when moved."""
     original, model = subject.original.train(), subject.model.train()

@@ -31,7 +31,7 @@ def pruned(model: Deep, keep: list[int]) -> Deep:
     return small
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("stem", [True, False])
 @pytest.mark.parametrize("skip", [{0}, {3}, {0, 1}, {1, 2}], ids=["first", "last", "first two", "middle"])
 def test_streams_pass_skipped_layers_by(skip: set[int], stem: bool) -> None:

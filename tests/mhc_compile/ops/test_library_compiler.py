@@ -51,6 +51,7 @@ def of_a_site(case: Case) -> dict[str, Any]:
     }
 
 
+@pytest.mark.core(6)
 @pairwise(shape=list(SHAPES), kind=KINDS)
 def test_opcheck_coefficients(shape: str, kind: Kind) -> None:
     given = case_of(shape, kind).coefficients()
@@ -59,6 +60,7 @@ def test_opcheck_coefficients(shape: str, kind: Kind) -> None:
     torch.library.opcheck(torch.ops.mhc.coefficients.default, tuple(flat(given)))
 
 
+@pytest.mark.core(6)
 @pairwise(shape=list(SHAPES), kind=KINDS)
 def test_opcheck_coefficients_backward(shape: str, kind: Kind) -> None:
     given = case_of(shape, kind, torch.float32).coefficients()

@@ -27,12 +27,14 @@ CASES = {
 EQUAL = [False, True]
 
 
+@pytest.mark.core(6)
 @pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
 def test_opcheck(op: str, case: str, equal: bool) -> None:
     given = dataclasses.replace(CASES[case], equal_streams=equal).signature(op)
     torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(trainable(given)))
 
 
+@pytest.mark.core(6)
 @pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
 def test_opcheck_backward(op: str, case: str, equal: bool) -> None:
     narrow = dataclasses.replace(CASES[case], equal_streams=equal, dtype=torch.float32, branch_dtype=torch.bfloat16)

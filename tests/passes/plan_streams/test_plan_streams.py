@@ -63,6 +63,7 @@ SPLITS: list[tuple[Any, list[int], bool]] = [
 ]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(("split", "regions", "apart"), SPLITS, ids=["one", "two", "all"])
 def test_a_region_ends_where_the_config_says(split: Any, regions: list[int], apart: bool) -> None:
     """In one graph, and where the blocks have graphs of their own; then streams stop there, and nothing is refused."""

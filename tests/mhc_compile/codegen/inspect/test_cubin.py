@@ -48,34 +48,35 @@ def check(spec: Spec, target: str, widest: int = 16) -> None:
                 assert access.width <= 16
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(2)
+@pytest.mark.parametrize("op", ["seam", "leave", "enter"])
 @pytest.mark.parametrize("target", NVIDIA)
-@pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_four_streams_on_every_gpu(op: str, target: str) -> None:
     check(spec(op, 4), target)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 @pytest.mark.parametrize(("n", "channels"), [(2, 4096), (4, 2560), (4, 7168)])
 def test_other_sizes(op: str, n: int, channels: int) -> None:
     check(spec(op, n, channels), "sm_90")
 
 
-def test_streams_that_are_still_equal() -> None:
-    for op in ("enter", "seam"):
-        check(spec(op, 4, equal_streams=True), "sm_90")
+@pytest.mark.core(1)
+@pytest.mark.parametrize("op", ["enter", "seam"])
+def test_streams_that_are_still_equal(op: str) -> None:
+    check(spec(op, 4, equal_streams=True), "sm_90")
 
 
-@pytest.mark.core(2)
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize(("op", "writes"), [("seam", 2), ("leave", 2), ("replay", 3)])
+@pytest.mark.core(1)
+@pytest.mark.parametrize("target", ["sm_90", "sm_80", "sm_100"])
+@pytest.mark.parametrize(("op", "writes"), [("leave", 2), ("seam", 2), ("replay", 3)])
 def test_replays(op: str, writes: int, target: str) -> None:
     """As many writes as are replayed at four streams in 16 bits."""
     check(spec(op, 4, history=(Step(),) * writes), target)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"norm": "layer", "shift": True, "offset": True, "scale": True}, {"norm": "none"}], ids=["all", "none"]
 )
@@ -83,6 +84,7 @@ def test_what_is_taken_in(options: dict[str, Any]) -> None:
     check(spec("seam", 4, **{"weight": options["norm"] != "none", **options}), "sm_90")
 
 
+@pytest.mark.slow
 def test_eight_streams_forward() -> None:
     text, eight = generate(spec("seam", 8)), spec("seam", 8)
     for binary in cubin.inspect(text, eight, "forward", "sm_90"):
@@ -97,7 +99,7 @@ def test_eight_streams(target: str) -> None:
     check(spec("seam", 8), target, widest=4)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_other_dtypes(dtype: str) -> None:
     check(spec("seam", 4, dtype=dtype, branch=dtype), "sm_90")
@@ -124,6 +126,7 @@ def test_one_launch(way: str, name: str, tile: dict[str, int], target: str) -> N
     assert binary.count("ATOM") > 0
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("op", ["enter", "seam", "leave"])
 def test_amd(op: str) -> None:
     for binary in binaries(spec(op, 4), "gfx942"):

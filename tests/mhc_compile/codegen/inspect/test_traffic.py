@@ -61,7 +61,7 @@ def test_toy_is_counted_to_the_byte() -> None:
     assert not rows
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(3)
 @pytest.mark.parametrize("n", [4, 1, 8, 2, 3])
 @pytest.mark.parametrize(
     ("options", "forward", "backward", "again"),
@@ -95,6 +95,7 @@ def test_generated_kernels_move_what_the_design_says(
         assert (found.least, found.most) == (least, most)
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("equal", [False, True], ids=["streams", "equal"])
 @pytest.mark.parametrize(("n", "writes"), [(2, 3), (4, 1), (4, 2)])
 def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, equal: bool) -> None:

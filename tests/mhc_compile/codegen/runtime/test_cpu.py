@@ -72,6 +72,7 @@ def test_many_tokens(op: str) -> None:
     compare(Fused(4, 33, (3, 131), dtype=FP32, norm="layer weight shift"), op)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["enter", "seam"])
 def test_sixteen_streams(op: str) -> None:
     compare(Fused(16, 16, (5,), dtype=FP32, iters=2), op)
@@ -136,6 +137,7 @@ def test_rows_sum_to_one(n: int) -> None:
     assert columns < 0.1
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
 def test_far_logits(n: int) -> None:
     """Also through more iterations than what underflows lasts."""
@@ -193,6 +195,7 @@ def test_without_kernels_the_reference_runs() -> None:
         near(a, b, 1e-5)
 
 
+@pytest.mark.core(4)
 @pairwise(
     lambda row: row["tokens"] != (0,) or not row["equal"],  # of which torch's check wants an impossible view
     op=["enter", "seam", "leave"],
