@@ -21,6 +21,7 @@ from mhc_compile.api.monitor import Monitor
 from mhc_compile.api.report import Report
 from mhc_compile.api.upgrade import upgrade
 from mhc_compile.config import Config
+from mhc_compile.distributed.sending import send_early
 from mhc_compile.distributed.sharding import shard_sites
 from mhc_compile.distributed.stages import connect_stages
 from mhc_compile.distributed.tokens import sum_gradients
@@ -59,6 +60,7 @@ __all__ = [
     "restore",
     "rewrite",
     "save_adapter",
+    "send_early",
     "shard_sites",
     "sum_gradients",
     "upgrade",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.page import results, table, where
-from bench.pipeline.plan import PATH
+from bench.pipeline.plan import CONTENDERS, PATH
 
 Row = dict[str, Any]
 
@@ -41,18 +41,18 @@ def planned() -> str:
     """Return a table of the fewest and the most processes that were simulated, and from which bandwidth on n costs."""
     found = json.loads(PATH.read_text("utf-8"))
     ends = {min(row["ranks"] for row in found["rows"]), max(row["ranks"] for row in found["rows"])}
-    heads = ("", "bubble", "plain", "mhc, senders wait", "mhc, overlapped")
+    heads = ("", "bubble", *CONTENDERS)
     rows = [
         (
             f"{row['schedule']}, {row['ranks']} processes, {row['network']}",
             f"{row['plain']['bubble']:.1%}",
-            *(f"{row[name]['exposed']:.1%}" for name in ("plain", "mhc", "mhc overlapped")),
+            *(f"{row[name]['exposed']:.1%}" for name in CONTENDERS),
         )
         for row in found["rows"]
         if row["ranks"] in ends
     ]
     at = ", ".join(f"{value / 1e9:.0f} GB/s under {name}" for name, value in found["costs_below"].items())
-    return f"{table(heads, rows)}\n\nOverlapped, streams cost a hundredth of a step below {at}."
+    return f"{table(heads, rows)}\n\nSent early, streams cost a hundredth of a step below {at}."
 
 
 MAKERS: dict[str, Callable[[], str]] = {"pipelines": measured, "planned pipelines": planned}

@@ -19,6 +19,7 @@ from bench.pipeline.tables import FOLDED, table
 SCHEDULES = ("1F1B", *FOLDED)
 NETWORKS = {"NVLink 450 GB/s": 450e9, "400 Gb/s": 50e9}  # bytes per second and direction
 STAGES = (8, 16, 32, 64)
+CONTENDERS = ("plain", "mhc", "mhc, sent early")
 STARTS_TO_COST = 0.01  # of the step
 PATH = RESULTS / "pipeline_plan.json"
 
@@ -27,14 +28,13 @@ def main(path: Path = PATH) -> None:
     """Simulate, print the table, write the JSON."""
     shape = Shape()
     made = list(rows(shape))
-    heads = ("schedule", "processes", "network", "bubble", "exposed: plain", "mhc", "mhc overlapped")
-    names = ("plain", "mhc", "mhc overlapped")
+    heads = ("schedule", "processes", "network", "bubble", *(f"exposed: {name}" for name in CONTENDERS))
     show(
         "the paper's 27B shape",
         heads,
         (
             (row["schedule"], str(row["ranks"]), row["network"], f"{row['plain']['bubble']:.1%}",
-             *(f"{row[name]['exposed']:.1%}" for name in names))
+             *(f"{row[name]['exposed']:.1%}" for name in CONTENDERS))
             for row in made
         ),
         width=110,
@@ -69,12 +69,12 @@ class Shape:
     overhead: float = 0.067
     latency: float = 10e-6
 
-    def costs(self, layers: float, streams: int, bandwidth: float, *, overlapped: bool = True) -> Costs:
+    def costs(self, layers: float, streams: int, bandwidth: float) -> Costs:
         """Return the costs of a stage of so many layers; one stream is the plain model."""
         forward = 2 * self.active / self.layers * layers * self.tokens / self.flops
         forward *= 1 + self.overhead * (streams > 1)
         sent = self.tokens * self.channels * streams * self.width / bandwidth + self.latency
-        return Costs(lambda work: forward * len(work.kinds), sent, overlapped)
+        return Costs(lambda work: forward * len(work.kinds), sent)
 
 
 def rows(shape: Shape, layers: float = 4.0, microbatches: int = 4) -> Iterator[dict[str, Any]]:
@@ -88,15 +88,13 @@ def rows(shape: Shape, layers: float = 4.0, microbatches: int = 4) -> Iterator[d
     for schedule in SCHEDULES:
         each = _of_stage(schedule, layers)
         for ranks in STAGES:
-            steps = table(schedule, ranks, microbatches * ranks)
-            silent = {n: simulate(steps, Costs(shape.costs(each, n, 1.0).seconds)) for n in (1, shape.streams)}
+            late, early = (table(schedule, ranks, microbatches * ranks, early=early) for early in (False, True))
+            silent = {n: simulate(early, Costs(shape.costs(each, n, 1.0).seconds)) for n in (1, shape.streams)}
             for network, bandwidth in NETWORKS.items():
                 row: dict[str, Any] = {"schedule": schedule, "ranks": ranks, "network": network}
-                for name, streams, overlapped in (
-                    ("plain", 1, True), ("mhc", shape.streams, False), ("mhc overlapped", shape.streams, True)
-                ):  # fmt: skip
-                    costs = shape.costs(each, streams, bandwidth, overlapped=overlapped)
-                    seconds = simulate(steps, costs).seconds
+                of = zip(CONTENDERS, (1, shape.streams, shape.streams), (late, late, early), strict=True)
+                for name, streams, steps in of:
+                    seconds = simulate(steps, shape.costs(each, streams, bandwidth)).seconds
                     row[name] = {
                         "seconds": seconds,
                         "bubble": silent[streams].idle,
@@ -111,9 +109,9 @@ def _of_stage(schedule: str, layers: float) -> float:
 
 
 def costs_below(shape: Shape, schedule: str, ranks: int, layers: float = 4.0, microbatches: int = 4) -> float:
-    """Return the bandwidth, in bytes per second, below which streams that overlap cost a hundredth of the step."""
+    """Return the bandwidth, in bytes per second, below which streams that are sent early cost a hundredth of a step."""
     each = _of_stage(schedule, layers)
-    steps = table(schedule, ranks, microbatches * ranks)
+    steps = table(schedule, ranks, microbatches * ranks, early=True)
     silent = simulate(steps, Costs(shape.costs(each, shape.streams, 1.0).seconds)).seconds
     low, high = 1e8, 1e13
     while high / low > 1.01:

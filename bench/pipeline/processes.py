@@ -23,8 +23,8 @@ from bench.pipeline.model import Model, cut, data, loss
 from bench.pipeline.tables import table
 
 Spans = list[tuple[str, int, int, float, float]]  # kind, stage, microbatch, start and end within a step
-PLAIN, LATE = "plain", "mhc, not overlapped"
-CONTENDERS = (PLAIN, "mhc", LATE)
+PLAIN, EARLY, LATE = "plain", "mhc, sent early", "mhc, not overlapped"
+CONTENDERS = (PLAIN, "mhc", EARLY, LATE)
 WARMUP, PINGS = 2, 20
 
 
@@ -103,6 +103,8 @@ def _pipeline(name: str, schedule: str, rank: int, ranks: int, args: Namespace) 
     kind: Any = schedules.get_schedule_class(schedule)
     single = issubclass(kind, schedules.PipelineScheduleSingle)
     run = kind(stages[0] if single else stages, args.microbatches, loss_fn=loss)
+    if name == EARLY:
+        mhc.send_early(run)
     given = {"target": target} if plan.stages - 1 in parts else {}
     return lambda: run.step(*([x] if 0 in parts else []), **given)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.common import save, show
 from bench.pipeline import gantt, plan
-from bench.pipeline.processes import CONTENDERS, PLAIN, measured
+from bench.pipeline.processes import CONTENDERS, EARLY, PLAIN, measured
 from bench.pipeline.simulate import Costs, simulate
 from bench.pipeline.tables import Table, Work, table
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ranks in args.ranks:
         for schedule in args.schedules:
             noted = measured(schedule, ranks, args)
-            rows += [_row(name, table(schedule, ranks, args.microbatches), noted) for name in CONTENDERS]
+            for name in CONTENDERS:
+                rows.append(_row(name, table(schedule, ranks, args.microbatches, early=name == EARLY), noted))
             if ranks == max(args.ranks) and schedule == args.schedules[-1]:
                 gantt.save(noted, f"{schedule} on {ranks} processes")
     _show(rows)

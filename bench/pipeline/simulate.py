@@ -1,7 +1,7 @@
 """A step of a pipeline on a clock: who computes what when, and who waits for whom.
 
 A process does its work in the order of torch's table, each piece as soon as its input is there. What a stage hands on
-is sent when it is made. Overlapped, the sender goes on and the message has its link to itself, behind those before it;
+is sent when it is made, or behind the process's next piece where it waits for that. Overlapped, the sender goes on and the message has its link to itself, behind those before it;
 else the sender waits until it has arrived.
 """
 
@@ -72,17 +72,19 @@ def simulate(table: Table, costs: Costs) -> Step:
     step = Step([[] for _ in table.ranks])
     clock, arrived = [0.0] * len(table.ranks), dict[Key, float]()
     links: defaultdict[tuple[int, int], float] = defaultdict(float)
+    unsent: defaultdict[int, list[Key]] = defaultdict(list)
     while any(waiting):
         moved = False
         for rank, works in enumerate(waiting):
             while works and (ready := _ready(works[0], arrived, table)) is not None:
                 work, moved = works.popleft(), True
                 start = max(clock[rank], ready)
-                clock[rank] = end = start + costs.seconds(work)
-                step.ranks[rank].append(Span(work, start, end))
-                key = _made(work)
-                if key is not None:
-                    arrived[key] = _sent(key, end, rank, table, costs, links)
+                clock[rank] = start + costs.seconds(work)
+                step.ranks[rank].append(Span(work, start, clock[rank]))
+                unsent[rank] += _made(work)
+                while unsent[rank] and not work.waits:
+                    key = unsent[rank].pop(0)
+                    arrived[key] = _sent(key, clock[rank], rank, table, costs, links)
                     if not costs.overlapped:
                         clock[rank] = arrived[key]
         if not moved:
@@ -101,9 +103,9 @@ def _ready(work: Work, arrived: Mapping[Key, float], table: Table) -> float | No
     return arrived.get(before)
 
 
-def _made(work: Work) -> Key | None:
-    kind = "forward" if "forward" in work.kinds else "backward_input"
-    return (kind, work.stage, work.microbatch) if kind in work.kinds else None
+def _made(work: Work) -> list[Key]:
+    """Return what another stage may need of a piece of work."""
+    return [(kind, work.stage, work.microbatch) for kind in work.kinds if kind != "backward_weight"]
 
 
 def _sent(

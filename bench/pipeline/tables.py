@@ -27,11 +27,13 @@ class Work:
         kinds: "forward", "backward_input", "backward_weight", in order; a whole backward is the latter two.
         stage: number of the stage.
         microbatch: number of the microbatch.
+        waits: what it makes is sent behind the process's next piece: torch sends so what the first of a pair makes.
     """
 
     kinds: tuple[str, ...]
     stage: int
     microbatch: int
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,17 @@ class Table:
         return min(stage, self.stages - 1 - stage) if self.schedule in FOLDED else stage % ranks
 
 
-def table(schedule: str, ranks: int, microbatches: int) -> Table:
-    """Return what torch plans for a schedule; with two stages on each process where the schedule has several."""
+def table(schedule: str, ranks: int, microbatches: int, *, early: bool = False) -> Table:
+    """Return what torch plans for a schedule; with two stages on each process where the schedule has several.
+
+    Args:
+        schedule: torch's name.
+        ranks: number of processes.
+        microbatches: their number.
+        early: what the first of a pair makes is sent before the second, as by `mhc_compile.send_early`.
+    """
     actions = _schedule_visualizer.get_schedule_ops(schedule, ranks, microbatches)
-    made = tuple(_counted(each for action in of_rank for each in _work(action)) for of_rank in actions)
+    made = tuple(_counted(each for action in of_rank for each in _work(action, not early)) for of_rank in actions)
     stages = 1 + max(each.stage for of_rank in made for each in of_rank)
     return Table(schedule, stages, made)
 
@@ -74,13 +83,15 @@ def _counted(works: Iterable[Work]) -> tuple[Work, ...]:
     return tuple(made)
 
 
-def _work(action: Any) -> Iterator[Work]:
-    """Iterate over the work of an action: none, one, or the two of a pair that overlaps."""
+def _work(action: Any, waits: bool) -> Iterator[Work]:
+    """Iterate over the work of an action: none, one, or the two of a pair, of which what the first makes may wait."""
     if action is None:
         return
     if action.sub_actions:
-        for each in action.sub_actions:
-            yield from _work(each)
+        first, second = action.sub_actions
+        for work in _work(first, waits):
+            yield dataclasses.replace(work, waits=waits)
+        yield from _work(second, waits)
         return
     kind = KINDS.get(action.computation_type.value)
     if kind is not None:

@@ -75,6 +75,13 @@ def test_two_processes_by_hand() -> None:
     assert [(span.start, span.end) for span in second] == [(1.5, 2.5), (2.5, 4.5)]
 
 
+@pytest.mark.parametrize(("waits", "end"), [(True, 3.5), (False, 2.5)])
+def test_what_is_sent_behind_the_next_piece(waits: bool, end: float) -> None:
+    first = (Work(("forward",), 0, 0, waits), Work(("forward",), 0, 1))
+    steps = Table("GPipe", 2, (first, (Work(("forward",), 1, 0),)))
+    assert simulate(steps, Costs(unit, 0.5)).ranks[1][0].end == end
+
+
 def test_a_table_that_waits_for_itself_is_told() -> None:
     backward = Work(("backward_input",), 0, 0)
     with pytest.raises(RuntimeError, match="GPipe waits for itself"):
@@ -82,15 +89,17 @@ def test_a_table_that_waits_for_itself_is_told() -> None:
 
 
 def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Streams that wait cost more than streams that overlap, and at the bandwidth that is named, a hundredth."""
+    """Streams cost more than hidden states, less where they are sent early, a hundredth at the bandwidth that is named."""
     monkeypatch.setattr(plan, "STAGES", (4,))
     plan.main(tmp_path / "plan.json")
     assert (tmp_path / "plan.json").exists()
     assert "DualPipeV: below" in capsys.readouterr().out
     shape = plan.Shape()
     for row in plan.rows(shape):
-        assert row["plain"]["exposed"] < row["mhc overlapped"]["exposed"] <= row["mhc"]["exposed"]
-    steps, bandwidth = table("DualPipeV", 4, 16), plan.costs_below(shape, "DualPipeV", 4)
+        late, early = row["mhc"]["exposed"], row["mhc, sent early"]["exposed"]
+        assert row["plain"]["exposed"] < late
+        assert early < late if row["schedule"] == "DualPipeV" else early == late
+    steps, bandwidth = table("DualPipeV", 4, 16, early=True), plan.costs_below(shape, "DualPipeV", 4)
     costs = shape.costs(2.0, shape.streams, bandwidth)
     assert simulate(steps, costs).seconds / simulate(steps, Costs(costs.seconds)).seconds == pytest.approx(
         1.01, abs=2e-4

@@ -19,7 +19,8 @@ SINGLE, LOOPED, FOLDED = (
     ("LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble"),
     ("ZBVZeroBubble",),
 )
-SCHEDULES = (*SINGLE, *LOOPED, *FOLDED, "DualPipeV")
+SENT_EARLY = "DualPipeV, sent early"
+SCHEDULES = (*SINGLE, *LOOPED, *FOLDED, "DualPipeV", SENT_EARLY)
 
 
 class Staged(Net):
@@ -78,8 +79,10 @@ def pipelined(
     from torch.distributed import pipelining
 
     made = [pipelining.PipelineStage(part, i, count, torch.device("cpu"), group=group) for i, part in stages.items()]
-    kind: Any = pipelining.schedules.get_schedule_class(schedule)
+    kind: Any = pipelining.schedules.get_schedule_class(schedule.partition(",")[0])
     run = kind(made[0] if schedule in SINGLE else made, MICROBATCHES, loss_fn=loss)
+    if schedule == SENT_EARLY:
+        mhc.send_early(run)
     losses: list[Tensor] = []
     given: dict[str, Any] = {"target": target, "losses": losses} if count - 1 in stages else {}
     run.step(*([x] if 0 in stages else []), **given)

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 Run = tuple[list[Tensor], dict[str, Tensor]]  # losses and gradients
 REFERENCE = mhc.Config(kernels="reference")
-SOME = ("1F1B", "Interleaved1F1B", "DualPipeV")  # one for each way to give stages to processes
+SOME = ("1F1B", "Interleaved1F1B", staged.SENT_EARLY)  # one for each way to give stages to processes
 
 
 def whole_model(layers: int, config: mhc.Config = REFERENCE) -> nn.Module:

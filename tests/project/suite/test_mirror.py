@@ -45,6 +45,7 @@ ELSEWHERE: dict[str, str] = {
         for name in "forward fragments grad_logits grad_streams grad_sums host leave one_launch replay sinkhorn".split()
     },
     "mhc_compile/distributed/boundary.py": "tests/end_to_end/distributed/test_boundary.py",
+    "mhc_compile/distributed/sending.py": "tests/end_to_end/distributed/test_sending.py",
     "mhc_compile/distributed/sharding.py": "tests/end_to_end/distributed/test_sharding.py",
     "mhc_compile/distributed/stages.py": "tests/end_to_end/distributed/test_stages.py",
     "mhc_compile/distributed/tokens.py": "tests/end_to_end/distributed/test_tensor_parallel.py",
