@@ -86,7 +86,7 @@ def train_stages(rank: int) -> tuple[list[float], dict[str, Tensor]]:
         part.compile(backend="mhc")
     optimizers = [torch.optim.SGD(mhc.param_groups(part, lr=0.1)) for part in parts.values()]
     stages = (PipelineStage(part, index, STAGES, torch.device("cpu")) for index, part in parts.items())
-    schedule = ScheduleDualPipeV([*stages], MICROBATCHES, loss_fn=functional.mse_loss)
+    schedule = mhc.send_early(ScheduleDualPipeV([*stages], MICROBATCHES, loss_fn=functional.mse_loss))
     losses = []
     for x in data:
         for optimizer in optimizers:

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ranks in args.ranks:
         for schedule in args.schedules:
             noted = measured(schedule, ranks, args)
-            for name in CONTENDERS:
-                rows.append(_row(name, table(schedule, ranks, args.microbatches, early=name == EARLY), noted))
+            tables = {name: table(schedule, ranks, args.microbatches, early=name == EARLY) for name in CONTENDERS}
+            rows += [_row(name, steps, noted) for name, steps in tables.items()]
             if ranks == max(args.ranks) and schedule == args.schedules[-1]:
                 gantt.save(noted, f"{schedule} on {ranks} processes")
     _show(rows)

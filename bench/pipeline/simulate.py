@@ -1,8 +1,8 @@
 """A step of a pipeline on a clock: who computes what when, and who waits for whom.
 
 A process does its work in the order of torch's table, each piece as soon as its input is there. What a stage hands on
-is sent when it is made, or behind the process's next piece where it waits for that. Overlapped, the sender goes on and the message has its link to itself, behind those before it;
-else the sender waits until it has arrived.
+is sent when it is made, or behind the process's next piece where it waits for that. Overlapped, the sender goes on and
+the message has its link to itself, behind those before it; else the sender waits until it has arrived.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def send_early(schedule: Schedule) -> Schedule:
     held: Any = schedule
     if not isinstance(held, PipelineScheduleMulti | PipelineScheduleSingle):
         raise ConfigError(
-            f"send_early takes a schedule of torch.distributed.pipelining, such as ScheduleDualPipeV(stages, count), and"
-            f" not a {type(schedule).__name__}"
+            f"send_early takes a schedule of torch.distributed.pipelining, such as ScheduleDualPipeV(stages, count),"
+            f" and not a {type(schedule).__name__}"
         )
     tables = getattr(held, "pipeline_order_with_comms", None)
     run_by_others = {kind.value for kind in getattr(held, "_comp_type_to_function_map", ())}

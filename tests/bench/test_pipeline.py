@@ -89,7 +89,7 @@ def test_a_table_that_waits_for_itself_is_told() -> None:
 
 
 def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Streams cost more than hidden states, less where they are sent early, a hundredth at the bandwidth that is named."""
+    """Streams cost more than hidden states, less if sent early, and a hundredth at the bandwidth that is named."""
     monkeypatch.setattr(plan, "STAGES", (4,))
     plan.main(tmp_path / "plan.json")
     assert (tmp_path / "plan.json").exists()

@@ -111,6 +111,7 @@ USES = {
     "torch._dynamo.variables.torch.TorchInGraphFunctionVariable": Use(
         "holds Dynamo's handlers of ops, to which one of attention is added", "test_other_models_too"
     ),
+    '"_comp_type_to_function_map"': Use("pairs of a pipeline that others run", "test_pairs_that_others_run_stay"),
     "torch._functorch.config.donated_buffer": Use("zero bubbles run a backward twice", "test_schedules"),
     "torch._inductor.compile_fx": Use('compiler="inductor"', "test_inductor"),
     "torch._inductor.config": Use(
