@@ -36,12 +36,12 @@ def send_early(schedule: Schedule) -> Schedule:
     """
     from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
-    held: Any = schedule
-    if not isinstance(held, PipelineScheduleMulti | PipelineScheduleSingle):
+    if not isinstance(schedule, PipelineScheduleMulti | PipelineScheduleSingle):
         raise ConfigError(
             f"send_early takes a schedule of torch.distributed.pipelining, such as ScheduleDualPipeV(stages, count),"
             f" and not a {type(schedule).__name__}"
         )
+    held: Any = schedule
     tables = getattr(held, "pipeline_order_with_comms", None)
     run_by_others = {kind.value for kind in getattr(held, "_comp_type_to_function_map", ())}
     if tables and "OVERLAP_F_B" not in run_by_others:
