@@ -9,8 +9,7 @@ from typing import ClassVar
 from torch import fx
 
 from mhc_compile.passes.base import Request, Results
-from mhc_compile.passes.canonicalize import fused_sums, sharded_sums, spellings, twins
-from mhc_compile.passes.canonicalize.overwriting import Overwriting
+from mhc_compile.passes.canonicalize import fused_sums, overwriting, sharded_sums, spellings, twins
 from mhc_compile.passes.graph import checkpoints, optable
 from mhc_compile.passes.graph.facts import GraphFacts
 
@@ -34,11 +33,10 @@ class Canonicalize:
     def __call__(self, gm: fx.GraphModule, request: Request, results: Results) -> None:
         """Respell the ops of the graph."""
         checkpoints.splice(gm)
-        facts = GraphFacts(gm)
-        overwriting = Overwriting(facts)
+        overwriting.take_apart(GraphFacts(gm))
+        facts = GraphFacts(gm)  # less is overwritten now
         for node in facts.nodes:
-            overwrites = overwriting.does(node)
-            if overwrites and not overwriting.take_apart(node):
+            if overwriting.overwrites(node):
                 spellings.spell_in_place(node)
                 continue
             spellings.spell_out(node, facts)
@@ -46,7 +44,5 @@ class Canonicalize:
             if optable.is_add(node):
                 node.op, node.target = "call_function", operator.add
                 node.args, node.kwargs = node.args[:2], {}
-            elif overwrites:
-                overwriting.respell(node)
             sharded_sums.take_apart(node, facts)
         twins.merge(GraphFacts(gm))

@@ -23,43 +23,46 @@ _METHODS = {f"__{function.__name__}__": function for function in _OPERATORS}
 _WIDENED = frozenset("pow exp expm1 log log1p reciprocal rsqrt softplus".split())
 
 
-class Overwriting:
-    """The ops of a graph that overwrite a tensor."""
+def overwrites(node: fx.Node) -> bool:
+    """Tell whether a node overwrites a tensor."""
+    return optable.is_inplace(node) or (bool(node.kwargs) and node.kwargs.get("out") is not None)
+
+
+def take_apart(facts: GraphFacts) -> None:
+    """Let who reads an overwritten tensor behind the op read the op's result, unless somebody can tell."""
+    seen = _Seen(facts)
+    for node in filter(overwrites, facts.nodes):
+        if seen.by_nobody(node):
+            target = _target(node)
+            for user in list(target.users):
+                if facts.order[user] > facts.order[node]:
+                    user.replace_input_with(target, node)
+            _respell(node)
+
+
+def _respell(node: fx.Node) -> None:
+    """Give a node the target without the overwriting."""
+    target = torch.add if optable.is_add(node) else _spelling(node)
+    if optable.inplace_flag(node) is True:
+        position = optable.INPLACE_AT[optable.name(node)]
+        node.args = (*node.args[:position], *(False for _ in node.args[position:]))
+    node.kwargs = {key: arg for key, arg in node.kwargs.items() if key not in ("inplace", "out")}
+    if not isinstance(target, str):
+        node.op = "call_function"
+    node.target = target
+
+
+class _Seen:
+    """Who sees that a tensor of a graph, as it stands, is overwritten."""
 
     def __init__(self, facts: GraphFacts) -> None:
-        """Take a graph as it stands."""
         self._facts, self._order = facts, facts.order
 
     @cached_property
     def _modes(self) -> Modes:
         return Modes(self._facts.nodes)
 
-    def does(self, node: fx.Node) -> bool:
-        """Tell whether a node overwrites a tensor."""
-        return optable.is_inplace(node) or (bool(node.kwargs) and node.kwargs.get("out") is not None)
-
-    def take_apart(self, node: fx.Node) -> bool:
-        """Let who reads the overwritten tensor behind the node read the node's result, unless somebody can tell."""
-        if not self._is_unseen(node):
-            return False
-        target = _target(node)
-        for user in list(target.users):
-            if self._order[user] > self._order[node]:
-                user.replace_input_with(target, node)
-        return True
-
-    def respell(self, node: fx.Node) -> None:
-        """Give a node that is no add the target without the overwriting."""
-        target = _spelling(node)
-        if optable.inplace_flag(node) is True:
-            position = optable.INPLACE_AT[optable.name(node)]
-            node.args = (*node.args[:position], *(False for _ in node.args[position:]))
-        node.kwargs = {key: arg for key, arg in node.kwargs.items() if key != "inplace"}
-        if node.target in _METHODS:
-            node.op = "call_function"
-        node.target = target
-
-    def _is_unseen(self, node: fx.Node) -> bool:
+    def by_nobody(self, node: fx.Node) -> bool:
         """Tell whether nobody can see, under another name or in its gradients, that a tensor was overwritten."""
         target = _target(node)
         if not isinstance(target, fx.Node) or not (optable.is_add(node) or _spelling(node) is not None):

@@ -63,9 +63,9 @@ def test_a_term_of_two_sums_has_one_part(mesh: Any) -> None:
 def test_a_term_that_is_overwritten_stays_whole(mesh: Any) -> None:
     def step(self: Any, x: Tensor) -> Tensor:
         y = x.tanh()
-        total = y + y.sin()
+        other, total = y.mT, y + y.sin()
         y.mul_(2)
-        return total * y
+        return total * other.mT
 
     before, after = respelt(mesh, step)
-    assert after == before
+    assert after == ["transpose" if op == "getattr" else op for op in before]

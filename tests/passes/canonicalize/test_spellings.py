@@ -115,6 +115,17 @@ def test_sums_of_what_is_overwritten() -> None:
     assert error == 0
 
 
+def test_a_zero_behind_what_is_overwritten_no_more() -> None:
+    def step(_: Any, x: Tensor) -> Tensor:
+        x = 0 + x + x.sin()
+        x = x.clone().add_(x.exp())
+        return 0 + x + x.tanh()
+
+    _, now, error = respelt(step, tokens())
+    assert now == ["sin", "add", "clone", "exp", "add", "tanh", "add"]
+    assert error == 0
+
+
 KEPT = [
     pytest.param(
         lambda s, x: torch.stack([x.exp(), x.sin()]).sum(0), id="stack([x.exp(), x.sin()]).sum(0)"
