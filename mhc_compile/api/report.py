@@ -79,7 +79,7 @@ class Report:
             plan=draft.plan,
             model=model,
             rejections=draft.rejections,
-            breaks=tuple(f"{each.reason} ({each.source})" if each.source else each.reason for each in captured.breaks),
+            breaks=tuple(map(str, captured.breaks)),
             cuts=draft.cuts,
             graphs=len(captured.graphs),
             memory=draft.memory,

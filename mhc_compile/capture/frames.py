@@ -21,6 +21,12 @@ from mhc_compile.capture.sources import look_up
 from mhc_compile.errors import MHCError
 
 UNLIMITED = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 1 << 20)  # settings of Dynamo's
+_REMEDIES = {  # by the function of torch's that breaks the graph
+    "_detect_is_causal_mask": (
+        "torch's transformer reads the mask to see whether it is causal; tell it, by is_causal=True or False"
+        " (tgt_is_causal, memory_is_causal) beside the mask"
+    )
+}
 _PARTS = 256  # compilations of one code object, as many as the accumulated limit allows
 
 
@@ -124,10 +130,16 @@ class Break:
     Attributes:
         reason: the first line of what Dynamo says.
         source: "file.py:line" of the user's code that broke the graph; empty where Dynamo does not tell it.
+        remedy: what to change in the call of a module of torch's.
     """
 
     reason: str
     source: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        place = f" ({self.source})" if self.source else ""
+        return f"{self.reason}{place}{self.remedy and f': {self.remedy}'}"
 
 
 def frame_break(gm: fx.GraphModule) -> Break | None:
@@ -155,8 +167,11 @@ def allow_parts(gm: fx.GraphModule) -> None:
 
 def break_of(told: Any) -> Break:
     """Read what Dynamo tells of a graph break."""
-    source = [f"{frame.filename}:{frame.lineno}" for frame in told.user_stack]
-    return Break(str(told.reason).strip().splitlines()[0], source[-1] if source else "")
+    reason = str(told.reason).strip().splitlines()[0]
+    if not told.user_stack:
+        return Break(reason)
+    frame = told.user_stack[-1]
+    return Break(reason, f"{frame.filename}:{frame.lineno}", _REMEDIES.get(frame.name, ""))
 
 
 def module_called(source: str, number: str) -> nn.Module | None:

@@ -130,6 +130,19 @@ def test_graph_breaks_are_listed() -> None:
     assert not mhc.explain(made(), (inputs(),)).breaks
 
 
+def test_a_mask_that_torchs_transformer_reads() -> None:
+    """The break is in torch's code, and how to do without it is told."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 5, 16)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    report = mhc.explain(model, (x, mask))
+    assert not report.sites
+    (broken,) = report.breaks
+    assert re.search(r"transformer\.py:\d+\): torch's transformer reads the mask .* is_causal=True or False", broken)
+    torch._dynamo.reset()
+    assert len(mhc.explain(model, (x, mask), {"is_causal": True}).sites) == 4
+
+
 @pytest.mark.parametrize("make", [Mixed, Shared, Broken])
 def test_nothing_changes(make: type[nn.Module]) -> None:
     model = made(make).train()
