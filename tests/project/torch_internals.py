@@ -72,6 +72,7 @@ USES = {
     ),
     "torch.fx.experimental._config": Use("sizes that are equal by chance are not one", "test_every_size"),
     "torch._C._get_tracing_state": Use("tells that torch.jit traces", "test_one_that_is_being_captured_does_not"),
+    '"_detect_is_causal_mask"': Use("torch's transformer, breaking", "test_a_mask_that_torchs_transformer_reads"),
     '"_hf_hook"': Use("accelerate's: what its hooks leave on a module", "test_offloaded_weights_are_refused"),
     '"_keep_in_fp32_modules_strict"': Use("transformers': what it always loads in fp32", "test_sites_stay_fp32"),
     '"_keys_to_ignore_on_load_missing"': Use("transformers': what it does not report", "test_a_body_and_a_head"),
