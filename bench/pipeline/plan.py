@@ -19,7 +19,7 @@ from bench.pipeline.tables import FOLDED, table
 SCHEDULES = ("1F1B", *FOLDED)
 NETWORKS = {"NVLink 450 GB/s": 450e9, "400 Gb/s": 50e9}  # bytes per second and direction
 STAGES = (8, 16, 32, 64)
-CONTENDERS = ("plain", "mhc", "mhc, sent early")
+CONTENDERS = ("plain", "mhc", "mhc, sent early", "mhc, senders wait")
 STARTS_TO_COST = 0.01  # of the step
 PATH = RESULTS / "pipeline_plan.json"
 
@@ -69,12 +69,12 @@ class Shape:
     overhead: float = 0.067
     latency: float = 10e-6
 
-    def costs(self, layers: float, streams: int, bandwidth: float) -> Costs:
+    def costs(self, layers: float, streams: int, bandwidth: float, *, overlapped: bool = True) -> Costs:
         """Return the costs of a stage of so many layers; one stream is the plain model."""
         forward = 2 * self.active / self.layers * layers * self.tokens / self.flops
         forward *= 1 + self.overhead * (streams > 1)
         sent = self.tokens * self.channels * streams * self.width / bandwidth + self.latency
-        return Costs(lambda work: forward * len(work.kinds), sent)
+        return Costs(lambda work: forward * len(work.kinds), sent, overlapped)
 
 
 def rows(shape: Shape, layers: float = 4.0, microbatches: int = 4) -> Iterator[dict[str, Any]]:
@@ -92,9 +92,10 @@ def rows(shape: Shape, layers: float = 4.0, microbatches: int = 4) -> Iterator[d
             silent = {n: simulate(early, Costs(shape.costs(each, n, 1.0).seconds)) for n in (1, shape.streams)}
             for network, bandwidth in NETWORKS.items():
                 row: dict[str, Any] = {"schedule": schedule, "ranks": ranks, "network": network}
-                of = zip(CONTENDERS, (1, shape.streams, shape.streams), (late, late, early), strict=True)
-                for name, streams, steps in of:
-                    seconds = simulate(steps, shape.costs(each, streams, bandwidth)).seconds
+                for name, steps in zip(CONTENDERS, (late, late, early, early), strict=True):
+                    streams, overlapped = 1 if name == "plain" else shape.streams, name != "mhc, senders wait"
+                    costs = shape.costs(each, streams, bandwidth, overlapped=overlapped)
+                    seconds = simulate(steps, costs).seconds
                     row[name] = {
                         "seconds": seconds,
                         "bubble": silent[streams].idle,

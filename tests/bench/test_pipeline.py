@@ -96,8 +96,9 @@ def test_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "DualPipeV: below" in capsys.readouterr().out
     shape = plan.Shape()
     for row in plan.rows(shape):
-        late, early = row["mhc"]["exposed"], row["mhc, sent early"]["exposed"]
-        assert row["plain"]["exposed"] < late
+        plain, late, early, waiting = (row[name]["exposed"] for name in plan.CONTENDERS)
+        assert plain < late
+        assert early <= waiting
         assert early < late if row["schedule"] == "DualPipeV" else early == late
     steps, bandwidth = table("DualPipeV", 4, 16, early=True), plan.costs_below(shape, "DualPipeV", 4)
     costs = shape.costs(2.0, shape.streams, bandwidth)

@@ -11,10 +11,10 @@ import torch
 import mhc_compile as mhc
 from mhc_compile.errors import ConfigError
 
-if not torch.distributed.is_available():
-    pytest.skip("torch without distributed", allow_module_level=True)
+if torch.distributed.is_available():
+    from torch.distributed.pipelining import _schedule_visualizer, schedules
 
-from torch.distributed.pipelining import _schedule_visualizer, schedules
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
 
 def actions(text: str) -> list[Any]:
