@@ -7,6 +7,7 @@
 `compilers`: who compiles the rewritten graph.
 `gradient_buckets`: what Dynamo would cut for DistributedDataParallel stays whole.
 `causal_flags`: attention whose flag depends on sizes does not break the graph.
+`torch_transformers`: nor does torch's own transformer that is given a mask, and it shows its adds in evaluation.
 `carry`: streams go from one compiled graph to the next.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import fx
 
-from mhc_compile.backend import carry, causal_flags, first_call, gradient_buckets, uncompiled
+from mhc_compile.backend import carry, causal_flags, first_call, gradient_buckets, torch_transformers, uncompiled
 from mhc_compile.backend.compilers import Compiled, compile_with
 from mhc_compile.backend.planned import Planned
 from mhc_compile.backend.rewriting import check_without_markers, config_of_markers, rewrite_graph
@@ -72,3 +73,4 @@ def mhc(
 uncompiled.use(mhc)
 gradient_buckets.keep_whole()
 causal_flags.decide()
+torch_transformers.stay_whole()

@@ -147,7 +147,7 @@ def _missing(site: Binding, findings: Findings) -> str:
     cause = f"what stands there now: {', '.join(near)}" if near else "its add is not in this graph"
     return (
         f"site {site.title!r} is in the plan, but its residual add was not found in this graph: {cause}. Either"
-        " a graph break or a fused call cuts the branch from its add (TORCH_LOGS=graph_breaks shows breaks; for"
-        " nn.TransformerEncoder call torch.backends.mha.set_fastpath_enabled(False)), or this call takes another"
-        " path through the model than the one that upgrade saw: remove(model) and upgrade with these arguments."
+        " a graph break or a fused call cuts the branch from its add (TORCH_LOGS=graph_breaks shows breaks), or this"
+        " call takes another path through the model than the one that upgrade saw: remove(model) and upgrade with"
+        " these arguments."
     )

@@ -107,6 +107,13 @@ USES = {
     ),
     "torch._dynamo.utils.counters": Use("breaks that Dynamo only counts", "test_graph_breaks_are_listed"),
     "torch._dynamo.utils.graph_break_reasons": Use("breaks, with the user's lines", "test_graph_breaks_are_listed"),
+    "torch._dynamo.eval_frame.innermost_backend": Use("who compiles", "test_other_backends_trace_what_they_traced"),
+    "torch._dynamo.trace_rules.get_torch_obj_rule_map": Use("how calls are traced", "test_every_mask_in_every_mode"),
+    "torch._dynamo.trace_rules.manual_torch_name_rule_map": Use(
+        "where it is made of", "test_a_process_group_makes_torch_read_its_rules_again"
+    ),
+    "torch._dynamo.variables.functions.UserFunctionVariable": Use("calls traced", "test_who_trusts_the_answer_gets_it"),
+    "torch.nn.modules.transformer._detect_is_causal_mask": Use("reads a mask", "test_every_mask_in_every_mode"),
     "torch._dynamo.variables.constant.ConstantVariable": Use("a flag that is decided", "test_other_models_too"),
     "torch._dynamo.variables.tensor.SymNodeVariable": Use("a flag that sizes decide", "test_other_models_too"),
     "torch._dynamo.variables.torch.TorchInGraphFunctionVariable": Use(
@@ -147,18 +154,13 @@ USES = {
         "memory that a view shares is counted once",
         "test_saved_bytes_counts_each_storage_once_and_no_parameter_or_input",
     ),
-    "._compiled_call_impl": Use(
-        "what `module.compile()` set: capture looks through it and puts it back",
-        "test_captured_run_leaves_settings_and_compiled_code_alone",
-    ),
+    "._compiled_call_impl": Use("`module.compile()`", "test_captured_run_leaves_settings_and_compiled_code_alone"),
     "._graph": Use("what a plain module made of a GraphModule must not have", "test_rewrite_any_graph"),
     "._modules": Use("children of a module by name", "test_export_equals_the_compiled_model"),
     "._param_name_to_source": Use("what Dynamo hangs on a graph, for AOTAutograd", "test_what_dynamo_hangs_on_a_graph"),
     "._source_to_user_stacks": Use("the same, for its messages", "test_what_dynamo_hangs_on_a_graph"),
     "._version": Use("counts in-place changes of a tensor that carries streams", "test_an_in_place_change_is_noticed"),
-    '"_call_impl"': Use(
-        "a `__call__` that names it reaches forward", "test_a_class_with_a_call_of_its_own_has_its_sites"
-    ),
+    '"_call_impl"': Use("leads to forward, if named", "test_a_class_with_a_call_of_its_own_has_its_sites"),
     '"_wrapped_call_impl"': Use("the same", "test_a_class_with_a_call_of_its_own_has_its_sites"),
     '"_checkpoint_wrapped_module"': Use("what wrappers put into the names of a checkpoint", "test_names_of_wrappers"),
     '"_fsdp_wrapped_module"': Use("the same", "test_names_of_wrappers"),
@@ -185,9 +187,7 @@ USES = {
     '"_exit_"': Use("the same, where it ends", "test_modes_are_told_apart"),
     '"_operator"': Use("the home of Python's operators", "test_what_torch_knows"),
     '"_fused_rms_norm"': Use("ATen's rms_norm with by-products", "test_a_norm_goes_in"),
-    '"_set_grad_enabled"': Use(
-        "the op that Dynamo makes of no_grad", "test_nodes_fit_in_one_gradient_mode_and_checkpoint"
-    ),
+    '"_set_grad_enabled"': Use("what no_grad becomes", "test_nodes_fit_in_one_gradient_mode_and_checkpoint"),
     '"_to_copy"': Use("ATen's cast", "test_every_entry_is_an_op"),
     '"_unsafe_view"': Use("ATen's view of a result", "test_every_entry_is_an_op"),
 }

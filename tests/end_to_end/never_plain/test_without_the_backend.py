@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import CarryError, MHCError, NotCompiledError, SiteNotFoundError
-from tests.nets.small import Block, Net, compiled, inputs, made, perturb, relative, upgraded
+from tests.nets.small import Block, Net, compiled, inputs, made, relative, upgraded
 
 REMEDY = r"model\.compile\(backend='mhc'\)"
 
@@ -133,61 +133,6 @@ def test_site_that_this_call_does_not_reach() -> None:
     model = upgraded(Net, 2, Branching)
     model.get_submodule("blocks.1").skip = True  # type: ignore[assignment]
     refused(lambda: compiled(model)(inputs()), SiteNotFoundError, r"blocks\.1\.attn.*another path")
-
-
-def encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-
-@pytest.mark.core(2)
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("training", [True, False])
-def test_transformer_encoder(training: bool, grad: bool, moved: bool) -> None:
-    """Without training and gradients its fused path runs, which has no residual adds: the rewritten model refuses."""
-    x = torch.randn(2, 5, 16)
-    model = made(encoder)
-    expected = model(x)
-    report = mhc.upgrade(model, (x,))
-    assert sum(site.adds for site in report.sites) == 4
-    perturb(model, 0.5 if moved else 0.0)
-    reference = compiled(model)(x)
-    assert (relative(reference, expected) > 1e-2) if moved else (relative(reference, expected) < 1e-5)
-    model.train(training)
-    fused = not training and not grad
-    with torch.set_grad_enabled(grad):
-        if fused:
-            refused(
-                lambda: compiled(model)(x), SiteNotFoundError, r"torch\.backends\.mha\.set_fastpath_enabled\(False\)"
-            )
-        else:
-            assert relative(compiled(model)(x), reference) < 1e-5
-
-
-def test_remedy_for_the_fused_path() -> None:
-    x = torch.randn(2, 5, 16)
-    model = made(encoder)
-    mhc.upgrade(model, (x,))
-    perturb(model)
-    expected = compiled(model)(x)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            assert relative(compiled(model.eval())(x), expected) < 1e-5
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
-
-
-def test_upgrade_where_the_fused_path_runs() -> None:
-    """It holds no add to find: the model stays as it is, with a warning."""
-    x = torch.randn(2, 5, 16)
-    model = made(encoder).eval()
-    with torch.no_grad():
-        expected = model(x)
-        with pytest.warns(mhc.MHCWarning, match="nothing to rewrite"):
-            report = mhc.upgrade(model, (x,))
-        assert report.sites == ()
-        assert torch.equal(model(x), expected)
 
 
 def test_plain_is_the_way_out() -> None:
