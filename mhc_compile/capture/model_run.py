@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from mhc_compile.capture.compiled_forwards import as_written
 from mhc_compile.capture.frames import UNLIMITED, Break, break_of, frame_break, frame_root, is_in_parts, serve_only
 from mhc_compile.capture.graphs import without_markers
 from mhc_compile.capture.progress import progress
@@ -228,7 +229,7 @@ def _short(error: Exception, most: int = 300) -> str:
 
 @contextlib.contextmanager
 def _fresh_dynamo(model: nn.Module, sizes_seen: Any, dynamic: bool) -> Iterator[None]:
-    """Compile anew, without the limits that are meant for training loops, and without what model.compile() made.
+    """Compile anew, without the limits that are meant for training loops, and without what the user compiled.
 
     Sizes are those of this run: those that the model has seen elsewhere make none dynamic, and this run none later.
 
@@ -239,17 +240,12 @@ def _fresh_dynamo(model: nn.Module, sizes_seen: Any, dynamic: bool) -> Iterator[
     """
     pgo: Any = torch._dynamo.pgo
     seen, pgo._CODE_STATE = pgo._CODE_STATE, sizes_seen
-    compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
     settings = {"suppress_errors": False, "automatic_dynamic_shapes": dynamic, "assume_static_by_default": True}
     try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        with torch._dynamo.config.patch({**UNLIMITED, **settings}), _meta_constants(model):
+        with torch._dynamo.config.patch({**UNLIMITED, **settings}), _meta_constants(model), as_written(model):
             yield
     finally:
         pgo._CODE_STATE = seen
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from mhc_compile.capture.compiled_forwards import compiled_as, is_compiled_on
 from mhc_compile.errors import NameTakenError, PlanMismatchError
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
-from mhc_compile.model.subclasses import adopt, base_of, is_owner, walks
+from mhc_compile.model.subclasses import base_of, is_owner, know, subclass, walks
 
 __all__ = ["adopt", "check", "is_owner", "release", "walks"]
 
@@ -28,16 +29,31 @@ def check(module: nn.Module, path: str) -> None:
             f" hyper-connections would live; rename it, or leave the module out:"
             f" Config(exclude=({(path + '.*').lstrip('.')!r},))"
         )
-    if "forward" in vars(module):
+    if "forward" in vars(module) and not is_compiled_on(module):
         raise PlanMismatchError(
             f"{path or 'the model'} has a forward that was replaced on the instance (by a hook library?), so its sites"
             " could not be marked; call mhc_compile.upgrade before patching forward"
         )
 
 
+def adopt(module: nn.Module) -> None:
+    """Give the module its subclass, unless it has it."""
+    if not is_owner(module):
+        _change_class(module, subclass(type(module)))
+    know(module)
+
+
 def release(module: nn.Module) -> None:
     """Take subclass and sites away from the module, where it has them."""
     if is_owner(module):
-        module.__class__ = base_of(type(module))
+        _change_class(module, base_of(type(module)))
     if isinstance(module._modules.get(ATTRIBUTE), OwnerSites):  # not by getattr: a wrapper shows what it wraps
         del module._modules[ATTRIBUTE]
+
+
+def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class, and with it a forward of the class's that was compiled on the instance."""
+    given = vars(module).get("forward") if is_compiled_on(module) else None
+    module.__class__ = cls
+    if given is not None:
+        module.forward = compiled_as(cls.forward.__get__(module), given)  # type: ignore[assignment]

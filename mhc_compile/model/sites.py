@@ -169,8 +169,7 @@ class SiteModule(nn.Module):
         """
         if self.is_sharded:
             raise ShardedParametersError(f"the parameters of site {self.path!r} are sharded here")
-        exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        if exports or not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             raise NotCompiledError(self.path, transformed=torch._C._are_functorch_transforms_active())
         parameters = [getattr(self, name) for name in (PARTS + HEAD_PARTS if self.has_head else PARTS)]
         torch.ops.mhc.site.default(parameters, self.label, self.spec, self.entry, self.spot)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mhc_compile.capture import compiled_forwards
 from mhc_compile.model.sites import ATTRIBUTE
 from mhc_compile.model.uncompiled import compiled, compiles_itself
 
@@ -44,13 +45,6 @@ def subclass(base: type[nn.Module]) -> type[nn.Module]:
             body |= _as_container(base)
         made = _MADE[base] = _derive(base, body)
     return _MADE[base]
-
-
-def adopt(module: nn.Module) -> None:
-    """Give the module its subclass, unless it has it."""
-    if not is_owner(module):
-        module.__class__ = subclass(type(module))
-    know(module)
 
 
 def know(module: nn.Module) -> None:
@@ -124,7 +118,7 @@ def _call(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Callabl
 def _entered(run: Callable[..., Any], original: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return what a class has in place of the original: `run`, which compiles itself where nobody compiles it.
 
-    Each has a code object of its own, since Dynamo keeps compiled code there.
+    Each has a code object of its own, since Dynamo keeps compiled code there. What a decorator compiles stays so.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,8 +128,8 @@ def _entered(run: Callable[..., Any], original: Callable[..., Any], name: str) -
 
     for made in (run, forward):
         made.__code__ = made.__code__.replace(co_name=f"forward_{name}")
-    functools.update_wrapper(run, original)
-    return functools.update_wrapper(forward, original)
+        functools.update_wrapper(made, compiled_forwards.original(original))
+    return compiled_forwards.compiled_as(run, original) or forward
 
 
 def _reaches_forward(call: Any) -> bool:
@@ -224,7 +218,8 @@ def _hidden(base: type[nn.Module]) -> dict[str, Any]:
 
 def _called_by_torch() -> bool:
     """Tell whether who calls this, is called by torch; code that Dynamo traces is the user's."""
-    return not torch.compiler.is_compiling() and str(sys._getframe(2).f_globals.get("__name__")).startswith("torch.")
+    traced = torch.compiler.is_dynamo_compiling()
+    return not traced and str(sys._getframe(2).f_globals.get("__name__")).startswith("torch.")
 
 
 def _held(container: Any) -> dict[str, nn.Module]:

@@ -25,14 +25,15 @@ def compile_by(compiler: Callable[[Run], Run]) -> None:
 
 
 def compiles_itself(module: nn.Module, sites: OwnerSites, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call must compile itself; Dynamo, which captures a call, folds the first question.
+    """Tell whether a call must compile itself; Dynamo, which captures a call, folds the first questions.
 
     No call does under a tracer or a transform of torch.func, where torch compiles nothing: its sites refuse to run. Nor
     that of a model whose parts are compiled one by one: these are called as they are, and the rest of them compile
     themselves.
     """
     return (
-        not torch.compiler.is_compiling()
+        not torch.compiler.is_dynamo_compiling()  # is_compiling() is true while any other thread compiles
+        and not torch.compiler.is_exporting()
         and not sites.disabled
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()

@@ -107,6 +107,8 @@ USES = {
     ),
     "torch._dynamo.utils.counters": Use("breaks that Dynamo only counts", "test_graph_breaks_are_listed"),
     "torch._dynamo.utils.graph_break_reasons": Use("breaks, with the user's lines", "test_graph_breaks_are_listed"),
+    "._torchdynamo_orig_callable": Use("what torch.compile was given", "test_a_captured_run_leaves_them"),
+    "torch._dynamo.eval_frame.OptimizeContext": Use("how it compiles that", "test_compiled_after_upgrade"),
     "torch._dynamo.eval_frame.innermost_backend": Use("who compiles", "test_other_backends_trace_what_they_traced"),
     "torch._dynamo.trace_rules.get_torch_obj_rule_map": Use("how calls are traced", "test_every_mask_in_every_mode"),
     "torch._dynamo.trace_rules.manual_torch_name_rule_map": Use(

@@ -117,6 +117,15 @@ def test_training_moves_all_of_it() -> None:
     assert all(not torch.equal(p, before[name]) for name, p in mhc.named_parameters(model))
 
 
+def test_while_another_thread_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compiler.is_compiling() is true in every thread then."""
+    model = upgraded(moved=True)
+    expected = compiled(model)(inputs())
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+    assert relative(model(inputs()), expected) < 1e-6
+
+
 def test_through_breaks(moved: bool) -> None:
     model = upgraded(Separate, 3, moved=moved)
     assert relative(model(inputs()), compiled(model)(inputs())) < 1e-6
