@@ -13,9 +13,14 @@ from torch._dynamo.eval_frame import OptimizeContext
 Run = Callable[..., Any]
 
 
+def is_compiled(run: Run) -> bool:
+    """Tell whether a function, or a method, is what torch.compile made of one."""
+    return _context(run) is not None
+
+
 def original(run: Run) -> Run:
     """Return the function that torch.compile made another of, or the function itself."""
-    if _context(run) is None:
+    if not is_compiled(run):
         return run
     inner: Any = run._torchdynamo_orig_callable  # type: ignore[attr-defined]
     return inner.__get__(run.__self__) if inspect.ismethod(run) else inner  # type: ignore[no-any-return]
@@ -39,7 +44,7 @@ def is_compiled_on(module: nn.Module) -> bool:
 def as_written(model: nn.Module) -> Iterator[None]:
     """Let a run call what modules are written as, not what the user compiled of them."""
     called = {each: each._compiled_call_impl for each in model.modules() if each._compiled_call_impl is not None}
-    forwards = {each: vars(each).get("forward") for each in model.modules() if _context(each.forward) is not None}
+    forwards = {each: vars(each).get("forward") for each in model.modules() if is_compiled(each.forward)}
     try:
         for module in called:
             module._compiled_call_impl = None

@@ -31,7 +31,6 @@ def attach_sites(model: nn.Module, plan: ModelPlan, *, first_call: bool = False)
     Raises:
         NameTakenError: an owner, or the model, has an attribute `mhc` of its own.
         NotRestoredError: at a first call, the model was saved with sites that it does not have now.
-        PlanMismatchError: a forward is replaced on the instance, so its sites could not be marked.
     """
     if first_call:
         config_note.check(model)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from mhc_compile.capture.compiled_forwards import compiled_as, is_compiled_on
-from mhc_compile.errors import NameTakenError, PlanMismatchError
+from mhc_compile.errors import NameTakenError
 from mhc_compile.model.sites import ATTRIBUTE, OwnerSites
-from mhc_compile.model.subclasses import base_of, is_owner, know, subclass, walks
+from mhc_compile.model.subclasses import REPLACED, base_of, is_owner, know, subclass, walks
 
 __all__ = ["adopt", "check", "is_owner", "release", "walks"]
 
@@ -17,7 +17,6 @@ def check(module: nn.Module, path: str) -> None:
 
     Raises:
         NameTakenError: it has an attribute `mhc` of its own.
-        PlanMismatchError: its forward is replaced on the instance, so a subclass would never run.
     """
     if ATTRIBUTE in {*vars(module), *module._parameters, *module._buffers, *module._modules} or hasattr(
         type(module), ATTRIBUTE
@@ -29,17 +28,15 @@ def check(module: nn.Module, path: str) -> None:
             f" hyper-connections would live; rename it, or leave the module out:"
             f" Config(exclude=({(path + '.*').lstrip('.')!r},))"
         )
-    if "forward" in vars(module) and not is_compiled_on(module):
-        raise PlanMismatchError(
-            f"{path or 'the model'} has a forward that was replaced on the instance (by a hook library?), so its sites"
-            " could not be marked; call mhc_compile.upgrade before patching forward"
-        )
 
 
 def adopt(module: nn.Module) -> None:
-    """Give the module its subclass, unless it has it."""
+    """Give the module its subclass, unless it has it; a forward that was put on the instance is what that runs."""
     if not is_owner(module):
-        _change_class(module, subclass(type(module)))
+        replaced = "forward" in vars(module) and not is_compiled_on(module)
+        if replaced:
+            vars(module)[REPLACED] = vars(module).pop("forward")
+        _change_class(module, subclass(type(module), replaced))
     know(module)
 
 
@@ -47,6 +44,8 @@ def release(module: nn.Module) -> None:
     """Take subclass and sites away from the module, where it has them."""
     if is_owner(module):
         _change_class(module, base_of(type(module)))
+    if REPLACED in vars(module):
+        vars(module)["forward"] = vars(module).pop(REPLACED)
     if isinstance(module._modules.get(ATTRIBUTE), OwnerSites):  # not by getattr: a wrapper shows what it wraps
         del module._modules[ATTRIBUTE]
 

@@ -19,7 +19,8 @@ from mhc_compile.model.sites import ATTRIBUTE
 from mhc_compile.model.uncompiled import compiled, compiles_itself
 
 Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-_MADE: dict[type[nn.Module], type[nn.Module]] = {}  # one per base, so that equal layers share compiled code
+REPLACED = "_mhc_forward"  # where an owner keeps a forward that was put on the instance before it was one
+_MADE: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}  # one each, so that equal layers share compiled code
 _AROUND: dict[tuple[type[nn.Module], Around], type[nn.Module]] = {}
 _KNOWN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -28,23 +29,25 @@ _CALLS = frozenset({"forward", "__call__", "_call_impl", "_wrapped_call_impl"})
 _CHANGES = ("insert", "append", "extend", "pop", "__delitem__", "__setitem__", "__iadd__")  # of containers
 
 
-def subclass(base: type[nn.Module]) -> type[nn.Module]:
+def subclass(base: type[nn.Module], replaced: bool = False) -> type[nn.Module]:
     """Return the class that instances of `base` get: same name, and a forward that marks the sites first.
 
-    Instances copy and pickle as instances of the base, which become owners again when they are made. Where the base
-    walks over its children, or is a container, it does not meet the sites, which it would run as a layer.
+    It then runs the base's, or the one that was put on the instance. Instances copy and pickle as instances of the
+    base, which become owners again when they are made. Where the base walks over its children, or is a container, it
+    does not meet the sites, which it would run as a layer.
     """
-    if base not in _MADE:
+    if (base, replaced) not in _MADE:
         body: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__doc__", "__qualname__")}
-        body |= {"_mhc_base": base, "forward": _forward(base, lambda: made), "__reduce_ex__": _reduce(base)}
+        body |= {"_mhc_base": base, "__reduce_ex__": _reduce(base, replaced)}
+        body["forward"] = _replaced_forward(base) if replaced else _forward(base, lambda: made)
         if _asks_for_children(base):
             body |= _hidden(base)
         if not _reaches_forward(base.__call__):
             body["__call__"] = _call(base, lambda: made)
         if issubclass(base, _CONTAINERS):
             body |= _as_container(base)
-        made = _MADE[base] = _derive(base, body)
-    return _MADE[base]
+        made = _MADE[base, replaced] = _derive(base, body)
+    return _MADE[base, replaced]
 
 
 def know(module: nn.Module) -> None:
@@ -107,6 +110,14 @@ def _forward(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Call
     return _entered(run, base.forward, base.__name__)
 
 
+def _replaced_forward(base: type[nn.Module]) -> Callable[..., Any]:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.mhc.mark()
+        return getattr(self, REPLACED)(*args, **kwargs)
+
+    return _entered(run, base.forward, base.__name__)
+
+
 def _call(base: type[nn.Module], made: Callable[[], type[nn.Module]]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.mhc.mark()
@@ -138,17 +149,17 @@ def _reaches_forward(call: Any) -> bool:
     return code is None or not _CALLS.isdisjoint(code.co_names)
 
 
-def _reduce(base: type[nn.Module]) -> Callable[..., Any]:
+def _reduce(base: type[nn.Module], replaced: bool) -> Callable[..., Any]:
     def reduce(self: Any, protocol: Any) -> Any:
         made = base.__reduce_ex__(self, protocol)
-        return (rebuild, (base,), *made[2:])
+        return (rebuild, (base, replaced), *made[2:])
 
     return reduce
 
 
-def rebuild(base: type[nn.Module]) -> nn.Module:
+def rebuild(base: type[nn.Module], replaced: bool = False) -> nn.Module:
     """Make an empty instance for copy and pickle to fill."""
-    made: nn.Module = object.__new__(subclass(base))
+    made: nn.Module = object.__new__(subclass(base, replaced))
     know(made)
     return made
 

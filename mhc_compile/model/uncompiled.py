@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mhc_compile.capture.compiled_forwards import is_compiled
 from mhc_compile.errors import warn
 from mhc_compile.model.sites import OwnerSites
 
@@ -43,10 +44,10 @@ def compiles_itself(module: nn.Module, sites: OwnerSites, args: tuple[Any, ...])
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Tell whether a user compiled a module, or put something in place of its forward, such as a compiled one."""
+    """Tell whether a user compiled a module, or its forward."""
     return (
         module._compiled_call_impl is not None
-        or "forward" in vars(module)
+        or is_compiled(module.forward)
         or isinstance(module, torch._dynamo.OptimizedModule)
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mhc_compile.config import Config
-from mhc_compile.errors import NameTakenError, NotCompiledError, PlanMismatchError
+from mhc_compile.errors import NameTakenError, NotCompiledError
 from mhc_compile.model.owners import adopt, check, is_owner, release
 from mhc_compile.model.sites import OwnerSites, SiteModule
 from mhc_compile.model.start_values import Place
@@ -195,8 +195,11 @@ def test_sites_of_ours_are_no_taken_name() -> None:
     check(owner(), "layers.3")
 
 
-def test_a_forward_replaced_on_the_instance_is_refused() -> None:
+def test_a_forward_that_is_put_on_the_instance_comes_back() -> None:
     module = Block()
-    module.forward = lambda x, scale=1.0: x  # type: ignore[method-assign]
-    with pytest.raises(PlanMismatchError, match=r"layers\.3 has a forward .*upgrade before patching"):
-        check(module, "layers.3")
+    given = module.forward = lambda x, scale=1.0: x  # type: ignore[method-assign]
+    adopt(module)
+    assert "forward" not in vars(module)
+    release(module)
+    assert vars(module)["forward"] is given
+    assert type(module) is Block
