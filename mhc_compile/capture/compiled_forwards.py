@@ -35,6 +35,8 @@ def compiled_as(run: Run, given: Run) -> Run | None:
 def is_compiled_on(module: nn.Module) -> bool:
     """Tell whether the module has its class's forward, compiled on the instance."""
     run: Run | None = vars(module).get("forward")
+    if run is None or not is_compiled(run):
+        return False
     while run is not None and not inspect.ismethod(run):
         run = getattr(run, "__wrapped__", None)
     return run is not None and run.__self__ is module and run.__func__ is type(module).forward

@@ -75,12 +75,20 @@ def test_a_copy_runs_its_own() -> None:
     assert relative(model(x), expected) < 1e-6
 
 
-@pytest.mark.parametrize("which", ["", "blocks.0.mlp"], ids=["the model's", "a branch's"])
-def test_of_who_owns_no_connection(which: str) -> None:
+def by_itself(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return forward
+
+
+def by_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x: forward(x) * 2
+
+
+@pytest.mark.parametrize("by", [by_itself, by_twice])
+@pytest.mark.parametrize("which", ["", "blocks.0", "blocks.0.mlp"], ids=["model", "owner", "branch"])
+def test_around_what_the_class_has(which: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     model, x = made(Net), inputs()
     module = model.get_submodule(which)
-    before = module.forward
-    module.forward = lambda x: before(x) * 2
+    module.forward = by(module.forward)
     plain = model(x)
     assert len(mhc.upgrade(model, (x,)).sites) == 4
     assert relative(model(x), plain) < 1e-6

@@ -121,6 +121,8 @@ def test_what_is_compiled() -> None:
     assert original(model.forward) == model.forward
     assert compiled_as(len, model.forward) is None
     assert not is_compiled_on(model)
+    model.forward = model.forward  # type: ignore[method-assign]
+    assert not is_compiled_on(model)
     model.forward = torch.compile(Net().forward, **WITH)  # type: ignore[method-assign]  # another's
     assert not is_compiled_on(model)
     off = torch.compiler.disable(model.forward)
