@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import compile_fx
 
 import mhc_compile as mhc
 from mhc_compile import backend
@@ -43,6 +44,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(backend, "compile_with", compile_and_tell)
     return found
+
+
+@pytest.fixture(params=[False, True], ids=["AOTAutograd", "Inductor"])
+def by_inductor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether Inductor compiles what it is asked to, in seconds a graph; otherwise AOTAutograd does, alone."""
+    if not request.param:
+        run = torch._dynamo.lookup_backend("aot_eager")
+        monkeypatch.setattr(compile_fx, "compile_fx", lambda gm, inputs, *_, **__: run(gm, inputs))
+    return bool(request.param)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

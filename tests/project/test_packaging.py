@@ -180,6 +180,7 @@ def test_wheel_from_the_sdist_works(archives: dict[str, Path], install: Install,
     assert "usage" in succeed(python.with_name("mhc-compile"), "--help", cwd=tmp_path).lower()
 
 
+@pytest.mark.slow
 def test_editable_install_works(tree: Path, install: Install, tmp_path: Path) -> None:
     result = use(install("--editable", tree), tmp_path)
     check_used(result, tree)

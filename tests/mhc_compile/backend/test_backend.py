@@ -96,7 +96,7 @@ def test_compilers_agree(make: Any, connection: str, moved: bool) -> None:
 
 def test_inductor(moved: bool) -> None:
     """The default compiler."""
-    model = upgraded(moved=moved)
+    model = upgraded(Net, 1, moved=moved)
     out, expected = torch.compile(model, backend="mhc")(inputs()), compiled(model)(inputs())
     assert relative(out, expected) < 1e-5
     found, wanted = (gradients(o, model.parameters()) for o in (out, expected))

@@ -148,6 +148,8 @@ def test_options_are_literals_or_words() -> None:
     }
 
 
+@pytest.mark.core(1)
+@pytest.mark.usefixtures("by_inductor")
 def test_bench_measures_plain_and_mhc(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ NEEDED = [pytest.importorskip(name) for name in demo.NEEDS]
 TINY = ["--hidden", "32", "--layers", "1", "--batch", "2", "--length", "16"]
 
 
+@pytest.mark.core(1)
+@pytest.mark.usefixtures("by_inductor")
 def test_the_demo_runs_whole(tmp_path: Path) -> None:
     assert cli.main(["demo", "--steps", "2", "--streams", "2", "--out", str(tmp_path), *TINY]) == 0
 

@@ -124,6 +124,7 @@ def test_real_models(cls: str, wide: str, narrow: str, dtype: torch.dtype) -> No
     near(found, expected, 1e-4 if dtype == torch.float32 else 0.1)
 
 
+@pytest.mark.slow
 def test_aot_autograd_caches_a_fused_graph() -> None:
     model, args = small.Net(1), (torch.randn(2, 3, 8),)
     mhc.upgrade(model, args, verify=False)

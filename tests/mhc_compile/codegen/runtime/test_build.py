@@ -102,6 +102,7 @@ def test_a_text_that_fails_leaves_no_module_behind() -> None:
     assert not [name for name in sys.modules if name.startswith("mhc_kernels.bad_")]
 
 
+@pytest.mark.slow
 def test_processes_may_write_at_once(folder: Path) -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(loaded_in_a_process, [str(folder)] * 4)) == [4] * 4
