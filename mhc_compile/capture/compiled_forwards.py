@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,8 +23,9 @@ def original(run: Run) -> Run:
     """Return the function that torch.compile made another of, or the function itself."""
     if not is_compiled(run):
         return run
-    inner: Any = run._torchdynamo_orig_callable  # type: ignore[attr-defined]
-    return inner.__get__(run.__self__) if inspect.ismethod(run) else inner  # type: ignore[no-any-return]
+    given: Any = run
+    inner: Run = given._torchdynamo_orig_callable
+    return types.MethodType(inner, run.__self__) if inspect.ismethod(run) else inner
 
 
 def compiled_as(run: Run, given: Run) -> Run | None:

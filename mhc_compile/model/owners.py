@@ -33,10 +33,9 @@ def check(module: nn.Module, path: str) -> None:
 def adopt(module: nn.Module) -> None:
     """Give the module its subclass, unless it has it; a forward that was put on the instance is what that runs."""
     if not is_owner(module):
-        replaced = "forward" in vars(module) and not is_compiled_on(module)
-        if replaced:
+        if "forward" in vars(module) and not is_compiled_on(module):
             vars(module)[REPLACED] = vars(module).pop("forward")
-        _change_class(module, subclass(type(module), replaced))
+        _change_class(module, subclass(type(module), REPLACED in vars(module)))
     know(module)
 
 
@@ -52,7 +51,7 @@ def release(module: nn.Module) -> None:
 
 def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     """Change the class, and with it a forward of the class's that was compiled on the instance."""
-    given = vars(module).get("forward") if is_compiled_on(module) else None
+    compiled = is_compiled_on(module)
     module.__class__ = cls
-    if given is not None:
-        module.forward = compiled_as(cls.forward.__get__(module), given)  # type: ignore[assignment]
+    if compiled:
+        vars(module)["forward"] = compiled_as(cls.forward.__get__(module), module.forward)

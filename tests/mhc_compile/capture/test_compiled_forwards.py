@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.capture.compiled_forwards import as_written, compiled_as, is_compiled_on, original
+from mhc_compile.capture.compiled_forwards import as_written, compiled_as, is_compiled, is_compiled_on, original
 from mhc_compile.errors import NotCompiledError
 from tests.nets.small import Block, Net, compiled, inputs, made, perturb, relative
 
@@ -30,8 +31,8 @@ class DecoratedBlock(Block):
 
 
 def on_the_instance() -> nn.Module:
-    model = Net()
-    model.forward = torch.compile(model.forward, **WITH, fullgraph=True)  # type: ignore[method-assign]
+    model = made(Net)
+    model.forward = torch.compile(model.forward, **WITH, fullgraph=True)
     return model
 
 
@@ -106,6 +107,17 @@ def test_by_another_backend() -> None:
         model(x)
 
 
+def test_another_forward_put_over_a_compiled_one() -> None:
+    """What the class compiles is not what runs, and nobody compiled what does."""
+    model, x = made(WAYS["blocks"]), inputs()
+    for layer in model.get_submodule("blocks").children():
+        layer.forward = types.MethodType(Block.forward, layer)
+    mhc.upgrade(model, (x,))
+    perturb(model)
+    assert not any(is_compiled(module.forward) for module in model.modules())
+    assert relative(model(x), compiled(as_compiled_whole(model))(x)) < 1e-6
+
+
 @every_way
 def test_a_captured_run_leaves_them(way: str) -> None:
     model = made(WAYS[way])
@@ -117,13 +129,13 @@ def test_a_captured_run_leaves_them(way: str) -> None:
 
 
 def test_what_is_compiled() -> None:
-    model = Net()
+    model = made(Net)
     assert original(model.forward) == model.forward
     assert compiled_as(len, model.forward) is None
     assert not is_compiled_on(model)
-    model.forward = model.forward  # type: ignore[method-assign]
+    model.forward = model.forward
     assert not is_compiled_on(model)
-    model.forward = torch.compile(Net().forward, **WITH)  # type: ignore[method-assign]  # another's
+    model.forward = torch.compile(Net().forward, **WITH)  # another's
     assert not is_compiled_on(model)
     off = torch.compiler.disable(model.forward)
     assert original(off) is off

@@ -196,8 +196,8 @@ def test_sites_of_ours_are_no_taken_name() -> None:
 
 
 def test_a_forward_that_is_put_on_the_instance_comes_back() -> None:
-    module = Block()
-    given = module.forward = lambda x, scale=1.0: x  # type: ignore[method-assign]
+    module: Any = Block()
+    given = module.forward = lambda x, scale=1.0: x
     adopt(module)
     assert "forward" not in vars(module)
     release(module)
