@@ -45,6 +45,7 @@ ADDS = {
     ),
     "parameters": Reason(False, "is made from parameters alone, so there is no data for streams to carry"),
     "integer": Reason(False, "adds integers"),
+    "complex": Reason(False, "adds complex numbers, which real streams do not hold"),
     "inside-op": Reason(
         False,
         "is not looked at: {function} runs the graph that it is in as one op (torch.cond, scan,"
@@ -61,6 +62,7 @@ ADDS = {
         True, "the skip is a slice, view, pool, detached copy or concatenation of what the branch reads"
     ),
     "reversible": Reason(True, "one half of a reversible pair: its branch reads the other half of the features only"),
+    "nested-tensor": Reason(True, "adds nested tensors, which streams cannot be made of; pad them, or give one by one"),
     "in-place": Reason(
         True, "overwrites a tensor that is read again or that belongs to the caller; write x = x + f(x)"
     ),

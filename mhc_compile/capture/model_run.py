@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from mhc_compile.capture.compiled_forwards import as_written
 from mhc_compile.capture.frames import UNLIMITED, Break, break_of, frame_break, frame_root, is_in_parts, serve_only
@@ -286,8 +287,13 @@ def _compile_isolated(model: nn.Module, backend: Callable[..., Any]) -> Callable
 
 
 def _copied(values: Any) -> Any:
-    """Copy arguments that a run may change, such as caches; what cannot be copied is passed as it is."""
+    """Copy arguments that a run may change, such as caches; what cannot be copied is passed as it is.
+
+    Nested tensors are cloned: a deep copy of one does not add to what is computed from it.
+    """
+    nested = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_nested]
     try:
-        return copy.deepcopy(values)
+        clones = {id(leaf): leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in nested}
+        return copy.deepcopy(values, clones)
     except Exception:  # a tensor inside an autograd graph, a lock, ...: run on the original
         return values

@@ -24,7 +24,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     says they are there. Parameters that the run itself changes (a teacher's moving average) stay so, with a warning: a
     copy of every parameter would be dear.
     """
-    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    scripted = torch.jit.ScriptModule  # has its buffers in C++, where they stay the tensors that they are
+    tables = [(each._buffers, dict(each._buffers)) for each in model.modules() if not isinstance(each, scripted)]
     buffers = [(held, _copy(held)) for held in model.buffers()]
     versions = {name: (held, _version(held)) for name, held in model.named_parameters() if not is_lazy(held)}
     attributes = {module: (type(module), _own(module)) for module in model.modules()}

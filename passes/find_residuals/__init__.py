@@ -115,12 +115,12 @@ class _Finder:
             self._keep(found)
 
     def _look_at_other(self, node: fx.Node) -> None:
-        """Look at an add of integers, or of tensors that are not alike."""
+        """Look at an add of integers or complex numbers, or of tensors that are not alike."""
         a, b = optable.operand_values(node)
         if a is None or b is None:
             return
         if not (a.is_floating_point() or b.is_floating_point()):
-            self._reject(node, "integer")
+            self._reject(node, "complex" if a.is_complex() or b.is_complex() else "integer")
             return
         reason = self.sums.broadcasts(node)
         if reason:
@@ -168,6 +168,8 @@ class _Finder:
                     inside if outer else match.reason,
                     source_of(outer.sum.total) if outer else "",
                 )
+            elif optable.is_nested(match.sum.total):
+                self._reject(match.sum.total, "nested-tensor")
             elif self._is_overwritten(match):
                 self._reject(match.sum.total, "in-place")
             else:

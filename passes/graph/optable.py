@@ -144,6 +144,12 @@ def is_discrete(node: fx.Node) -> bool:
     return tensor is not None and not (tensor.is_floating_point() or tensor.is_complex())
 
 
+def is_nested(node: fx.Node) -> bool:
+    """Tell whether the node holds a nested tensor, of rows that are not equally long."""
+    tensor = value(node)
+    return tensor is not None and tensor.is_nested
+
+
 def is_copy(node: fx.Node) -> bool:
     """Tell whether the node holds what its input holds, perhaps in other memory."""
     return name(node) in ("clone", "contiguous")

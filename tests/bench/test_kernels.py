@@ -105,7 +105,7 @@ def _labelled(item: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
     return item[0], correctness.checked(item[1])
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["seam", "leave"])
 def test_right_kernels_are_found_right(checks: dict[str, dict[str, Any]], op: str) -> None:
     row = checks[f"{op} right"]
@@ -183,6 +183,7 @@ def _swept(candidates: list[tuple[Any, str]]) -> dict[str, Any]:
     return tune.swept(LEAVE.spec, candidates, context())
 
 
+@pytest.mark.slow
 def test_the_sweep_keeps_what_is_right_and_fastest(interpreted: None) -> None:
     own = {name: {"BT": 4, "BC": 32, "num_warps": 4} for name in ("leave", "leave_backward")}
     broken = {**own, "leave": {"BT": 3, "BC": 32, "num_warps": 4}}  # no power of two

@@ -97,6 +97,7 @@ def test_what_has_no_switch_is_no_row(mode: str) -> None:
     assert (row.verdict, row.mode) == ("none", mode)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", ["train", "checkpoint"])
 def test_training_passes(mode: str) -> None:
     torch._dynamo.reset()

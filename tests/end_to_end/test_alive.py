@@ -80,7 +80,7 @@ models = pytest.mark.parametrize(("make", "sites"), MODELS.values(), ids=MODELS.
 streams = pytest.mark.parametrize("n", [2, 4])
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @models
 @streams
 def test_every_pair_parts(make: Callable[[], nn.Module], sites: int, n: int, seen: Seen) -> None:

@@ -39,7 +39,7 @@ FROZEN: dict[str, Callable[[str], bool]] = {
 }
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_frozen_parameters(frozen: Callable[[str], bool], late: bool) -> None:
@@ -65,6 +65,7 @@ def tie(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_tied_weights(when: str) -> None:
     """A tied weight gets the sum of the gradients of its places."""
@@ -101,7 +102,7 @@ def replacements(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone().requires_grad_() for name, p in mhc.named_parameters(other)}
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("inside", [False, True], ids=["compiled model", "compiled call"])
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 def test_functional_call_uses_what_it_is_given(inside: bool, warm: bool) -> None:
@@ -132,6 +133,7 @@ def test_functional_call_uses_what_it_is_given(inside: bool, warm: bool) -> None
         assert not torch.equal(own, out)
 
 
+@pytest.mark.slow
 def test_functional_call_uncompiled() -> None:
     model = upgraded(moved=True)
     given = replacements(model)

@@ -92,6 +92,7 @@ def coefficient_dtypes(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
     return found
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_training_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to fp32 as the plain model under autocast; fp16 with its gradients scaled, as one trains with it."""
@@ -140,6 +141,7 @@ class WideBlock(nn.Module):
         return x + self.mlp(self.norm(x.to(torch.bfloat16))).float()
 
 
+@pytest.mark.slow
 def test_wide_residual_in_a_narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(Net, 2, WideBlock)
     assert len(mhc.upgrade(model, (inputs(),)).sites) == 4
@@ -232,6 +234,7 @@ def test_gradients_of_several_configs_in_one_process() -> None:
         assert agree((out, grads), (expected, wanted))
 
 
+@pytest.mark.slow
 def test_threads() -> None:
     """Several compile at once, of equal classes and other ones."""
     models = [upgraded(moved=True), upgraded(Shared, moved=True), upgraded(Net, 3, PostBlock, moved=True)]
@@ -274,7 +277,7 @@ class Dropping(Net):
         return out
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("block", [Block, PostBlock])
 @pytest.mark.parametrize("dropped", [(1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)], ids=str)
 def test_layers_that_are_left_out(block: type[nn.Module], dropped: tuple[int, ...]) -> None:

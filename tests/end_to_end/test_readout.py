@@ -61,6 +61,7 @@ def heads(model: nn.Module) -> list[str]:
     return [name for name, _ in mhc.named_parameters(model) if ".head_" in name]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("make", [Normed, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 def test_exact_at_the_start(make: Any) -> None:
     plain, model = made(make), made(make)
@@ -96,7 +97,7 @@ def expected_of(model: nn.Module) -> Results:
     return results(compiled(wide, kernels="reference", recompute="off"), wide, inputs().double())
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["cpp", "reference"])
 @pytest.mark.parametrize("recompute", ["off", "auto", 2])
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
@@ -160,6 +161,7 @@ def test_layers_that_were_pruned_take_the_head_along() -> None:
     assert heads(pruned) == []
 
 
+@pytest.mark.slow
 def test_gains_and_export() -> None:
     model = learned()
     out = compiled(model)(inputs())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from packaging.version import Version
 
 import mhc_compile
@@ -31,6 +32,7 @@ def test_it_is_that_of_the_installed_package() -> None:
     assert mhc_compile.__version__ == importlib.metadata.version("mhc_compile")
 
 
+@pytest.mark.slow
 def test_a_checkout_that_is_not_installed_has_one_too() -> None:
     done = subprocess.run([sys.executable, "-c", NOT_INSTALLED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

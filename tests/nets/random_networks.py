@@ -16,7 +16,7 @@ from tests.nets import networks as nets
 from tests.nets.spellings import LearnedGate, Spelt
 from tests.nets.streams import Part
 
-EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "10"))  # networks in all: three of five rewritten, one cut, one twice
+EXAMPLES = int(os.environ.get("MHC_EXAMPLES", "5"))  # networks in all: three of five rewritten, one cut, one twice
 
 
 def networks(share: int) -> settings:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
@@ -118,16 +119,22 @@ def marks(step: Step, word: str) -> list[Mark]:
     return found
 
 
+# Upgrades and their check take three times as long, and find the same.
+each_way = pytest.mark.parametrize(
+    "ask", [pytest.param(mhc.explain, id="explain"), pytest.param(mhc.upgrade, id="upgrade", marks=pytest.mark.slow)]
+)
+
+
 def structures(names: dict[str, Any]) -> list[Step]:
     """The functions of a test module that are structures: those with marks."""
     here = [f for f in names.values() if inspect.isfunction(f) and f.__module__ == names["__name__"]]
     return [f for f in here if marks(f, "site") or marks(f, "no")]
 
 
-def check_marks(step: Step, depth: int = 2) -> Report:
-    """Upgrade layers of a structure: exactly what its marks say is found, and the function is the same."""
+def check_marks(step: Step, ask: Callable[..., Report], depth: int = 2) -> Report:
+    """Explain or upgrade layers of a structure: exactly what its marks say is found; upgraded, they are the same."""
     torch.manual_seed(0)
-    report = mhc.upgrade(Net(step, depth), (tokens(),))
+    report = ask(Net(step, depth), (tokens(),))
     file, layers = inspect.getsourcefile(step), [f"layers.{i}" for i in range(depth)]
     found = [(s.name, s.adds, s.kind, s.axis, s.source) for s in report.sites]
     assert found == [
@@ -138,6 +145,7 @@ def check_marks(step: Step, depth: int = 2) -> Report:
     rejected = Counter((r.owner, r.reason, r.source) for r in report.rejections)
     wanted = [mark for mark in marks(step, "no") for _ in range(mark.times)]
     assert rejected == Counter((layer, mark.words[1], f"{file}:{mark.line}") for layer in layers for mark in wanted)
+    assert (report.max_error is not None) == (ask is mhc.upgrade and bool(found))
     assert report.max_error is None or report.max_error < 1e-5
     return report
 

@@ -66,10 +66,15 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 NEEDED = {"hugging-face.md": ("accelerate", "peft", "transformers")}  # packages of extras, where a page needs more
-WITH_CODE = [path for path in documents() if "```python" in path.read_text("utf-8")]
+DEAR = {"deepseek-v4.md", "hugging-face.md", "serve.md"}  # of what they show much runs in other tests too
+WITH_CODE = [
+    pytest.param(path, id=path.relative_to(ROOT).as_posix(), marks=[pytest.mark.slow] if path.name in DEAR else [])
+    for path in documents()
+    if "```python" in path.read_text("utf-8")
+]
 
 
-@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", WITH_CODE)
 def test_code_runs_and_prints_what_is_shown(
     path: Path, module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +89,7 @@ def test_code_runs_and_prints_what_is_shown(
 
 
 def test_what_cannot_run_is_marked_and_counted() -> None:
-    found = [example for path in WITH_CODE for example in parsed(path)[0] if _NOT_RUN.match(example.parsed)]
+    found = [example for path in documents() for example in parsed(path)[0] if _NOT_RUN.match(example.parsed)]
     assert len(found) == NOT_RUN
 
 

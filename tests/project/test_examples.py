@@ -13,10 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-QUICK = {"export"}  # the others compile more than 20 seconds
-each_example = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow], id=name) for name in NAMES]
-)
+each_example = pytest.mark.parametrize("name", NAMES)
 
 # name: (a piece of its text, the mistake in its place, what the example then says)
 MISTAKES = {
@@ -73,6 +70,7 @@ def _without_numbers(line: str) -> str:
     return re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "#", line)
 
 
+@pytest.mark.slow  # half a minute each: they compile as they stand
 @each_example
 def test_example_prints_what_the_readme_shows(name: str) -> None:
     done = run(FOLDER / f"{name}.py")

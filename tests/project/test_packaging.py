@@ -187,6 +187,7 @@ def test_editable_install_works(tree: Path, install: Install, tmp_path: Path) ->
     assert result["backends"] == [["mhc_compile.backend:mhc", True]]
 
 
+@pytest.mark.slow
 def test_no_install_works(tree: Path, tmp_path: Path) -> None:
     check_used(use(sys.executable, tmp_path, path=tree), tree)
 

@@ -26,6 +26,7 @@ def trained(**changes: Any) -> training.Record:
     return training.train(dataclasses.replace(TINY, **changes), compiler="eager")
 
 
+@pytest.mark.slow
 def test_contenders_start_alike_and_learn() -> None:
     """Before the first step all compute the same; behind it they do not."""
     found = {c: trained(connection=c) for c in ("residual", "hc", "mhc")}
@@ -45,6 +46,7 @@ def test_contenders_start_alike_and_learn() -> None:
         assert not found[name]["diverged"]
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_upgraded_in_between() -> None:
     """Its second phase begins where the first one ended."""
     plain, ours = (trained(connection=c, before=4, steps=5) for c in ("residual", "mhc"))

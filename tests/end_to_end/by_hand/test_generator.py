@@ -36,6 +36,7 @@ def home(name: str) -> str:
     return "images/pre-norm" if STRUCTURES[name].channels_first else "common/pre-norm"
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("number", range(0, STEP * (EXAMPLES // SHARE), STEP))
 def test_network(number: int) -> None:
     assert judge.judge(runner.Choice().draw(number)) in ("right", "refused", "told", "torch")

@@ -43,14 +43,14 @@ def test_every_connection(n: int, kind: tuple[str, str]) -> None:
     check(*NETS["pre-norm"], mhc.Config(streams=n, connection=kind[0], projection=kind[1]), "aot_eager")
 
 
-@pytest.mark.core
+@pytest.mark.core(8)
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 @pytest.mark.parametrize("net", [*list(NETS)[1:], *spellings.NETS])
 def test_every_structure(net: str, connection: str) -> None:
     check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3 if connection == "mhc" else 2, connection=connection))
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("net", [*NETS, *spellings.NETS])
 def test_a_learned_readout(net: str) -> None:
     check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3, readout="learned"))

@@ -166,6 +166,7 @@ def test_where_a_region_ends_hidden_states_cross() -> None:
     assert shapes == [(2, 3, WIDTH)] * 2
 
 
+@pytest.mark.slow
 def test_no_gradients_and_other_sizes() -> None:
     model = upgraded(Staged, 2, moved=True, config=BITWISE)
     stages = connected(model, (1, 1))

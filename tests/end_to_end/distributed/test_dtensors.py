@@ -116,7 +116,7 @@ def gains(rank: int, stream: str) -> list[dict[str, Any]]:
     return [dataclasses.asdict(site) for site in mhc.gains(laid(stream), (TOKENS,)).sites]
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "share"), [("features", 1), ("tokens", RANKS)])
 def test_gains_are_those_of_the_tokens_that_a_process_has(stream: str, share: int, tmp_path: Path) -> None:
     each = on_ranks(functools.partial(gains, stream=stream), tmp_path)

@@ -85,6 +85,7 @@ def wrapped(rank: int) -> list[Tensors]:
     return [grads(parallel), grads(sharded)]
 
 
+@pytest.mark.slow
 def test_whole_models(tmp_path: Path) -> None:
     """In DistributedDataParallel and in FSDP2."""
     expected = alone()
@@ -233,6 +234,7 @@ def test_sharded_parameters_are_refused() -> None:
     assert compiled(model)(inputs()).shape == (3, 5, 4)
 
 
+@pytest.mark.core(2)
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize(
     "change",

@@ -76,6 +76,7 @@ class Unknown(hf.DynamicCache):  # type: ignore[misc]  # transformers is Any to 
     """A cache that nobody registered."""
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_cache_that_torch_does_not_know(model: Any) -> None:
     with pytest.raises(CaptureError, match="register_dynamic_cache_export_support"):

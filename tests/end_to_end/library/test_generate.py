@@ -64,6 +64,7 @@ def test_with_a_cache(moved: bool) -> None:
     assert torch.equal(tokens, without_cache(model))
 
 
+@pytest.mark.slow
 def test_upgraded_with_the_cache_or_without_is_the_same() -> None:
     first, second = llama(), llama()
     reports = [
@@ -89,6 +90,7 @@ def test_every_step_of_the_cache_equals_the_whole(moved: bool) -> None:
     assert cache.get_seq_length() == tokens.shape[1]
 
 
+@pytest.mark.slow
 def test_upgrade_and_explain_leave_a_cache_alone() -> None:
     model = llama()
     cache = hf.DynamicCache(config=model.config)
@@ -101,7 +103,7 @@ def test_upgrade_and_explain_leave_a_cache_alone() -> None:
     assert cache.get_seq_length() == 6
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 def test_generate_of_the_compiled_object(moved: bool) -> None:
     """torch.compile(model).generate runs the forward that was not compiled, which compiles itself."""
     model = llama()

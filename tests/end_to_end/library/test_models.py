@@ -48,7 +48,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return Subject(request.param, model, call, original, report)
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(4)
 def test_sites(subject: Subject) -> None:
     """The right number of sites and adds, and each in a layer of the model."""
     case, report = CASES[subject.name], subject.report
@@ -63,7 +63,7 @@ def test_sites(subject: Subject) -> None:
     assert all(site.channels == 32 and site.axis == -1 for site in report.sites)
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(4)
 def test_verified(subject: Subject) -> None:
     assert subject.report.max_error is not None
     assert subject.report.max_error <= TOLERANCE
@@ -76,7 +76,7 @@ def test_inference(subject: Subject) -> None:
         assert worst(run(compiled(model), subject.call), run(original, subject.call)) <= TOLERANCE
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 def test_training(subject: Subject) -> None:
     """Values and gradients in training mode; then every mHC parameter has a gradient, and still does when moved."""
     original, model = subject.original.train(), subject.model.train()
@@ -111,7 +111,7 @@ def _check_moved(model: nn.Module, step: Any, call: dict[str, Any], original: An
         assert grad.abs().max() > 0, name
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 def test_bfloat16(subject: Subject) -> None:
     """Bitwise equal where a site is one add; else as near to the fp32 model as the original in bf16 is."""
     call = {key: value.bfloat16() if value.is_floating_point() else value for key, value in subject.call.items()}

@@ -122,7 +122,7 @@ def test_as_much_is_kept_as_is_planned(make: Callable[[], nn.Module], given: Any
         assert kept - before == pytest.approx(memory.kept - memory.before_rewrite, abs=0.02 * memory.kept)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "given"), MODELS, ids=["vit", "llama"])
 def test_no_branch_runs_twice(make: Callable[[], nn.Module], given: Any) -> None:
     """Nor are coefficients made again."""
@@ -182,7 +182,7 @@ def test_selective_checkpoints_of_branches() -> None:
     assert found.ops()[1]["aten.addmm.default"] == 0  # no product of the forward runs again
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.0, 0.3, 0.7])
 def test_activation_memory_budget(budget: float) -> None:
     """Torch's own budget recomputes more; the function is the same."""
@@ -192,6 +192,7 @@ def test_activation_memory_budget(budget: float) -> None:
         assert small.agree(steps(model, inputs(), 3), expected)
 
 
+@pytest.mark.slow
 def test_saved_tensors_on_the_cpu() -> None:
     """What blocks keep goes through hooks, as everything that is saved."""
     model = upgraded(Net, 3, moved=True)
@@ -228,6 +229,7 @@ def test_dynamic_shapes() -> None:
         assert small.agree(found, small.afresh(model, x))
 
 
+@pytest.mark.slow
 def test_gradients_accumulate() -> None:
     """Two forwards before their backwards, each with streams of its own."""
     model = upgraded(Net, 3, moved=True)
@@ -272,6 +274,7 @@ def test_other_readers_of_a_sum() -> None:
     torch.testing.assert_close(runs[1], runs[0])
 
 
+@pytest.mark.slow
 def test_without_gradients_nothing_is_recomputed() -> None:
     model = upgraded(Net, 3, moved=True)
     expected, _ = steps(model, inputs(), "off")

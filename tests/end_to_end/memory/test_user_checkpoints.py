@@ -57,7 +57,7 @@ def step(
     return out, gradients(out, parameters), saved.bytes
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "make",
@@ -108,6 +108,7 @@ def test_inductor_keeps_apart_what_is_recomputed_and_what_is_not() -> None:
     assert saved[0] == saved[2] < 0.6 * saved[1] == 0.6 * saved[3]
 
 
+@pytest.mark.slow
 def test_without_gradients() -> None:
     model = upgraded(Checkpointed, moved=True)
     run, plain = (compiled(each, kernels="reference") for each in (model, without(model)))
@@ -198,7 +199,7 @@ def test_selective_elsewhere_is_kept() -> None:
 # -- around compiled blocks -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_around_compiled_blocks(dropout: float) -> None:
     """The second run of a block, in backward, takes the streams again."""
@@ -256,6 +257,7 @@ def test_hugging_face(way: str) -> None:
     assert saved < 0.5 * most or way == "layers"
 
 
+@pytest.mark.slow
 def test_hugging_face_upgraded_while_it_checkpoints() -> None:
     (model, call), (plain, _) = llama(), llama()
     switch_on(model)

@@ -45,7 +45,7 @@ CHANGES: dict[str, Callable[[nn.ModuleList], object]] = {
 }
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("change", CHANGES)
 def test_layers_that_are_added_or_taken_away(change: str) -> None:
     model = moved(Deep())

@@ -98,6 +98,7 @@ def test_two_calls_in_one_function_are_two_calls() -> None:
     assert agree(results(lambda b: step(x(), b)[1], model, x(3, 7)), two)
 
 
+@pytest.mark.slow
 def test_a_tied_block_has_parameters_for_every_call() -> None:
     model = moved(Tied(), x(), 3)
     run = compiled(model)

@@ -45,6 +45,7 @@ def with_replaced(how: Callable[[Any], Callable[..., Any]]) -> nn.Module:
     return model
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("how", [as_method, as_partial, as_closure])
 def test_as_if_the_class_had_it(how: Callable[[Any], Callable[..., Any]]) -> None:
     model, same, x = with_replaced(how), made(Net, 2, Faster), inputs()
@@ -83,6 +84,7 @@ def by_twice(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x: forward(x) * 2
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("by", [by_itself, by_twice])
 @pytest.mark.parametrize("which", ["", "blocks.0", "blocks.0.mlp"], ids=["model", "owner", "branch"])
 def test_around_what_the_class_has(which: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

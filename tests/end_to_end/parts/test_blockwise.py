@@ -73,7 +73,7 @@ def test_two_instances_train_their_own_parameters(moved: bool) -> None:
 @blocks
 def test_many_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     compiler = "aot_eager" if moved else "eager"
-    whole = upgraded(Net, 6, block, moved=moved)
+    whole = upgraded(Net, 3, block, moved=moved)
     parts = copy.deepcopy(whole)
     out = compiled(whole, compiler=compiler, **PLAINLY)(inputs())
     torch._dynamo.reset()
@@ -87,7 +87,7 @@ def test_many_blocks_equal_the_whole(block: Make, moved: bool) -> None:
     assert same(found, expected)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @blocks
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_blocks_without_gradients(block: Make, mode: str, moved: bool) -> None:
@@ -139,6 +139,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.core(4)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @pytest.mark.parametrize("mode", ["enable_grad", "no_grad"])
 def test_carry_must_arrive_intact(change: Callable[[Tensor], Tensor], mode: str) -> None:
@@ -165,6 +166,7 @@ def test_blocks_in_another_order() -> None:
         order.get_submodule("0")(x)
 
 
+@pytest.mark.slow
 def test_a_block_that_the_plan_leaves_out(moved: bool) -> None:
     """It runs as it is: its first compiled call does not give it parameters."""
     config = mhc.Config(exclude=("blocks.0.*",))
@@ -221,7 +223,7 @@ def saved(model: nn.Module) -> nn.Module:
     return loaded
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("duplicate", [*COPIES.values(), saved], ids=[*COPIES, "torch.save"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_copies_are_models_of_their_own(duplicate: Callable[[nn.Module], nn.Module], when: str, moved: bool) -> None:
@@ -245,6 +247,7 @@ def test_copies_are_models_of_their_own(duplicate: Callable[[nn.Module], nn.Modu
     assert torch.equal(compiled(model)(inputs()), expected)
 
 
+@pytest.mark.slow
 def test_a_moving_average() -> None:
     """torch.optim.swa_utils deepcopies the model and averages all of its parameters."""
     model = upgraded()
@@ -261,6 +264,7 @@ def test_a_moving_average() -> None:
     assert relative(out, compiled(model)(inputs())) > 1e-3
 
 
+@pytest.mark.slow
 def test_several_configs_in_one_process(moved: bool) -> None:
     """Same classes, same code objects: each model runs with what it was upgraded with."""
     configs = [

@@ -94,6 +94,7 @@ def test_a_region_that_starts_inside_has_a_graph_of_its_own() -> None:
         assert graphs() == number
 
 
+@pytest.mark.slow
 def test_whole_models_do_not_share_code_where_their_regions_differ() -> None:
     models = [split(*globs) for globs in SPLITS.values()]
     expected = [whole(model) for model in models]
@@ -128,6 +129,7 @@ def test_the_first_block_takes_no_streams_of_its_model(mode: str) -> None:
         assert model.blocks[0](x.clone()).shape == x.shape
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("shape", [(0, 5, 8), (1, 1, 8), (3, 7, 8)], ids=str)
 def test_sizes(shape: tuple[int, ...]) -> None:
     model = split("blocks.2.*")

@@ -37,7 +37,7 @@ SPELLINGS: dict[str, Callable[[State], State]] = {
 }
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_names_of_wrappers(spelling: str) -> None:
     model = upgraded(moved=True)

@@ -147,6 +147,7 @@ def test_a_mask_that_torchs_transformer_reads() -> None:
     assert len(mhc.explain(model, (x, mask), {"is_causal": True}).sites) == 4
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("make", [Mixed, Shared, Broken])
 def test_nothing_changes(make: type[nn.Module]) -> None:
     model = made(make).train()
@@ -179,6 +180,7 @@ def test_other_config_on_an_upgraded_model() -> None:
     assert [rejection.reason for rejection in report.rejections] == ["excluded"] * 2
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("options", "names"),
     [

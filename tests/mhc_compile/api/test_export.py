@@ -34,7 +34,7 @@ def near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
         assert (ours[name] - tensor).abs().max() <= tolerance * tensor.abs().max(), name
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     "config",
     [mhc.Config(streams=3), mhc.Config(streams=2, connection="hc"), mhc.Config(projection="identity")],
@@ -52,6 +52,7 @@ def test_export_equals_the_compiled_model(make: Callable[[], nn.Module], config:
     near(gradients(graph, ours, x), gradients(compiled(model), theirs, x), 1e-10)
 
 
+@pytest.mark.slow
 def test_in_single_precision() -> None:
     model = upgraded(moved=True)
     torch.testing.assert_close(
@@ -84,6 +85,7 @@ def test_export_leaves_the_model_as_it_is() -> None:
     assert torch.equal(compiled(model)(inputs()), expected)
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_arguments_whatever_the_model_has_seen() -> None:
     model = upgraded(moved=True)
     run = compiled(model)
@@ -94,6 +96,7 @@ def test_sizes_are_those_of_the_arguments_whatever_the_model_has_seen() -> None:
     assert not graph.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
 
 
+@pytest.mark.slow
 def test_sizes_that_are_marked_as_dynamic_stay_so() -> None:
     model, x = upgraded(moved=True), inputs(4, 5)
     torch._dynamo.mark_dynamic(x, 0)
@@ -140,7 +143,7 @@ FORMS: dict[str, Callable[[nn.Module], fx.GraphModule]] = {
 }
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [Block, PostBlock])
 def test_rewrite_any_graph(form: str, block: type[nn.Module]) -> None:
@@ -222,6 +225,7 @@ class Outside(Net):
         return super().forward(x) + OUTSIDE
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -241,6 +245,7 @@ def test_a_model_in_plain_mode() -> None:
         mhc.export(model, (inputs(),))
 
 
+@pytest.mark.slow
 def test_a_named_tuple_is_a_structure() -> None:
     model = upgraded(Named, moved=True)
     result = mhc.export(model, (inputs(),))(inputs())

@@ -52,7 +52,7 @@ def test_names_are_those_of_the_branches() -> None:
     }
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 @pytest.mark.parametrize("config", [mhc.Config(), mhc.Config(streams=2, connection="hc")], ids=["mhc", "hc"])
 def test_restore(make: Any, config: mhc.Config, moved: bool) -> None:

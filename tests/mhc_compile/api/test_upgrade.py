@@ -235,6 +235,7 @@ def test_no_residual() -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.slow
 def test_casts_that_swap_parameters() -> None:
     """They refuse tensors to which something refers weakly."""
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -52,7 +52,7 @@ def test_integer_and_complex_numbers_are_left_alone(dtype: torch.dtype) -> None:
     assert torch.equal(compiled(model)(x), model(x))
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_parameters_stay_wide(dtype: torch.dtype, when: str, moved: bool) -> None:

@@ -77,7 +77,7 @@ def test_a_bad_option_leaves_nothing_behind() -> None:
     assert compiled(model)(inputs()).shape == (3, 5, 4)
 
 
-@pytest.mark.core
+@pytest.mark.core(1)
 @pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 def test_compilers_agree(make: Any, connection: str, moved: bool) -> None:
@@ -117,7 +117,7 @@ def test_new_shapes(moved: bool) -> None:
         assert relative(out, compiled(model)(inputs(*shape))) < 1e-5
 
 
-@pytest.mark.core
+@pytest.mark.core(1)
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4)], ids=str)
 def test_ranks(shape: tuple[int, ...], moved: bool) -> None:
     model = upgraded(moved=moved)
@@ -147,7 +147,7 @@ def test_train_and_eval_switch(moved: bool) -> None:
         assert (relative(out[0], out[2]) < 1e-5) is not moved
 
 
-@pytest.mark.core
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_without_gradients(mode: str, moved: bool) -> None:
     model = upgraded(moved=moved)

@@ -111,7 +111,7 @@ def evaluated(model: nn.Module, x: Tensor) -> Any:
     return compiled(model, compiler="aot_eager")(x), []
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("make", "run"),
     [

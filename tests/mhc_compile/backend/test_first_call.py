@@ -62,6 +62,7 @@ def test_second_call_trains_everything() -> None:
         assert name.endswith("alpha") or parameter.grad.abs().max() > 0, name  # alpha scales phi, which is 0
 
 
+@pytest.mark.core(1)
 @ours
 @pytest.mark.parametrize("make", [Net, Shared, lambda: Net(2, PostBlock)], ids=["net", "shared", "post-norm"])
 def test_equals_upgrade(make: Any, moved: bool) -> None:

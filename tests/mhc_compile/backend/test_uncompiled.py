@@ -43,7 +43,7 @@ def itself(model: nn.Module) -> Callable[..., Any]:
     return model
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("call", [itself, forward, inside, copy.deepcopy])
 def test_values_and_gradients(call: Callable[[nn.Module], Any], moved: bool) -> None:
     model = upgraded(moved=moved)
@@ -56,6 +56,7 @@ def test_values_and_gradients(call: Callable[[nn.Module], Any], moved: bool) -> 
     assert gradient_error(*grads) < 1e-5
 
 
+@pytest.mark.slow
 def test_every_size(graphs: list[str]) -> None:
     """Sizes of the first call are fixed; from the second on code serves all."""
     model = upgraded(moved=True)
@@ -180,6 +181,7 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("way", [itself, compiled, lambda model: Apart(model)], ids=["itself", "compiled", "apart"])
 def test_a_dispatch_mode_sees_the_rewritten_graph(way: Callable[[nn.Module], Any]) -> None:
     """Dynamo compiles nothing under one."""
@@ -210,6 +212,7 @@ class Apart(nn.Module):
         return out
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_flops(kernels: str) -> None:
     """Forward and backward: what is added are the products of each site's streams with phi, whoever computes them."""

@@ -47,6 +47,7 @@ def as_compiled_whole(model: nn.Module) -> nn.Module:
     return same
 
 
+@pytest.mark.core(1)
 @every_way
 def test_first_call(way: str) -> None:
     """It runs as it is, exactly; from then on the model has its sites, and computes what it does compiled whole."""
@@ -67,6 +68,7 @@ def test_first_call(way: str) -> None:
         assert all(relative(ours, theirs) < 1e-5 for ours, theirs in zip(*gradients, strict=True))
 
 
+@pytest.mark.core(1)
 @every_way
 def test_upgraded(way: str) -> None:
     model, x = made(WAYS[way]), inputs()

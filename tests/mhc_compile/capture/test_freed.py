@@ -57,7 +57,7 @@ def explained(model: nn.Module) -> object:
     return mhc.explain(model, (inputs(),))
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("make", [Net, Separate])
 @pytest.mark.parametrize("use", [explained, lazily, step, exported, restored], ids=lambda f: f.__name__)
 def test_deleted_models_are_freed(use: Callable[[nn.Module], object], make: Callable[[], nn.Module]) -> None:

@@ -22,6 +22,7 @@ def llama() -> Any:
     return model.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_hidden_states_in_one_graph() -> None:
     model, ids = llama(), torch.randint(64, (2, 5))

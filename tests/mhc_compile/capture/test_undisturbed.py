@@ -119,3 +119,11 @@ def test_lazy_modules_stay_what_they_have_become() -> None:
         model(torch.randn(2, 3))
     assert type(model[0]) is nn.Linear
     assert model(torch.randn(2, 3)).shape == (2, C)
+
+
+def test_scripted_modules_keep_their_buffers_in_cpp() -> None:
+    model = nn.Sequential(nn.Linear(C, C), torch.jit.script(nn.BatchNorm1d(C)))
+    before = copy.deepcopy(model.state_dict())
+    with undisturbed(model):
+        model(torch.randn(4, C))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -129,6 +129,7 @@ def test_a_files_neighbours_can_be_imported(file: str, tmp_path: Path) -> None:
     assert kwargs == {}
 
 
+@pytest.mark.slow
 def test_the_module_runs_from_a_checkout(file: str) -> None:
     command = [sys.executable, "-m", "mhc_compile", "explain"]
     root = Path(__file__).parents[3]

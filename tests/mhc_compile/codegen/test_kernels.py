@@ -32,7 +32,7 @@ def compare_one(op: str, strided: bool, **row: Any) -> None:
     compare(case, op, strided=strided, tolerance=5e-5 if op == "enter" and equal and case.norm != "none" else None)
 
 
-@pytest.mark.core(8)
+@pytest.mark.core(4)
 @pairwise(sound, into="row", **SPACE)
 def test_values_and_every_gradient(row: dict[str, Any]) -> None:
     compare_one(**row)
@@ -56,7 +56,7 @@ SPLIT = {"project": {"BT": 16, "BC": 16, "SPLITS": 3}, "coefs": {"BT": 2, "BC": 
 SMALL = {"streams": {"BT": 16, "BC": 16, "BP": 16, "SPLITS": 3}, "reduce": {"BR": 2, "BC": 32}}
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pairwise(exists, op=["enter", "seam", "coefficients"], equal=EQUAL)
 def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     """Several splits of features and of tokens, the last of them partly or wholly empty."""
@@ -74,6 +74,7 @@ def test_one_launch(op: str, lag: int, equal: bool) -> None:
     compare(case, op, tiles={"both": both, "back": back}, tolerance=5e-5 if equal else None)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("tokens", [1, 17])
 def test_one_launch_for_few_tokens(tokens: int) -> None:
     """Shares of the tokens that are empty."""
@@ -82,7 +83,7 @@ def test_one_launch_for_few_tokens(tokens: int) -> None:
     compare(Fused(2, 24, (tokens,), dtype=FP32), "seam", tiles={"both": both, "back": back})
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pairwise(exists, op=OPS, dtype=[BF16, FP16], equal=EQUAL)
 def test_narrow_results_are_rounded_once(op: str, dtype: torch.dtype, equal: bool) -> None:
     case = Fused(4, 65, (120,), dtype=dtype, norm="rms_cast weight", equal_streams=equal)
@@ -96,12 +97,13 @@ def test_a_branch_of_another_dtype(op: str, dtype: torch.dtype, branch: torch.dt
     subprocess_call.call(True, interpreted.mixed_types, case, op)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["seam", "enter", "leave", "coefficients"])
 def test_two_runs_agree_to_the_bit(op: str) -> None:
     subprocess_call.call(True, interpreted.repeatable, Fused(4, 40, (70,), dtype=BF16), op)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_rows_sum_to_one(n: int) -> None:
     rows, columns = subprocess_call.call(True, interpreted.doubly_stochastic, n, 1.0)
@@ -109,7 +111,7 @@ def test_rows_sum_to_one(n: int) -> None:
     assert columns < 0.1
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [120.0, 95.0, 1000.0])
 @pytest.mark.parametrize("n", [4, 2, 3, 5, 8])
 def test_far_logits(n: int, span: float) -> None:
@@ -117,6 +119,7 @@ def test_far_logits(n: int, span: float) -> None:
     subprocess_call.call(True, interpreted.far_logits, n, 50 if n == 4 and span < 1000 else 20, span)
 
 
+@pytest.mark.core(2)
 @pairwise(op=["enter", "seam"], norm=["none", "rms weight"], size=[1e18, 1e20, 1e30], dtype=[BF16, FP32])
 def test_streams_whose_square_overflows(op: str, norm: str, size: float, dtype: torch.dtype) -> None:
     """They get the coefficients of no dynamic part, as behind an RMSNorm in fp32, and all gradients are finite."""
@@ -133,7 +136,7 @@ def test_what_has_no_kernel_runs_as_the_reference(op: str, case: Fused) -> None:
     subprocess_call.call(True, interpreted.reference_runs, case, op)
 
 
-@pytest.mark.core(2)
+@pytest.mark.slow
 @pairwise(
     lambda row: row["tokens"] != (0,) or not row["equal"],  # of which torch's check wants an impossible view
     op=["enter", "seam", "leave"],
@@ -148,7 +151,7 @@ def test_opcheck(op: str, tokens: tuple[int, ...], equal: bool) -> None:
 # -- replay -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pairwise(replays=list(REPLAYS), op=["seam", "leave"], equal=EQUAL)
 def test_replayed_streams_are_those_of_the_forward(replays: str, op: str, equal: bool) -> None:
     """Rounded step by step as they were written: every gradient is the same to the bit."""
@@ -172,6 +175,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("case", SIZES, ids=["no-axis", "no-token", "odd"])
 def test_replays_of_any_size(case: Fused) -> None:
     subprocess_call.call(True, interpreted.replayed, Block(case, 2), "seam")

@@ -150,6 +150,7 @@ def test_other_families_compute_the_same(family: str, options: dict[str, str]) -
     near(values(other, compiled=False)[0], logits, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_missing() -> None:
     """The mean is GLM-5-Next's; a learned head has to be given."""
     model = upgraded(readout="learned")
@@ -179,6 +180,7 @@ def test_there_and_back() -> None:
         near(tensor, tensors[name], 1e-6)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_not_the_last_has_no_head() -> None:
     """The tensors of all stages together are those of the model."""
     model = upgraded(readout="learned")
@@ -195,6 +197,7 @@ def test_a_stage_that_is_not_the_last_has_no_head() -> None:
     assert all(torch.equal(made[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_a_trained_config_of_their_class() -> None:
     """Their class creates parameters of these shapes."""
     module = transformers.models.deepseek_v4.modeling_deepseek_v4
@@ -207,6 +210,7 @@ def test_a_trained_config_of_their_class() -> None:
         }
 
 
+@pytest.mark.slow
 def test_what_has_no_such_layout() -> None:
     with pytest.raises(NotUpgradedError, match="upgrade"):
         to_deepseek_v4(llama())

@@ -67,6 +67,7 @@ def trained(model: Any) -> Any:
     return model
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_both_orders(way: str, tmp_path: Path) -> None:
     model = trained(WAYS[way]())

@@ -60,6 +60,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("auto", [True, False], ids=["auto class", "its class"])
 def test_one_call_loads_it_upgraded(
     llama: tuple[Path, Any], auto: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

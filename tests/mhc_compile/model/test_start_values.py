@@ -111,6 +111,7 @@ def test_streams_part_in_any_region_of_two_sites(n: int, length: int) -> None:
 EXACT = [(n, length) for n, shortest in ((2, 1), (4, 2), (8, 3)) for length in {shortest, 3, 5, 12, 100}]
 
 
+@pytest.mark.core(6)
 @narrow
 @pytest.mark.parametrize(("n", "length"), EXACT)
 def test_copies_pass_a_hundred_sites_without_a_changed_bit(dtype: torch.dtype, n: int, length: int) -> None:

@@ -79,6 +79,7 @@ class Outer(nn.Module):
         return x
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("kind", [Stack, Split, Named, Outer])
 def test_a_forward_that_walks_does_not_meet_the_sites(kind: Callable[[], Any]) -> None:
     model = kind()

@@ -51,7 +51,7 @@ def of_a_site(case: Case) -> dict[str, Any]:
     }
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(2)
 @pairwise(shape=list(SHAPES), kind=KINDS)
 def test_opcheck_coefficients(shape: str, kind: Kind) -> None:
     given = case_of(shape, kind).coefficients()
@@ -60,7 +60,7 @@ def test_opcheck_coefficients(shape: str, kind: Kind) -> None:
     torch.library.opcheck(torch.ops.mhc.coefficients.default, tuple(flat(given)))
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(2)
 @pairwise(shape=list(SHAPES), kind=KINDS)
 def test_opcheck_coefficients_backward(shape: str, kind: Kind) -> None:
     given = case_of(shape, kind, torch.float32).coefficients()
@@ -71,6 +71,7 @@ def test_opcheck_coefficients_backward(shape: str, kind: Kind) -> None:
     torch.library.opcheck(torch.ops.mhc.coefficients_backward.default, tuple(flat(back)))
 
 
+@pytest.mark.core(4)
 @pairwise(op=["expand", "read", "write", "readout"], shape=list(SHAPES))
 def test_opcheck_ops_that_decompose(op: str, shape: str) -> None:
     given = of_a_site(case_of(shape))[op]
@@ -81,6 +82,7 @@ def targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if str(node.target).startswith("mhc.")]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", MODES)
 def test_read_write_readout_and_expand_decompose(mode: Mode) -> None:
     for op, given in of_a_site(Case(3, 5)).items():
@@ -92,6 +94,7 @@ def test_read_write_readout_and_expand_decompose(mode: Mode) -> None:
         assert torch.equal(traced(*tensors), function(*tensors, n=3))
 
 
+@pytest.mark.core(4)
 @pairwise(kind=KINDS, mode=MODES)
 def test_coefficients_stay_one_op_with_a_backward_op(kind: Kind, mode: Mode) -> None:
     case = Case(3, 5, (2, 3), *kind)
@@ -110,6 +113,7 @@ def test_coefficients_stay_one_op_with_a_backward_op(kind: Kind, mode: Mode) -> 
         assert torch.equal(actual, wanted)
 
 
+@pytest.mark.slow
 def test_compiled_with_dynamic_shapes() -> None:
     case = Case(3, 5, (4,))
     torch._dynamo.reset()

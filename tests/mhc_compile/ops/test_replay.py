@@ -157,6 +157,7 @@ def targets(gm: fx.GraphModule) -> list[str]:
     return [str(n.target).removesuffix(".default") for n in gm.graph.nodes if "mhc" in str(n.target)]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_the_forward_is_a_seam_and_keeps_no_streams_but_the_head(dynamic: bool) -> None:
     forward, backward = traced(Block(Fused(2, 6, (5,), norm="none"), 3), replays=False, dynamic=dynamic)

@@ -27,14 +27,14 @@ CASES = {
 EQUAL = [False, True]
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(2)
 @pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
 def test_opcheck(op: str, case: str, equal: bool) -> None:
     given = dataclasses.replace(CASES[case], equal_streams=equal).signature(op)
     torch.library.opcheck(getattr(torch.ops.mhc, op).default, tuple(trainable(given)))
 
 
-@pytest.mark.core(6)
+@pytest.mark.core(2)
 @pairwise(op=FUSED, case=list(CASES), equal=EQUAL)
 def test_opcheck_backward(op: str, case: str, equal: bool) -> None:
     narrow = dataclasses.replace(CASES[case], equal_streams=equal, dtype=torch.float32, branch_dtype=torch.bfloat16)
@@ -53,6 +53,7 @@ def test_meta_tensors(op: str, case: str, equal: bool, backward: bool) -> None:
     assert all(t.is_contiguous() for t in real)
 
 
+@pytest.mark.core(3)
 @pairwise(op=FUSED, mode=["real", "fake", "symbolic"], equal=EQUAL)
 def test_one_op_and_one_backward_op(op: str, mode: Mode, equal: bool) -> None:
     case = Fused(3, 5, (2, 3), equal_streams=equal)

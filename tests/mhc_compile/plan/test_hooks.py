@@ -63,6 +63,7 @@ def trained_with(hook: Any, blocks: list[nn.Module], scale: float, x: Tensor) ->
     return (last[-1] if last else x), [x.grad, *(p.grad for block in blocks for p in block.parameters())]  # type: ignore[list-item]  # all are there
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("hook", [on_tensor, retained, on_output, on_input])
 def test_hooks_between_blocks_see_and_change_gradients(hook: Any, moved: bool) -> None:
     """At the start those of the plain model; moved, what a hook leaves alone is what it is without the hook."""

@@ -37,6 +37,7 @@ def parts(layers: int = 3, **kwargs: Any) -> tuple[nn.Module, list[nn.Module], T
 # -- another order ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_the_start_of_a_region_refuses_streams(mode: Callable[[], Any]) -> None:
     _, blocks, x = parts()
@@ -63,6 +64,7 @@ def test_what_the_whole_model_returns_may_be_its_input_again() -> None:
     assert not [name for name in vars(x) if "mhc" in name]
 
 
+@pytest.mark.slow
 def test_streams_of_another_model_are_none_of_its_own() -> None:
     """A model may read what another one has inside, and a copy is another one."""
     (_, teacher, x), (_, student, _) = parts(), parts()
@@ -100,7 +102,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_between_blocks(change: tuple[Callable[[Tensor], Any], str]) -> None:
     _, blocks, x = parts()
@@ -109,6 +111,7 @@ def test_between_blocks(change: tuple[Callable[[Tensor], Any], str]) -> None:
         blocks[1](alter(blocks[0](x)))
 
 
+@pytest.mark.slow
 def test_hooks_without_gradients_are_nobody_s_business() -> None:
     """Such a hook aliases the tensor that carries streams only where there are gradients (see the next test)."""
     _, blocks, x = parts()
@@ -196,6 +199,7 @@ class Fork(Net):
         return out
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_two_takers_in_the_plan(mode: Callable[[], Any]) -> None:
     model = made(Fork, 3)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.nets.structures import C, Step, check_marks, structures
+from tests.nets.structures import C, Net, Step, check_marks, each_way, explain, reasons, structures
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -202,9 +202,30 @@ def no_feature_axis(self: Any, x: Tensor) -> Tensor:
     return (y + y.cumsum(1)).flatten(1).view(x.shape)  # no feature-axis
 
 
+def complex_numbers(self: Any, x: Tensor) -> Tensor:
+    z = torch.complex(x, x)
+    z = z + self.proj(x) * 1j  # no complex
+    return z.real
+
+
+def two_sites(self: Any, x: Tensor) -> Tensor:
+    x = x + self.proj(self.norm(x))
+    return x + self.mlp(x)
+
+
 STRUCTURES = structures(globals())
 
 
+@each_way
 @pytest.mark.parametrize("step", STRUCTURES, ids=lambda step: step.__name__)
-def test_structure(step: Step) -> None:
-    check_marks(step)
+def test_structure(step: Step, ask: Any) -> None:
+    check_marks(step, ask)
+
+
+def test_nested_tensors_are_left_alone() -> None:
+    """Rows that are not equally long have no streams; the same layers with a dense tensor have."""
+    rows = [torch.randn(3, C), torch.randn(5, C)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    net = Net(two_sites, 1)
+    assert reasons(explain(net, nested)) == ["nested-tensor"] * 2
+    assert len(explain(net, rows[0]).sites) == 2

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.nets.structures import C, Step, check_marks, structures
+from tests.nets.structures import C, Step, check_marks, each_way, structures
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
@@ -175,6 +175,7 @@ def feedthrough(self: Any, x: Tensor) -> Tensor:
 STRUCTURES = structures(globals())
 
 
+@each_way
 @pytest.mark.parametrize("step", STRUCTURES, ids=lambda step: step.__name__)
-def test_structure(step: Step) -> None:
-    check_marks(step)
+def test_structure(step: Step, ask: Any) -> None:
+    check_marks(step, ask)

@@ -103,7 +103,7 @@ def normed_state(self: Any, u: Tensor) -> Tensor:
 TIMED = [delta_rule, gated_delta_rule, fast_weights, leaky, euler, interpolated, gru, normed_state]
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("inner", TIMED, ids=lambda inner: inner.__name__)
 def test_steps_in_time(inner: Inner) -> None:
     """The same sites for every length, a single step too."""

@@ -63,9 +63,9 @@ def mixture(self: Any, x: Tensor) -> Tensor:
 
 
 def branches(self: Any, x: Tensor) -> Tensor:
-    total = x
+    total, y = x, self.proj(x)
     for _ in range(500):
-        total = total + torch.tanh(self.proj(x))
+        total = total + torch.tanh(y)
     return total
 
 

@@ -48,6 +48,7 @@ def kinds(made: Pair) -> list[str]:
     ]
 
 
+@pytest.mark.core
 @DTYPES
 @pytest.mark.parametrize("spelling", [*WRITTEN, *LIBRARY], ids=lambda f: f.__name__)
 def test_a_norm_goes_in(spelling: Spelling, dtype: torch.dtype) -> None:
@@ -60,6 +61,7 @@ def test_a_norm_goes_in(spelling: Spelling, dtype: torch.dtype) -> None:
     made.same(dtype, 1e-5 if dtype == F32 else 5e-2)
 
 
+@pytest.mark.core
 @DTYPES
 @pytest.mark.parametrize("spelling", WRITTEN, ids=lambda f: f.__name__)
 def test_its_bits_are_those_of_the_plain_graph(spelling: Spelling, dtype: torch.dtype) -> None:
@@ -70,6 +72,7 @@ def test_its_bits_are_those_of_the_plain_graph(spelling: Spelling, dtype: torch.
     assert torch.equal(found, expected) if dtype == torch.bfloat16 else (found - expected).abs().max() < 1e-6
 
 
+@pytest.mark.core
 @DTYPES
 @pytest.mark.parametrize("spelling", OTHERS, ids=lambda f: f.__name__)
 def test_what_only_looks_like_a_norm_stays_out(spelling: Spelling, dtype: torch.dtype) -> None:

@@ -143,7 +143,7 @@ def results(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
     return {f"{name} of {i}": t for i, found in enumerate(made) for name, t in found.items()}
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("by_block", [True, False], ids=["by-block", "whole"])
 def test_sizes_that_change_and_blocks_one_by_one(by_block: bool) -> None:
     """Streams of blocks may come from another graph, so they are no copies of one; those that leave are written."""

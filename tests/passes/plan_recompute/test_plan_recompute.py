@@ -116,6 +116,7 @@ def test_automatic_size() -> None:
     assert numbers_of_blocks(planned(Chain(12), streams=4, recompute="auto")) == [1 + i // 3 for i in range(12)]
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     "make", [Chain, Branches, pytest.param(lambda n: Chain(n, post=True), id="Chain(n, post=True)")]
 )
@@ -182,6 +183,7 @@ def test_beyond_what_a_kernel_replays_streams_are_made_again() -> None:
     assert policy(gm) == ["replay again 1"] * 2
 
 
+@pytest.mark.core(3)
 @pytest.mark.parametrize("limit", [1, 2, 8])
 @pytest.mark.parametrize("size", [2, 5])
 def test_replayed_is_the_same_function(size: int, limit: int) -> None:

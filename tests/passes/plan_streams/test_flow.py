@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mhc_compile as mhc
-from tests.nets.structures import C, Layer, Step, names, reasons, tokens
+from tests.nets.structures import C, Layer, Step, each_way, names, reasons, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:mhc finds nothing")
 
 
-def pair(between: Step) -> mhc.Report:
+def pair(between: Step, ask: Callable[..., mhc.Report] = mhc.explain) -> mhc.Report:
     """Two sites, and what happens between their sums."""
 
     def step(self: Any, x: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def pair(between: Step) -> mhc.Report:
         x = between(self, x)
         return x + self.mlp(x)
 
-    report = mhc.upgrade(Layer(step), (tokens(),))
+    report = ask(Layer(step), (tokens(),))
     assert report.max_error is None or report.max_error < 1e-5
     return report
 
@@ -105,9 +106,10 @@ ENDING = [
 ]
 
 
+@each_way
 @pytest.mark.parametrize(("between", "lifts"), LIFTED)
-def test_ops_by_token_are_lifted(between: Step, lifts: tuple[str, ...]) -> None:
-    report = pair(between)
+def test_ops_by_token_are_lifted(between: Step, lifts: tuple[str, ...], ask: Any) -> None:
+    report = pair(between, ask)
     assert [site.lifts for site in report.sites] == [(), lifts]
     assert [site.predecessor for site in report.sites] == [None, "attn"]
     assert [(site.k, site.length, site.region) for site in report.sites] == [(0, 2, 0), (1, 2, 0)]

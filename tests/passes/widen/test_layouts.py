@@ -102,7 +102,7 @@ ENDS: dict[str, Step] = {
 }
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     ("step", "end", "channels_last", "dynamic"),
     [

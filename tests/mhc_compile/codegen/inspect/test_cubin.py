@@ -48,7 +48,7 @@ def check(spec: Spec, target: str, widest: int = 16) -> None:
                 assert access.width <= 16
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("op", ["seam", "leave", "enter"])
 @pytest.mark.parametrize("target", NVIDIA)
 def test_four_streams_on_every_gpu(op: str, target: str) -> None:
@@ -62,7 +62,7 @@ def test_other_sizes(op: str, n: int, channels: int) -> None:
     check(spec(op, n, channels), "sm_90")
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["enter", "seam"])
 def test_streams_that_are_still_equal(op: str) -> None:
     check(spec(op, 4, equal_streams=True), "sm_90")
@@ -134,6 +134,7 @@ def test_amd(op: str) -> None:
         assert binary.occupancy >= 1
 
 
+@pytest.mark.slow
 def test_the_number_of_tokens_does_not_compile_anew() -> None:
     """Its text is not in the kernel's key: what is compiled for other counts is the same binary."""
     seam = spec("seam", 2, 64)

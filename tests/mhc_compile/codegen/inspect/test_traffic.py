@@ -95,7 +95,7 @@ def test_generated_kernels_move_what_the_design_says(
         assert (found.least, found.most) == (least, most)
 
 
-@pytest.mark.core(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [False, True], ids=["streams", "equal"])
 @pytest.mark.parametrize(("n", "writes"), [(2, 3), (4, 1), (4, 2)])
 def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, equal: bool) -> None:
@@ -110,6 +110,7 @@ def test_a_replay_reads_the_head_and_what_was_written(n: int, writes: int, equal
     assert found.call == found.launch == found.requested == found.least == 2 * C * (head + writes + n)
 
 
+@pytest.mark.slow
 def test_one_launch_reads_again_what_it_holds() -> None:
     """What the launches of a direction read twice is read twice within the one."""
     spec = Spec("seam", 4, C, norm="rms", weight=True)

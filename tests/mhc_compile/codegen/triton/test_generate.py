@@ -39,7 +39,7 @@ def test_the_text_is_a_file_to_read(spec: Spec) -> None:
     assert "\n\n\n\n" not in text
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @specs
 def test_it_runs_alone(spec: Spec, tmp_path: Path) -> None:
     """With torch and triton, where this package cannot be imported."""

@@ -73,7 +73,7 @@ def same(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
     assert max(relative(a, b) for a, b in pairs if b.abs().max() > 1e-5) < tolerance
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_transform_of_an_upgraded_model(name: str) -> None:
     """What it computes is what the exported graph does under the same transform, which is plain torch."""
@@ -111,7 +111,7 @@ class Differentiated(Vmapped):
         return out
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:mhc created")
 @pytest.mark.parametrize(("make", "compiler"), [(Vmapped, "aot_eager"), (Differentiated, "eager")])
 def test_a_model_that_transforms(make: Callable[[], Vmapped], compiler: str) -> None:
