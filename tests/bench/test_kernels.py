@@ -119,6 +119,7 @@ def test_right_kernels_are_found_right(checks: dict[str, dict[str, Any]], op: st
     assert line[:2] == (row["case"], "right")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(WRONG))
 def test_wrong_kernels_are_caught(checks: dict[str, dict[str, Any]], name: str) -> None:
     row = checks[f"seam {name}"]

@@ -94,7 +94,7 @@ def test_the_same_sites(net: str, form: str) -> None:
     assert meaning(mhc.explain(FORMS[form](model, x), (x,))) == meaning(expected)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_a_rewritten_graph_lives_on(net: str, form: str) -> None:

@@ -78,7 +78,7 @@ def test_example_prints_what_the_readme_shows(name: str) -> None:
     assert not missing(promised(name), done.stdout), done.stdout
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @each_example
 def test_example_fails_with_a_mistake_in_it(name: str, tmp_path: Path) -> None:
     text = (FOLDER / f"{name}.py").read_text("utf-8")

@@ -15,6 +15,7 @@ TINY = Trial("residual", layers=1, hidden=32, batch=1, length=8, steps=10, warmu
 BAD = dataclasses.replace(TINY, connection="mhc", projection="nowhere")
 
 
+@pytest.mark.slow
 def test_a_run_and_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "given", "config"),
     [(*MODELS[i % 2], config) for i, config in enumerate(CONFIGS)],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mhc_compile as mhc
-from mhc_compile.errors import CaptureError, ConfigMismatchError, NameTakenError, VerificationError
+from mhc_compile.errors import CaptureError, ConfigMismatchError, MHCWarning, NameTakenError, VerificationError
 from mhc_compile.model import owners, start_values
 from tests.nets.small import (
     Block,
@@ -103,6 +103,26 @@ def test_verify_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     report = mhc.upgrade(model, (inputs(),), verify=100.0)
     assert report.max_error is not None
     assert report.max_error > 1e-3
+
+
+class Magnifying(Net):
+    """Roundings of its output become larger than what verify allows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (2e4 * super().forward(x)).sin()
+
+
+def test_verify_allows_for_a_model_that_magnifies_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(Magnifying)
+    with pytest.warns(MHCWarning, match=r"magnifies rounding: 2e-07 of what its sites read changes .* more of a batch"):
+        report = mhc.upgrade(model, (inputs(),))
+    assert report.max_error is not None
+    assert 1e-4 < report.max_error < 1e-2
+    assert not any(parameter.any() for name, parameter in mhc.named_parameters(model) if name.endswith("bias"))
+    mhc.remove(model)
+    monkeypatch.setattr(start_values, "bias", shifted(start_values.bias))
+    with pytest.raises(VerificationError):
+        mhc.upgrade(model, (inputs(),))
 
 
 def test_verify_sees_a_nan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def compare_one(op: str, strided: bool, **row: Any) -> None:
     compare(case, op, strided=strided, tolerance=5e-5 if op == "enter" and equal and case.norm != "none" else None)
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(3)
 @pairwise(sound, into="row", **SPACE)
 def test_values_and_every_gradient(row: dict[str, Any]) -> None:
     compare_one(**row)

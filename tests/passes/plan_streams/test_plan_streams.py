@@ -205,6 +205,7 @@ def test_a_single_site() -> None:
     assert "cannot mix" in rejection.message
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
