@@ -55,18 +55,17 @@ def upgrade(
 ) -> Report:
     """Give a model the parameters of hyper-connections at its residual adds, once and for all.
 
-    The model is run once with the arguments, under capture. From then on it must be compiled with backend="mhc"; it
-    computes what it computed before until training moves them. Called again, it takes the config of the compilation.
+    The model is run once with the arguments. From then on it must be compiled with backend="mhc"; it computes what it
+    did until training moves them. Called again, it takes the config of the compilation.
 
     Args:
-        model: any module, or what torch.compile or PEFT wraps around one; it is changed in place (classes of owners,
-            new submodules called `mhc`).
+        model: any module, or what torch.compile or PEFT wraps around one; owners change their class and get an `mhc`.
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
             inductor) holds wherever torch.compile's options say nothing else.
-        verify: compare outputs before and after; a number is the tolerance (relative to the largest entry). True allows
-            1e-4 in fp32, and with a warning what a rounding of the sites' reads alone changes.
+        verify: compare outputs before and after; a number is the tolerance, relative to the largest entry. By default
+            1e-4 in fp32; what a rounding at every site changes is allowed too, with a warning.
 
     Returns:
         What was found and built; `max_error` is the measured difference.

@@ -47,7 +47,7 @@ Setting = Callable[[], AbstractContextManager[Any]]
 SIZES = ((2, 3), (4, 6), (5, 7), (3, 2), (6, 4))
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: Shared(2), lambda: Net(1, PostBlock)], ids=["shared", "post-norm"])
 @pytest.mark.parametrize(("marked", "compilations"), [(True, 1), (False, 2)], ids=["marked", "automatic"])
 def test_sizes(make: Any, marked: bool, compilations: int) -> None:

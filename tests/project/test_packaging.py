@@ -171,6 +171,7 @@ def test_sdist_holds_the_package_its_documents_and_no_more(archives: dict[str, P
     assert found == {path.relative_to(tree).as_posix() for path in beside}
 
 
+@pytest.mark.slow
 def test_wheel_from_the_sdist_works(archives: dict[str, Path], install: Install, tmp_path: Path) -> None:
     python = install(archives["wheel"])
     result = use(python, tmp_path)

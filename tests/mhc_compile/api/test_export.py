@@ -264,6 +264,7 @@ class Split(Net):
         return result
 
 
+@pytest.mark.slow
 def test_a_graph_with_splits_becomes_stages_of_torchs() -> None:
     """Streams cross a split, and nothing else."""
     pipelining = pytest.importorskip("torch.distributed.pipelining")
