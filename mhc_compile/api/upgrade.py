@@ -59,7 +59,7 @@ def upgrade(
     did until training moves them. Called again, it takes the config of the compilation.
 
     Args:
-        model: any module, or what torch.compile or PEFT wraps around one; owners change their class and get an `mhc`.
+        model: any module, or what torch.compile or PEFT wraps around one; changed in place (classes, modules `mhc`).
         args: positional arguments of a typical call.
         kwargs: keyword arguments of that call.
         config: what to build; by default `Config()`. What it says of the compilation (recompute, kernels, compiler,
@@ -184,12 +184,12 @@ def _verify(model: nn.Module, args: Any, kwargs: Any, before: Captured, allowed:
         drift = connections.get(config.connection).drift * sum(1 for _ in sites_in(model))
         found = _differences(before.output, after)
         limits = [TOLERANCE.get(dtype, 1e-4) + drift if allowed is True else float(allowed) for _, dtype in found]
-        beyond = {i: limit for i, limit in enumerate(limits) if not found[i][0] <= limit}
-        if beyond and not (allowed is True and _is_rounding(model, run, after, {i: found[i] for i in beyond}, config)):
-            first, limit = next(iter(beyond.items()))
+        beyond = {i: found[i] for i, limit in enumerate(limits) if not found[i][0] <= limit}
+        if beyond and not (allowed is True and _is_rounding(model, run, after, beyond, config)):
+            first = min(beyond)
             raise VerificationError(
                 f"the rewritten model differs from the original by {found[first][0]:.2e} of the largest output (allowed"
-                f" {limit:.0e}); the model is as it was. Report this with the model, or leave sites out with"
+                f" {limits[first]:.0e}); the model is as it was. Report this with the model, or leave sites out with"
                 " Config(exclude=...) to find the one that does it; verify=<number> sets another tolerance"
             )
         return max((error for error, _ in found), default=0.0)

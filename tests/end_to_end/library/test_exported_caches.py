@@ -59,7 +59,6 @@ def test_a_cache_that_grows(model: Any) -> None:
             assert relative(found.logits[:, -1], last(model, ids[:, :end])) < 1e-5
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_a_cache_of_a_fixed_length(model: Any) -> None:
     ids, most = text()[:1], 16
