@@ -10,10 +10,14 @@ namespace mhc {
 
 constexpr long SLICE = 128;                 // tokens, at least
 constexpr long MOST_SLICED = 16L << 20;     // floats, of all slices together
-constexpr long KEPT = 64L << 10;            // floats of a block's streams, that they stay in the second cache
+constexpr int MAPS = N + SQUARE;            // numbers of a token's H_post and H_res
 
-// Sums over the tokens of a slice; a pointer is null for what nobody asks for. That of phi is [m, n padded C], rows
-// apart.
+// phi and its gradient while it is summed: [chunks, N, m, CHUNK], so that each chunk lies together.
+inline long in_table(long at, int i, long m) { return (at / CHUNK * N + i) * m * CHUNK; }
+
+inline long table_size(const Call& call) { return in_table(padded(call.channels, CHUNK), 0, logits(call.site)); }
+
+// Sums over the tokens of a slice; a pointer is null for what nobody asks for.
 struct Sums {
   Floats held;
   float *phi, *weight, *shift, *offset, *scale;
@@ -22,7 +26,7 @@ struct Sums {
   void start(const Call& call) {
     const Gradients& g = call.gradients;
     const long c = padded(call.channels);
-    const long sizes[] = {g.phi ? logits(call.site) * apart(N * c) : 0, g.weight ? c : 0, g.shift ? c : 0,
+    const long sizes[] = {g.phi ? table_size(call) : 0, g.weight ? c : 0, g.shift ? c : 0,
                           g.offset ? c : 0, g.scale ? c : 0};
     const long all = sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4];
     held = Floats(all);
@@ -41,67 +45,77 @@ inline long slices(const Call& call) {
   return std::max(1L, std::min({call.tokens / SLICE, 64L, most}));
 }
 
-// What a block of tokens needs: old and new streams [BLOCK][N][padded C], tokens apart, du, the gradient of the streams,
-// and so on.
+// What a block of tokens needs: old streams [BLOCK][N][padded C] where they are replayed, du, the gradient of branches'
+// inputs, and so on. New streams and their gradient g are made a chunk at a time, [BLOCK][N][CHUNK], TOKEN apart; maps
+// are the gradients of H_post and H_res, a lane each.
 struct BackwardScratch {
-  long stride, token;  // padded C; from one token's streams to the next
-  int block;    // tokens at a time
-  Floats old, made, du, u, g, projected;
-  std::vector<Vec> history;
-  float dpre[BLOCK * N], shrink[BLOCK];
+  long stride, token;  // padded C; from one token's old streams to the next
+  Floats old, row, u, du, made, g, projected, dpre, shrink;
+  std::vector<Vec> maps, history;
 
   BackwardScratch(const Call& call, long width)
-      : stride(padded(call.channels)), token(apart(N * stride)), block(KEPT / (N * stride) >= BLOCK ? BLOCK : LANES),
-        old(block * token), made(call.written ? block * token : 0), du(block * stride), u(stride),
-        g(TILE * TOKEN), projected(block * width),
+      : stride(padded(call.channels)), token(apart(N * stride)), old(call.streams.writes ? BLOCK * token : 0),
+        row(N * stride), u(stride), du(BLOCK * stride), made(BLOCK * TOKEN), g(BLOCK * TOKEN),
+        projected(BLOCK * width), dpre(BLOCK * N), shrink(BLOCK), maps(BLOCK * MAPS),
         history(call.site.mixes ? 2 * call.site.iters * SQUARE : 0) {}
-
-  float* streams(const Call& call, int t) { return (call.written ? made : old).data() + t * token; }
 };
 
-// Make the streams of a block again, and take the gradient back through norm and read.
-inline void remake(const Call& call, long first, int tokens, BackwardScratch& s, Sums& sums) {
-  for (int t = 0; t < tokens; ++t) {
-    const long token = first + t, channels = call.channels;
-    const InScratch old{s.old.data() + t * s.token, s.stride}, made{s.streams(call, t), s.stride};
-    streams_of(old, call.streams, token, channels, 0, channels);
-    if (call.written) write(*call.written, token, channels, 0, channels, old, made);
-    float *du = s.du.data() + t * s.stride, *dpre = s.dpre + t * N;
-    if (!call.upstream.u) {
-      std::copy(call.upstream.pre + token * N, call.upstream.pre + (token + 1) * N, dpre);
-      std::fill(du, du + s.stride, 0.0f);
-      continue;
-    }
-    if (call.site.norm != NONE) read(s.u.data(), made, call.arrival.pre + token * N, channels);
-    norm_backward(call, token, s.u.data(), du, sums.weight, sums.shift);
-    for (int i = 0; i < N; ++i)
-      dpre[i] = over_features(channels, [&](long c, auto left) INLINED { return made(i, c, left) * load(du + c); });
-  }
+// Run a function of the old streams of token `first` + t, from feature `at`.
+template <class F>
+INLINE void with_replayed(const Call& call, long first, int t, long at, const BackwardScratch& s, const F& function) {
+  if (call.streams.writes) return function(InScratch{s.old.data() + t * s.token + at, s.stride});
+  function(InMemory(call.streams.x, call.streams.equal, first + t, call.channels, at));
 }
 
-// The whole gradient of a tile's streams, features [at, at + count), as [TILE][N][CHUNK], TOKEN apart.
-inline void streams_gradient(const Call& call, const float* turned, long first, int t0, int tokens, long at, long count,
-                             long width, BackwardScratch& s, Ahead& next) {
-  const int m = logits(call.site);
-  for (int t = t0; t < std::min(t0 + TILE, tokens); ++t) {
-    const float *pre = call.arrival.pre + (first + t) * N, *du = s.du.data() + t * s.stride + at;
-    const float shrink = s.shrink[t];
-    for (int i = 0; i < N; ++i) {
-      const float* made = s.streams(call, t) + i * s.stride + at;
-      const float share = call.upstream.u ? pre[i] : 0;
-      float* g = s.g.data() + (t - t0) * TOKEN + i * CHUNK;
-      const auto own = [&](long c) { return shrink * load(made + c) + share * load(du + c); };
-      if (!call.upstream.x) {
-        for (long c = 0; c < count; c += LANES) store(g + c, own(c));
-        continue;
-      }
-      const S* above = row(call.upstream.x, (first + t) * N + i, call.channels) + at;
-      over_vectors(count, [&](long c, auto left) INLINED { store(g + c, own(c) + read_some(above + c, left)); });
-    }
+// Make a token's new streams again, features [at, at + count): `take(i, c, left, v)` gets them, rounded.
+template <class Take>
+INLINE void make_again(const Call& call, long first, int t, long at, long count, const BackwardScratch& s,
+                       const Take& take) {
+  with_replayed(call, first, t, at, s, [&](const auto& old) INLINED {
+    if (!call.written)
+      return over_vectors(count, [&](long c, auto left) INLINED {
+        each<N>([&](auto i) INLINED { take(i, c, left, inside(old(i, c, left), left)); });
+      });
+    write(*call.written, first + t, call.channels, at, count, old, [&](auto i, long c, auto left, Vec v) INLINED {
+      take(i, c, left, inside(rounded(v, (const S*)nullptr), left));
+    });
+  });
+}
+
+// Take the gradient of a token back through its branch's norm and read.
+inline void unread(const Call& call, long first, int t, BackwardScratch& s, Sums& sums) {
+  const long token = first + t, channels = call.channels;
+  const InScratch made{s.row.data(), s.stride};
+  float *du = s.du.data() + t * s.stride, *dpre = s.dpre.data() + t * N;
+  if (call.streams.writes)
+    streams_of({s.old.data() + t * s.token, s.stride}, call.streams, token, channels, 0, channels);
+  if (!call.upstream.u) {
+    std::copy(call.upstream.pre + token * N, call.upstream.pre + (token + 1) * N, dpre);
+    std::fill(du, du + s.stride, 0.0f);
+    return;
   }
+  make_again(call, first, t, 0, channels, s,
+             [&](auto i, long c, auto, Vec v) INLINED { store(made.streams + i * s.stride + c, v); });
+  if (call.site.norm != NONE) read(s.u.data(), made, call.arrival.pre + token * N, channels);
+  norm_backward(call, token, s.u.data(), du, sums.weight, sums.shift);
   for (int i = 0; i < N; ++i)
-    times(s.g.data() + i * CHUNK, TOKEN, {s.projected.data() + t0 * width, width, 1}, turned + i * s.stride + at,
-          s.token, std::min(TILE, tokens - t0), m, padded(count), next);
+    dpre[i] = over_features(channels, [&](long c, auto left) INLINED { return made(i, c, left) * load(du + c); });
+}
+
+// A token's new streams [N][CHUNK], features [at, at + count), and what of their gradient does not come through phi.
+inline void start_gradient(const Call& call, long first, int t, long at, long count, const BackwardScratch& s) {
+  const long token = first + t;
+  float *made = s.made.data() + t * TOKEN, *g = s.g.data() + t * TOKEN;
+  const float shrink = s.shrink.data()[t], *du = s.du.data() + t * s.stride + at;
+  float share[N] = {};
+  if (call.upstream.u) std::copy(call.arrival.pre + token * N, call.arrival.pre + (token + 1) * N, share);
+  const S* above[N] = {};
+  for (int i = 0; i < N && call.upstream.x; ++i) above[i] = row(call.upstream.x, token * N + i, call.channels) + at;
+  make_again(call, first, t, at, count, s, [&](auto i, long c, auto left, Vec v) INLINED {
+    store(made + i * CHUNK + c, v);
+    v = shrink * v + share[i] * load(du + c);
+    store(g + i * CHUNK + c, above[i] ? v + read_some(above[i] + c, left) : v);
+  });
 }
 
 // What a token's writing passes on of the gradient g [N][CHUNK] of its new streams, features [at, at + count).
@@ -149,19 +163,20 @@ inline void unwrite(const Call& call, long token, const float* g, long at, long 
 }
 
 // The gradient of a token's H_res, a lane each: of new streams g [N][CHUNK] for the old ones.
-inline void unmix(const float* g, const float* old, long stride, long count, Vec* dres) {
+template <class Old>
+inline void unmix(const float* g, const Old& old, long count, Vec* dres) {
   constexpr int ROWS = N % 2 ? 1 : 2;
   for (int i = 0; i < N; i += ROWS) {
     Vec along[ROWS * N];
     std::copy(dres + i * N, dres + (i + ROWS) * N, along);
-    for (long c = 0; c < count; c += LANES) {
+    over_vectors(count, [&](long c, auto left) INLINED {
       Vec up[ROWS];
       each<ROWS>([&](auto k) INLINED { up[k] = load(g + (i + k) * CHUNK + c); });
       each<N>([&](auto j) INLINED {
-        const Vec from = load(old + j * stride + c);
+        const Vec from = old(j, c, left);
         each<ROWS>([&](auto k) INLINED { along[k * N + j] = along[k * N + j] + up[k] * from; });
       });
-    }
+    });
     std::copy(along, along + ROWS * N, dres + i * N);
   }
 }
@@ -186,37 +201,58 @@ inline void keep_maps(const Call& call, long token, const Vec* dpost, const Vec*
   for (int k = 0; k < SQUARE; ++k) call.gradients.res[token * SQUARE + k] = total(dres[k]);
 }
 
-inline void arrive_backward_block(const Call& call, const float* turned, long width, long first, int tokens,
-                                  BackwardScratch& s, Sums& sums) {
-  remake(call, first, tokens, s, sums);
-  Ahead ahead, next;
-  const long place = first * N, bytes = tokens * N * call.channels * sizeof(S);
-  if (call.upstream.x) ahead.add(row(call.upstream.x, place, call.channels), bytes);
-  ahead.add(row(call.gradients.x, place, call.channels), bytes);
-  next_streams(next, call, first + tokens, tokens);
-  if (call.upstream.u)
-    next.add(row(call.upstream.u, first + tokens, call.channels), tokens * call.channels * sizeof(S));
-  for (int t = 0; t < tokens; t += LANES)
-    maps_backward(call, first + t, std::min(LANES, tokens - t), s.dpre + t * N, s.projected.data() + t * width, width,
-                  s.shrink + t, sums.alpha, sums.bias, s.history);
-  for (long at = 0; at < N * s.stride; at += CHUNK)
-    times(sums.phi + at, s.token, {s.projected.data(), 1, width}, s.streams(call, 0) + at, s.token,
-          logits(call.site), tokens, std::min(CHUNK, N * s.stride - at), ahead);
-  for (int t0 = 0; t0 < tokens; t0 += TILE) {
-    Vec dpost[TILE][N] = {}, dres[TILE][SQUARE] = {};
-    const int end = std::min(t0 + TILE, tokens);
-    for (long at = 0; at < call.channels; at += CHUNK) {
-      const long count = std::min(CHUNK, call.channels - at);
-      streams_gradient(call, turned, first, t0, tokens, at, count, width, s, next);
-      for (int t = t0; t < end; ++t) {
-        const float* g = s.g.data() + (t - t0) * TOKEN;
-        if (!call.written) pass_on(call, first + t, g, at, count);
-        if (call.written) unwrite(call, first + t, g, at, count, dpost[t - t0], sums);
-        if (call.written) unmix(g, s.old.data() + t * s.token + at, s.stride, count, dres[t - t0]);
-      }
-    }
-    for (int t = t0; t < end && call.written; ++t) keep_maps(call, first + t, dpost[t - t0], dres[t - t0]);
+// What the next block of tokens reads and writes, spread over the products of this one.
+inline void next_block(Ahead& ahead, const Call& call, long first, int tokens) {
+  const long next = first + tokens, wide = tokens * call.channels * sizeof(S), m = logits(call.site);
+  const int rows = call.streams.equal && !call.streams.writes ? 1 : N;
+  if (next + tokens <= call.tokens) {
+    next_streams(ahead, call, next, tokens);
+    if (call.upstream.u) ahead.add(row(call.upstream.u, next, call.channels), wide);
+    if (call.upstream.x) ahead.add(row(call.upstream.x, next * N, call.channels), N * wide);
+    ahead.add(row(call.gradients.x, next * rows, call.channels), rows * wide);
+    if (call.written) ahead.add(row(call.gradients.f, next, call.channels), wide);
   }
+  ahead.over(m, tokens, N * call.channels);
+  ahead.over(tokens, m, N * call.channels);
+}
+
+// The gradients of a block of tokens, features [at, at + count).
+inline void arrive_backward_chunk(const Call& call, const float* phi, long width, long first, int tokens, long at,
+                                  long count, BackwardScratch& s, Sums& sums, Ahead& ahead) {
+  const int m = logits(call.site);
+  const float* projected = s.projected.data();
+  for (int t = 0; t < tokens; ++t) start_gradient(call, first, t, at, count, s);
+  for (int i = 0; i < N; ++i)
+    times(sums.phi + in_table(at, i, m), CHUNK, {projected, 1, width}, s.made.data() + i * CHUNK, TOKEN, m, tokens,
+          padded(count), ahead);
+  for (int i = 0; i < N; ++i)
+    times(s.g.data() + i * CHUNK, TOKEN, {projected, width, 1}, phi + in_table(at, i, m), CHUNK, tokens, m,
+          padded(count), ahead);
+  for (int t = 0; t < tokens; ++t) {
+    const float* g = s.g.data() + t * TOKEN;
+    if (!call.written) {
+      pass_on(call, first + t, g, at, count);
+      continue;
+    }
+    unwrite(call, first + t, g, at, count, s.maps.data() + t * MAPS, sums);
+    with_replayed(call, first, t, at, s,
+                  [&](const auto& old) INLINED { unmix(g, old, count, s.maps.data() + t * MAPS + N); });
+  }
+}
+
+inline void arrive_backward_block(const Call& call, const float* phi, long width, long first, int tokens,
+                                  BackwardScratch& s, Sums& sums) {
+  Ahead ahead;
+  next_block(ahead, call, first, tokens);
+  for (int t = 0; t < tokens; ++t) unread(call, first, t, s, sums);
+  for (int t = 0; t < tokens; t += LANES)
+    maps_backward(call, first + t, std::min(LANES, tokens - t), s.dpre.data() + t * N, s.projected.data() + t * width, width,
+                  s.shrink.data() + t, sums.alpha, sums.bias, s.history);
+  std::fill(s.maps.begin(), s.maps.end(), Vec{});
+  for (long at = 0; at < call.channels; at += CHUNK)
+    arrive_backward_chunk(call, phi, width, first, tokens, at, std::min(CHUNK, call.channels - at), s, sums, ahead);
+  for (int t = 0; t < tokens && call.written; ++t)
+    keep_maps(call, first + t, s.maps.data() + t * MAPS, s.maps.data() + t * MAPS + N);
 }
 
 }  // namespace mhc

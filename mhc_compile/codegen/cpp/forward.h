@@ -80,7 +80,7 @@ inline void read_block(const Call& call, long first, int tokens, ForwardScratch&
   for (int t = 0; t < tokens; ++t) {
     const long token = first + t;
     const InMemory streams(call.made ? call.made : call.streams.x, !call.made && call.streams.equal, token,
-                           call.channels, 0, call.channels);
+                           call.channels, 0);
     read(s.u.data(), streams, call.arrival.pre + token * N, call.channels);
     norm(call, token, s.u.data(), row(call.arrival.u, token, call.channels));
   }
@@ -92,6 +92,7 @@ inline void arrive_block(const Call& call, const Table& phi, long first, int tok
   Ahead ahead;
   next_streams(ahead, call, first + tokens, tokens);
   if (call.made) ahead.add(row(call.made, (first + tokens) * N, call.channels), tokens * N * call.channels * sizeof(S));
+  ahead.over(tokens, N * call.channels, phi.width);
   for (long at = 0; at < call.channels; at += CHUNK) {
     const long count = std::min(CHUNK, call.channels - at);
     block_of_streams(call, first, tokens, at, count, s.streams.data(), s.squares);

@@ -16,7 +16,7 @@ inline void leave_backward_token(const Call& call, long token, Sums& sums) {
       each<N>([&](auto i) { store(g + i * CHUNK + c, share); });
     });
     unwrite(call, token, g, at, count, dpost, sums);
-    unmix(g, old, CHUNK, count, dres);
+    unmix(g, InScratch{old, CHUNK}, count, dres);
   }
   keep_maps(call, token, dpost, dres);
 }
@@ -29,12 +29,11 @@ inline void leave_backward(const Call& call, Parallel parallel) {
 
 inline void arrive_backward(const Call& call, Parallel parallel) {
   const long width = padded(logits(call.site), 8);
-  const Floats turned = turn(call.site, call.channels);
+  const Floats turned = turn(call);
   over_slices(call, parallel, [&](long begin, long end, Sums& sums) {
     BackwardScratch scratch(call, width);
-    for (long first = begin; first < end; first += scratch.block)
-      arrive_backward_block(call, turned.data(), width, first, int(std::min<long>(scratch.block, end - first)), scratch,
-                            sums);
+    for (long first = begin; first < end; first += BLOCK)
+      arrive_backward_block(call, turned.data(), width, first, int(std::min<long>(BLOCK, end - first)), scratch, sums);
   });
 }
 

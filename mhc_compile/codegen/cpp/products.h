@@ -2,6 +2,7 @@
 // beside it.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "vectors.h"
@@ -14,7 +15,12 @@ constexpr int ACROSS = LANES > 8 ? 2 : 3;  // stay in registers
 template <class V>
 INLINE void get(V& v, const float* from) { std::memcpy(&v, from, sizeof v); }
 template <class V>
-INLINE void put(float* to, V v) { std::memcpy(to, &v, sizeof v); }
+INLINE void increase(float* to, V by) {
+  V v;
+  get(v, to);
+  v = v + by;
+  std::memcpy(to, &v, sizeof v);
+}
 
 // Numbers x[row][k], their steps along rows and along k.
 struct Grid {
@@ -24,62 +30,93 @@ struct Grid {
   Grid from(long row) const { return {x + row * along_rows, along_rows, along_terms}; }
 };
 
-// Memory that is needed soon: a line of it is fetched with every term of a product, which hides what fetching takes.
+// Memory that is needed soon. A core waits for few lines at once, and a line from memory takes long: so they are fetched
+// evenly while products are computed, or what these need of the caches would wait as well.
 class Ahead {
  public:
+  static constexpr long TERMS = 16;  // between fetches
+
   void add(const void* from, long bytes) {
-    if (from && count_ < RANGES) ranges_[count_++] = {(const char*)from, bytes};
+    if (!from || bytes <= 0 || count_ == RANGES) return;
+    ranges_[count_++] = {(const char*)from, (bytes + LINE - 1) / LINE};
+    lines_ += ranges_[count_ - 1].lines;
   }
 
-  // Where the next so many lines begin; null if all are under way.
-  const char* lines(long count) {
-    for (; at_ < count_; ++at_, done_ = 0) {
-      if (done_ >= ranges_[at_].bytes) continue;
-      const char* from = ranges_[at_].from + done_;
-      done_ += LINE * count;
-      return from;
+  // Spread all of it over a product of so many rows and terms, so wide; and over what was named before.
+  void over(long rows, long terms, long width) {
+    terms_ += (rows + TILE - 1) / TILE * terms * ((width + ACROSS * LANES - 1) / (ACROSS * LANES));
+    rate_ = (lines_ * WHOLE + terms_ - 1) / std::max(terms_, 1L);
+  }
+
+  // Fetch what is due with so many terms of a tile.
+  INLINE void fetch(long terms) {
+    due_ += terms * rate_;
+    long lines = due_ / WHOLE;
+    due_ %= WHOLE;
+    while (at_ < count_) {
+      Range& range = ranges_[at_];
+      const char* from = range.from;
+      const long some = std::min(lines, range.lines);
+      for (long k = 0; k < some; ++k) __builtin_prefetch(from + k * LINE);
+      range = {from + some * LINE, range.lines - some};
+      if (range.lines) return;
+      lines -= some;
+      ++at_;
     }
-    return nullptr;
   }
 
  private:
-  static constexpr int RANGES = 4;
+  static constexpr int RANGES = 8;
+  static constexpr long WHOLE = 1 << 12;  // of a line, in `rate_` and `due_`
   struct Range {
     const char* from;
-    long bytes;
+    long lines;
   } ranges_[RANGES];
   int count_ = 0, at_ = 0;
-  long done_ = 0;
+  long lines_ = 0, terms_ = 0, rate_ = 0, due_ = 0;
 };
+
+// Keep a vector in a register: GCC would rather read it from memory again for each row, which takes longer than the row.
+template <class V>
+INLINE void hold(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(v));
+#endif
+}
 
 // out[row][:] += sum_k x[row][k] table[k][:], for the R rows of one tile: so many vectors, and eights behind them.
 template <int R, int VECS, int EIGHTS>
 inline void times_tile(float* out, long out_stride, const Grid& x, const float* table, long table_stride, long terms,
-                       const char* ahead) {
+                       Ahead& ahead) {
   constexpr int END = VECS * LANES;
   Vec sums[R * VECS + 1];
   Eight ends[R * EIGHTS + 1];
-  each<R>([&](auto t) INLINED {
-    each<VECS>([&](auto g) INLINED { get(sums[t * VECS + g], out + t * out_stride + g * LANES); });
-    each<EIGHTS>([&](auto g) INLINED { get(ends[t * EIGHTS + g], out + t * out_stride + END + g * 8); });
-  });
+  each<R * VECS>([&](auto g) INLINED { sums[g] = Vec{}; });
+  each<R * EIGHTS>([&](auto g) INLINED { ends[g] = Eight{}; });
   const float* at = x.x;
-  for (long k = 0; k < terms; ++k) {
-    if (ahead) __builtin_prefetch(ahead + k * LINE, 0, 2);
-    Vec row[VECS + 1];
-    Eight end[EIGHTS + 1];
-    each<VECS>([&](auto g) INLINED { get(row[g], table + k * table_stride + g * LANES); });
-    each<EIGHTS>([&](auto g) INLINED { get(end[g], table + k * table_stride + END + g * 8); });
-    each<R>([&](auto t) INLINED {
-      const Vec factor = all(at[t * x.along_rows]);
-      each<VECS>([&](auto g) INLINED { sums[t * VECS + g] = sums[t * VECS + g] + factor * row[g]; });
-      each<EIGHTS>([&](auto g) INLINED { ends[t * EIGHTS + g] = ends[t * EIGHTS + g] + low(factor) * end[g]; });
-    });
-    at += x.along_terms;
+  for (long from = 0; from < terms; from += Ahead::TERMS) {
+    const long until = std::min(from + Ahead::TERMS, terms);
+    ahead.fetch(until - from);
+    for (long k = from; k < until; ++k) {
+      Vec row[VECS + 1];
+      Eight end[EIGHTS + 1];
+      each<VECS>([&](auto g) INLINED { get(row[g], table + g * LANES), hold(row[g]); });
+      each<EIGHTS>([&](auto g) INLINED { get(end[g], table + END + g * 8), hold(end[g]); });
+      each<R>([&](auto t) INLINED {
+        const Vec factor = all(at[t * x.along_rows]);
+        each<VECS>([&](auto g) INLINED { sums[t * VECS + g] = sums[t * VECS + g] + factor * row[g]; });
+        each<EIGHTS>([&](auto g) INLINED { ends[t * EIGHTS + g] = ends[t * EIGHTS + g] + low(factor) * end[g]; });
+      });
+      at += x.along_terms;
+      table += table_stride;
+    }
   }
   each<R>([&](auto t) INLINED {
-    each<VECS>([&](auto g) INLINED { put(out + t * out_stride + g * LANES, sums[t * VECS + g]); });
-    each<EIGHTS>([&](auto g) INLINED { put(out + t * out_stride + END + g * 8, ends[t * EIGHTS + g]); });
+    float* to = out + t * out_stride;
+    each<VECS>([&](auto g) INLINED { increase(to + g * LANES, sums[t * VECS + g]); });
+    each<EIGHTS>([&](auto g) INLINED { increase(to + END + g * 8, ends[t * EIGHTS + g]); });
   });
 }
 
@@ -88,11 +125,14 @@ inline void times_rows(float* out, long out_stride, const Grid& x, const float* 
                        long width, Ahead& ahead) {
   long at = 0;
   const auto tile = [&](auto vecs, auto eights) {
-    times_tile<R, vecs(), eights()>(out + at, out_stride, x, table + at, table_stride, terms, ahead.lines(terms));
+    times_tile<R, vecs(), eights()>(out + at, out_stride, x, table + at, table_stride, terms, ahead);
     at += vecs * LANES + eights * 8;
   };
   using std::integral_constant;
-  while (width - at >= ACROSS * LANES) tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
+  const long rest = ACROSS > 2 ? (ACROSS + 1) * LANES : 0;  // two tiles of two vectors, not one of three and one of one
+  while (width - at >= ACROSS * LANES && width - at != rest)
+    tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
+  while (ACROSS > 2 && width - at >= 2 * LANES) tile(integral_constant<int, 2>{}, integral_constant<int, 0>{});
   while (width - at >= LANES + 8) tile(integral_constant<int, 1>{}, integral_constant<int, 1>{});
   while (width - at >= LANES) tile(integral_constant<int, 1>{}, integral_constant<int, 0>{});
   if (width - at) tile(integral_constant<int, 0>{}, integral_constant<int, 1>{});

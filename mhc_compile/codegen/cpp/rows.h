@@ -5,7 +5,7 @@
 
 namespace mhc {
 
-constexpr long CHUNK = 128;  // features at a time: the streams of a block of tokens stay in the first cache
+constexpr long CHUNK = 256;  // features at a time: what a block of tokens needs of them stays in the second cache
 constexpr long PART = 128;   // features of a part of a sum
 constexpr long TOKEN = apart(N * CHUNK);  // from one token's chunk [N][CHUNK] to the next
 
@@ -59,11 +59,8 @@ INLINE void write(const Written& w, long token, long channels, long at, long cou
 struct InMemory {
   const S* rows[N];
 
-  InMemory(const void* x, bool equal, long token, long channels, long at, long count) {
+  InMemory(const void* x, bool equal, long token, long channels, long at) {
     for (int j = 0; j < N; ++j) rows[j] = row(x, equal ? token : token * N + j, channels) + at;
-    if (at + count < channels)  // the rows of the next chunk, which the hardware does not expect
-      for (int j = 0; j < N; ++j)
-        for (long c = 0; c < count; c += 64 / long(sizeof(S))) __builtin_prefetch(rows[j] + count + c);
   }
 
   template <class Left>
@@ -85,7 +82,7 @@ struct InScratch {
 
 // Streams of a token as floats; those of a block are replayed from its head.
 inline void streams_of(const InScratch& to, const Streams& from, long token, long channels, long at, long count) {
-  const InMemory head(from.x, from.equal, token, channels, at, count);
+  const InMemory head(from.x, from.equal, token, channels, at);
   each<N>([&](auto j) INLINED {
     over_vectors(count, [&](long c, auto left) INLINED { to(j, c, left, head(j, c, left)); });
   });
@@ -96,7 +93,7 @@ inline void streams_of(const InScratch& to, const Streams& from, long token, lon
 template <class F>
 INLINE void with_old(const InScratch& scratch, const Streams& from, long token, long channels, long at, long count,
                      const F& function) {
-  if (!from.writes) return function(InMemory(from.x, from.equal, token, channels, at, count));
+  if (!from.writes) return function(InMemory(from.x, from.equal, token, channels, at));
   streams_of(scratch, from, token, channels, at, count);
   function(scratch);
 }

@@ -5,15 +5,17 @@
 
 namespace mhc {
 
-// phi [nC, m] as [m, n padded C], rows apart, for products along the features.
-inline Floats turn(const Site& site, long channels) {
-  const long m = logits(site), stride = padded(channels), apart_by = apart(N * stride);
-  Floats turned(m * apart_by);
-  for (long k = 0; k < m; ++k)
-    for (int i = 0; i < N; ++i) {
-      float* row = turned.data() + k * apart_by + i * stride;
-      for (long c = 0; c < stride; ++c) row[c] = c < channels ? site.phi[(i * channels + c) * m + k] : 0;
-    }
+// phi [nC, m] as a table, for products along the features.
+inline Floats turn(const Call& call) {
+  const long m = logits(call.site);
+  Floats turned(table_size(call));
+  for (long at = 0; at < call.channels; at += CHUNK)
+    for (int i = 0; i < N; ++i)
+      for (long k = 0; k < m; ++k) {
+        float* row = turned.data() + in_table(at, i, m) + k * CHUNK;
+        for (long c = 0; c < CHUNK; ++c)
+          row[c] = at + c < call.channels ? call.site.phi[(i * call.channels + at + c) * m + k] : 0;
+      }
   return turned;
 }
 
@@ -24,27 +26,24 @@ inline void add_up(float* out, const std::vector<Sums>& all, float* Sums::* whic
   }
 }
 
-constexpr long STRIP = 64;  // features at a time
-
-// The gradient of phi [nC, m], of sums [m, n padded C], rows apart.
+// The gradient of phi [nC, m], of tables.
 inline void add_up_phi(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
-  const long channels = call.channels, stride = padded(channels), m = logits(call.site);
-  const long strips = (channels + STRIP - 1) / STRIP;
-  const auto add_up_strip = [&](long i, long at, long count) {
+  const long channels = call.channels, m = logits(call.site);
+  const auto add_up_chunk = [&](int i, long at, long count) {
     float* out = call.gradients.phi + (i * channels + at) * m;
     for (long k = 0; k < m; ++k) {
-      float sums[STRIP];
-      const long place = k * apart(N * stride) + i * stride + at;
+      float sums[CHUNK];
+      const long place = in_table(at, i, m) + k * CHUNK;
       std::copy(all[0].phi + place, all[0].phi + place + count, sums);
       for (size_t each = 1; each < all.size(); ++each)
         for (long c = 0; c < count; ++c) sums[c] += all[each].phi[place + c];
       for (long c = 0; c < count; ++c) out[c * m + k] = sums[c];
     }
   };
-  in_parallel(parallel, N * strips, [&](long begin, long end) {
-    for (long strip = begin; strip < end; ++strip) {
-      const long at = strip % strips * STRIP;
-      add_up_strip(strip / strips, at, std::min(STRIP, channels - at));
+  in_parallel(parallel, padded(channels, CHUNK) / CHUNK * N, [&](long begin, long end) {
+    for (long part = begin; part < end; ++part) {
+      const long at = part / N * CHUNK;
+      add_up_chunk(int(part % N), at, std::min(CHUNK, channels - at));
     }
   });
 }

@@ -26,10 +26,10 @@ def compare(case: Fused, op: str, **options: object) -> None:
 # -- values and gradients ---------------------------------------------------------------------------------------------
 
 
-def compare_one(op: str, strided: bool, **row: Any) -> None:
+def compare_one(op: str, strided: bool, cancelling: tuple[str, ...] = ("enter",), **row: Any) -> None:
     case, equal = case_of(row), row["equal"]
     # behind equal streams a norm takes back what H_pre does to them: gradients are small differences
-    compare(case, op, strided=strided, tolerance=5e-5 if op == "enter" and equal and case.norm != "none" else None)
+    compare(case, op, strided=strided, tolerance=5e-5 if op in cancelling and equal and case.norm != "none" else None)
 
 
 @pytest.mark.core(3)
@@ -41,7 +41,7 @@ def test_values_and_every_gradient(row: dict[str, Any]) -> None:
 @pytest.mark.slow
 @sampled(150, sound, into="row", **{**SPACE, "n": [2, 3, 4]})  # alpha's gradient is of 8^2 terms that cancel
 def test_any_combination(row: dict[str, Any]) -> None:
-    compare_one(**row)
+    compare_one(**row, cancelling=("enter", "seam"))  # new streams differ by one branch's output alone
 
 
 @pytest.mark.slow
