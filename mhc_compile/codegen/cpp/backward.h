@@ -8,14 +8,20 @@
 
 namespace mhc {
 
-constexpr long SLICE = 128;                 // tokens, at least
-constexpr long MOST_SLICED = 16L << 20;     // floats, of all slices together
-constexpr int MAPS = N + SQUARE;            // numbers of a token's H_post and H_res
+constexpr long SLICE = 128;              // tokens, at least
+constexpr long MOST_SLICED = 16L << 20;  // floats, of all slices together
+constexpr int MAPS = N + SQUARE;         // numbers of a token's H_post and H_res
 
-// phi and its gradient while it is summed: [chunks, N, m, CHUNK], so that each chunk lies together.
-inline long in_table(long at, int i, long m) { return (at / CHUNK * N + i) * m * CHUNK; }
+// How phi lies, and its gradient while it is summed: [chunks, N, m, chunk], so that all of a chunk lies together.
+struct ByChunks {
+  long m, chunk, size;
 
-inline long table_size(const Call& call) { return in_table(padded(call.channels, CHUNK), 0, logits(call.site)); }
+  explicit ByChunks(const Call& call)
+      : m(logits(call.site)), chunk(std::min(CHUNK, padded(call.channels))),
+        size((call.channels + CHUNK - 1) / CHUNK * N * m * chunk) {}
+
+  long place(long at, int i) const { return (at / CHUNK * N + i) * m * chunk; }  // of feature `at` of stream i
+};
 
 // Sums over the tokens of a slice; a pointer is null for what nobody asks for.
 struct Sums {
@@ -26,8 +32,8 @@ struct Sums {
   void start(const Call& call) {
     const Gradients& g = call.gradients;
     const long c = padded(call.channels);
-    const long sizes[] = {g.phi ? table_size(call) : 0, g.weight ? c : 0, g.shift ? c : 0,
-                          g.offset ? c : 0, g.scale ? c : 0};
+    const long sizes[] = {g.phi ? ByChunks(call).size : 0, g.weight ? c : 0, g.shift ? c : 0, g.offset ? c : 0,
+                          g.scale ? c : 0};
     const long all = sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4];
     held = Floats(all);
     std::fill(held.data(), held.data() + all, 0.0f);
@@ -219,14 +225,14 @@ inline void next_block(Ahead& ahead, const Call& call, long first, int tokens) {
 // The gradients of a block of tokens, features [at, at + count).
 inline void arrive_backward_chunk(const Call& call, const float* phi, long width, long first, int tokens, long at,
                                   long count, BackwardScratch& s, Sums& sums, Ahead& ahead) {
-  const int m = logits(call.site);
+  const ByChunks table(call);
   const float* projected = s.projected.data();
   for (int t = 0; t < tokens; ++t) start_gradient(call, first, t, at, count, s);
   for (int i = 0; i < N; ++i)
-    times(sums.phi + in_table(at, i, m), CHUNK, {projected, 1, width}, s.made.data() + i * CHUNK, TOKEN, m, tokens,
-          padded(count), ahead);
+    times(sums.phi + table.place(at, i), table.chunk, {projected, 1, width}, s.made.data() + i * CHUNK, TOKEN, table.m,
+          tokens, padded(count), ahead);
   for (int i = 0; i < N; ++i)
-    times(s.g.data() + i * CHUNK, TOKEN, {projected, width, 1}, phi + in_table(at, i, m), CHUNK, tokens, m,
+    times(s.g.data() + i * CHUNK, TOKEN, {projected, width, 1}, phi + table.place(at, i), table.chunk, tokens, table.m,
           padded(count), ahead);
   for (int t = 0; t < tokens; ++t) {
     const float* g = s.g.data() + t * TOKEN;
@@ -246,8 +252,8 @@ inline void arrive_backward_block(const Call& call, const float* phi, long width
   next_block(ahead, call, first, tokens);
   for (int t = 0; t < tokens; ++t) unread(call, first, t, s, sums);
   for (int t = 0; t < tokens; t += LANES)
-    maps_backward(call, first + t, std::min(LANES, tokens - t), s.dpre.data() + t * N, s.projected.data() + t * width, width,
-                  s.shrink.data() + t, sums.alpha, sums.bias, s.history);
+    maps_backward(call, first + t, std::min(LANES, tokens - t), s.dpre.data() + t * N, s.projected.data() + t * width,
+                  width, s.shrink.data() + t, sums.alpha, sums.bias, s.history);
   std::fill(s.maps.begin(), s.maps.end(), Vec{});
   for (long at = 0; at < call.channels; at += CHUNK)
     arrive_backward_chunk(call, phi, width, first, tokens, at, std::min(CHUNK, call.channels - at), s, sums, ahead);

@@ -5,16 +5,16 @@
 
 namespace mhc {
 
-// phi [nC, m] as a table, for products along the features.
+// phi [nC, m] by chunks, for products along the features.
 inline Floats turn(const Call& call) {
-  const long m = logits(call.site);
-  Floats turned(table_size(call));
+  const ByChunks table(call);
+  Floats turned(table.size);
   for (long at = 0; at < call.channels; at += CHUNK)
     for (int i = 0; i < N; ++i)
-      for (long k = 0; k < m; ++k) {
-        float* row = turned.data() + in_table(at, i, m) + k * CHUNK;
-        for (long c = 0; c < CHUNK; ++c)
-          row[c] = at + c < call.channels ? call.site.phi[(i * call.channels + at + c) * m + k] : 0;
+      for (long k = 0; k < table.m; ++k) {
+        float* row = turned.data() + table.place(at, i) + k * table.chunk;
+        for (long c = 0; c < table.chunk; ++c)
+          row[c] = at + c < call.channels ? call.site.phi[(i * call.channels + at + c) * table.m + k] : 0;
       }
   return turned;
 }
@@ -26,21 +26,22 @@ inline void add_up(float* out, const std::vector<Sums>& all, float* Sums::* whic
   }
 }
 
-// The gradient of phi [nC, m], of tables.
+// The gradient of phi [nC, m], of sums by chunks.
 inline void add_up_phi(const Call& call, const std::vector<Sums>& all, Parallel parallel) {
-  const long channels = call.channels, m = logits(call.site);
+  const ByChunks table(call);
+  const long channels = call.channels, m = table.m;
   const auto add_up_chunk = [&](int i, long at, long count) {
     float* out = call.gradients.phi + (i * channels + at) * m;
     for (long k = 0; k < m; ++k) {
       float sums[CHUNK];
-      const long place = in_table(at, i, m) + k * CHUNK;
+      const long place = table.place(at, i) + k * table.chunk;
       std::copy(all[0].phi + place, all[0].phi + place + count, sums);
       for (size_t each = 1; each < all.size(); ++each)
         for (long c = 0; c < count; ++c) sums[c] += all[each].phi[place + c];
       for (long c = 0; c < count; ++c) out[c * m + k] = sums[c];
     }
   };
-  in_parallel(parallel, padded(channels, CHUNK) / CHUNK * N, [&](long begin, long end) {
+  in_parallel(parallel, (channels + CHUNK - 1) / CHUNK * N, [&](long begin, long end) {
     for (long part = begin; part < end; ++part) {
       const long at = part / N * CHUNK;
       add_up_chunk(int(part % N), at, std::min(CHUNK, channels - at));
