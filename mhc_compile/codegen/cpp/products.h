@@ -13,12 +13,14 @@ constexpr int TILE = LANES > 8 ? 8 : 4;    // rows of a tile, and the vectors of
 constexpr int ACROSS = LANES > 8 ? 2 : 3;  // stay in registers
 
 template <class V>
-INLINE void get(V& v, const float* from) { std::memcpy(&v, from, sizeof v); }
+INLINE V loaded(const float* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
 template <class V>
 INLINE void increase(float* to, V by) {
-  V v;
-  get(v, to);
-  v = v + by;
+  const V v = loaded<V>(to) + by;
   std::memcpy(to, &v, sizeof v);
 }
 
@@ -78,12 +80,13 @@ class Ahead {
 
 // Keep a vector in a register: GCC would rather read it from memory again for each row, which takes longer than the row.
 template <class V>
-INLINE void hold(V& v) {
+INLINE V held(V v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
 #elif defined(__AVX2__)
   asm("" : "+x"(v));
 #endif
+  return v;
 }
 
 // out[row][:] += sum_k x[row][k] table[k][:], for the R rows of one tile: so many vectors, and eights behind them.
@@ -102,8 +105,8 @@ inline void times_tile(float* out, long out_stride, const Grid& x, const float* 
     for (long k = from; k < until; ++k) {
       Vec row[VECS + 1];
       Eight end[EIGHTS + 1];
-      each<VECS>([&](auto g) INLINED { get(row[g], table + g * LANES), hold(row[g]); });
-      each<EIGHTS>([&](auto g) INLINED { get(end[g], table + END + g * 8), hold(end[g]); });
+      each<VECS>([&](auto g) INLINED { row[g] = held(loaded<Vec>(table + g * LANES)); });
+      each<EIGHTS>([&](auto g) INLINED { end[g] = held(loaded<Eight>(table + END + g * 8)); });
       each<R>([&](auto t) INLINED {
         const Vec factor = all(at[t * x.along_rows]);
         each<VECS>([&](auto g) INLINED { sums[t * VECS + g] = sums[t * VECS + g] + factor * row[g]; });
@@ -129,13 +132,18 @@ inline void times_rows(float* out, long out_stride, const Grid& x, const float* 
     at += vecs * LANES + eights * 8;
   };
   using std::integral_constant;
-  const long rest = ACROSS > 2 ? (ACROSS + 1) * LANES : 0;  // two tiles of two vectors, not one of three and one of one
-  while (width - at >= ACROSS * LANES && width - at != rest)
-    tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
-  while (ACROSS > 2 && width - at >= 2 * LANES) tile(integral_constant<int, 2>{}, integral_constant<int, 0>{});
-  while (width - at >= LANES + 8) tile(integral_constant<int, 1>{}, integral_constant<int, 1>{});
+  if constexpr (ACROSS > 2) {  // the last four vectors are two tiles of two, not one of three and one of one
+    while (width - at >= ACROSS * LANES && width - at != (ACROSS + 1) * LANES)
+      tile(integral_constant<int, ACROSS>{}, integral_constant<int, 0>{});
+  }
+  while (width - at >= 2 * LANES) tile(integral_constant<int, 2>{}, integral_constant<int, 0>{});
+  if constexpr (LANES > 8) {
+    while (width - at >= LANES + 8) tile(integral_constant<int, 1>{}, integral_constant<int, 1>{});
+  }
   while (width - at >= LANES) tile(integral_constant<int, 1>{}, integral_constant<int, 0>{});
-  if (width - at) tile(integral_constant<int, 0>{}, integral_constant<int, 1>{});
+  if constexpr (LANES > 8) {
+    if (width - at) tile(integral_constant<int, 0>{}, integral_constant<int, 1>{});
+  }
 }
 
 // out [rows, width] += x [rows, terms] table [terms, width]; the width is a multiple of eight
