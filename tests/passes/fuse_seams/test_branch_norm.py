@@ -79,7 +79,7 @@ def test_what_only_looks_like_a_norm_stays_out(spelling: Spelling, dtype: torch.
     made = two_sites(spelling, dtype)
     assert kinds(made) == ["none", "none"]
     if dtype == F32:
-        made.same(F32, 1e-5)
+        made.same(F32, 2e-5)  # some of these make a rounding a hundred times larger
 
 
 def narrow(u: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
