@@ -64,20 +64,15 @@ struct BackwardScratch {
         row(N * stride), u(stride), du(BLOCK * stride), made(BLOCK * TOKEN), g(BLOCK * TOKEN),
         projected(BLOCK * width), dpre(BLOCK * N), shrink(BLOCK), maps(BLOCK * MAPS),
         history(call.site.mixes ? 2 * call.site.iters * SQUARE : 0) {}
-};
 
-// Run a function of the old streams of token `first` + t, from feature `at`.
-template <class F>
-INLINE void with_replayed(const Call& call, long first, int t, long at, const BackwardScratch& s, const F& function) {
-  if (call.streams.writes) return function(InScratch{s.old.data() + t * s.token + at, s.stride});
-  function(InMemory(call.streams.x, call.streams.equal, first + t, call.channels, at));
-}
+  InScratch replayed(int t, long at) const { return {old.data() + t * token + at, stride}; }
+};
 
 // Make a token's new streams again, features [at, at + count): `take(i, c, left, v)` gets them, rounded.
 template <class Take>
 INLINE void make_again(const Call& call, long first, int t, long at, long count, const BackwardScratch& s,
                        const Take& take) {
-  with_replayed(call, first, t, at, s, [&](const auto& old) INLINED {
+  with_replayed(s.replayed(t, at), call.streams, first + t, call.channels, at, [&](const auto& old) INLINED {
     if (!call.written)
       return over_vectors(count, [&](long c, auto left) INLINED {
         each<N>([&](auto i) INLINED { take(i, c, left, inside(old(i, c, left), left)); });
@@ -94,7 +89,7 @@ inline void unread(const Call& call, long first, int t, BackwardScratch& s, Sums
   const InScratch made{s.row.data(), s.stride};
   float *du = s.du.data() + t * s.stride, *dpre = s.dpre.data() + t * N;
   if (call.streams.writes)
-    streams_of({s.old.data() + t * s.token, s.stride}, call.streams, token, channels, 0, channels);
+    streams_of(s.replayed(t, 0), call.streams, token, channels, 0, channels);
   if (!call.upstream.u) {
     std::copy(call.upstream.pre + token * N, call.upstream.pre + (token + 1) * N, dpre);
     std::fill(du, du + s.stride, 0.0f);
@@ -241,7 +236,7 @@ inline void arrive_backward_chunk(const Call& call, const float* phi, long width
       continue;
     }
     unwrite(call, first + t, g, at, count, s.maps.data() + t * MAPS, sums);
-    with_replayed(call, first, t, at, s,
+    with_replayed(s.replayed(t, at), call.streams, first + t, call.channels, at,
                   [&](const auto& old) INLINED { unmix(g, old, count, s.maps.data() + t * MAPS + N); });
   }
 }

@@ -13,16 +13,7 @@ constexpr int TILE = LANES > 8 ? 8 : 4;    // rows of a tile, and the vectors of
 constexpr int ACROSS = LANES > 8 ? 2 : 3;  // stay in registers
 
 template <class V>
-INLINE V loaded(const float* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-template <class V>
-INLINE void increase(float* to, V by) {
-  const V v = loaded<V>(to) + by;
-  std::memcpy(to, &v, sizeof v);
-}
+INLINE void increase(float* to, V by) { store(to, load<V>(to) + by); }
 
 // Numbers x[row][k], their steps along rows and along k.
 struct Grid {
@@ -39,7 +30,7 @@ class Ahead {
   static constexpr long TERMS = 16;  // between fetches
 
   void add(const void* from, long bytes) {
-    if (!from || bytes <= 0 || count_ == RANGES) return;
+    if (count_ == RANGES) return;
     ranges_[count_++] = {(const char*)from, (bytes + LINE - 1) / LINE};
     lines_ += ranges_[count_ - 1].lines;
   }
@@ -47,7 +38,7 @@ class Ahead {
   // Spread all of it over a product of so many rows and terms, so wide; and over what was named before.
   void over(long rows, long terms, long width) {
     terms_ += (rows + TILE - 1) / TILE * terms * ((width + ACROSS * LANES - 1) / (ACROSS * LANES));
-    rate_ = (lines_ * WHOLE + terms_ - 1) / std::max(terms_, 1L);
+    rate_ = (lines_ * WHOLE + terms_ - 1) / terms_;
   }
 
   // Fetch what is due with so many terms of a tile.
@@ -105,8 +96,8 @@ inline void times_tile(float* out, long out_stride, const Grid& x, const float* 
     for (long k = from; k < until; ++k) {
       Vec row[VECS + 1];
       Eight end[EIGHTS + 1];
-      each<VECS>([&](auto g) INLINED { row[g] = held(loaded<Vec>(table + g * LANES)); });
-      each<EIGHTS>([&](auto g) INLINED { end[g] = held(loaded<Eight>(table + END + g * 8)); });
+      each<VECS>([&](auto g) INLINED { row[g] = held(load(table + g * LANES)); });
+      each<EIGHTS>([&](auto g) INLINED { end[g] = held(load<Eight>(table + END + g * 8)); });
       each<R>([&](auto t) INLINED {
         const Vec factor = all(at[t * x.along_rows]);
         each<VECS>([&](auto g) INLINED { sums[t * VECS + g] = sums[t * VECS + g] + factor * row[g]; });

@@ -89,13 +89,20 @@ inline void streams_of(const InScratch& to, const Streams& from, long token, lon
   for (int k = 0; k < from.writes; ++k) write(from.history[k], token, channels, at, count, to, to);
 }
 
-// Run a function of a token's old streams, wherever these are.
+// Run a function of a token's old streams, from feature `at`; those of a block have been replayed.
+template <class F>
+INLINE void with_replayed(const InScratch& replayed, const Streams& from, long token, long channels, long at,
+                          const F& function) {
+  if (from.writes) return function(replayed);
+  function(InMemory(from.x, from.equal, token, channels, at));
+}
+
+// The same; those of a block are replayed now.
 template <class F>
 INLINE void with_old(const InScratch& scratch, const Streams& from, long token, long channels, long at, long count,
                      const F& function) {
-  if (!from.writes) return function(InMemory(from.x, from.equal, token, channels, at));
-  streams_of(scratch, from, token, channels, at, count);
-  function(scratch);
+  if (from.writes) streams_of(scratch, from, token, channels, at, count);
+  with_replayed(scratch, from, token, channels, at, function);
 }
 
 // A branch's input: the read of a token's streams, rounded as it is where no norm follows.

@@ -68,13 +68,15 @@ INLINE void each(const F& function) {
 
 inline long padded(long n, long lanes = LANES) { return (n + lanes - 1) / lanes * lanes; }
 
-inline Vec load(const float* p) {
-  Vec v;
+template <class V = Vec>
+INLINE V load(const float* p) {
+  V v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+template <class V>
+INLINE void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
 
 // The sum of the lanes, always in the same order.
 inline float total(Eight v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
