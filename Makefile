@@ -7,6 +7,9 @@ ARGS   ?=
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Kept bytecode, whatever the caller's environment says: every process imports torch, which takes seconds longer without.
+unexport PYTHONDONTWRITEBYTECODE
+
 # JOBS workers share the cores, so each computes on one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
@@ -30,8 +33,8 @@ venv: $(STAMP) ## create .venv and install everything into it
 demo: $(STAMP) ## train residual, hc and mhc side by side and show losses and gains
 	$(BIN)/python -m mhc_compile demo $(ARGS)
 
-test: lint types ## lint, type-check and run all tests but the slow ones
-	$(PYTEST) -m "not slow" $(ARGS)
+test: lint ## lint, type-check and run all tests but the slow ones
+	$(BIN)/mypy & types=$$!; $(PYTEST) -m "not slow" $(ARGS); tests=$$?; wait $$types && exit $$tests
 
 quick: lint ## lint and run the tests that compile nothing: the inner loop
 	$(PYTEST) -m "not slow and not compiles" $(ARGS)

@@ -167,6 +167,7 @@ SETTINGS: dict[str, tuple[bool, Setting, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 def test_one_plan_many_captures() -> None:
     """Each setting is captured anew; when it comes back, too, it is what it is alone."""
     model = upgraded(Net, 1, dropout=0.3, moved=True)

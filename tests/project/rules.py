@@ -96,6 +96,10 @@ class Source:
     def tree(self) -> ast.Module:
         return ast.parse(self.text, filename=self.path)
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
+
     @property
     def module(self) -> str:
         """Its name for `import`; the files of passes/ are the package's."""
@@ -130,7 +134,7 @@ def sources() -> list[Source]:
 
 def imported(source: Source) -> Iterator[tuple[ast.stmt, str]]:
     """Each import anywhere in the file, as a dotted name: `from a import b` is `a.b`."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -165,20 +169,20 @@ def check_layers(source: Source) -> Iterator[str]:
 def check_sides(source: Source) -> Iterator[str]:
     side = next((side for side in FORBIDDEN if f"{source.module}.".startswith(f"{side}.")), "")
     forbidden = FORBIDDEN.get(side, ())
-    for node, name in imported(source):
+    for node, name in imported(source) if forbidden else ():
         yield from (
             f"{source.at(node)}: {side} imports {name}, of the other side"
             for module in forbidden
             if f"{name}.".startswith(f"{module}.")
         )
     last = {module.rpartition(".")[2] for module in forbidden}  # most attributes are told by it, and quickly
-    for attribute in ast.walk(source.tree) if last else ():
+    for attribute in source.nodes if last else ():
         if isinstance(attribute, ast.Attribute) and attribute.attr in last and ast.unparse(attribute) in forbidden:
             yield f"{source.at(attribute)}: {side} reaches {ast.unparse(attribute)}"
 
 
 def check_absolute(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"{source.at(node)}: a relative import"
 
@@ -197,7 +201,7 @@ def check_file_length(source: Source) -> Iterator[str]:
 
 
 def check_function_length(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:

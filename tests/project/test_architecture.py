@@ -35,6 +35,8 @@ from tests.project.rules import (
     sources,
 )
 
+pytestmark = pytest.mark.xdist_group("architecture")  # one process parses the tree
+
 
 def assert_none(complaints: list[str]) -> None:
     assert not complaints, "\n".join(["", *complaints])

@@ -64,7 +64,7 @@ def test_programs_that_share_the_work(op: str, equal: bool) -> None:
     compare(case, op, tiles={**SPLIT, "read": {"BT": 2, "BM": 4}, **SMALL})
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pairwise(op=["enter", "seam"], lag=[1, 3], equal=EQUAL)
 def test_one_launch(op: str, lag: int, equal: bool) -> None:
     """The interpreter runs tickets in order, as a GPU draws them: no wait is longer than one look at the counter."""
