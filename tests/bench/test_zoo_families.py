@@ -51,7 +51,7 @@ def test_choice(names: list[str], found: list[str]) -> None:
     assert [family.key for family in chosen(names, quick=False)] == found
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("family", QUICK, ids=lambda family: family.name)
 def test_quick_family(family: Family) -> None:
     torch._dynamo.reset()

@@ -93,13 +93,14 @@ def test_every_pair_parts(make: Callable[[], nn.Module], sites: int, n: int, see
         assert min(found) > APART, found
 
 
+@pytest.mark.core(1)
 @streams
 def test_unconstrained_connection_parts(n: int, seen: Seen) -> None:
     report = train(made(), mhc.Config(streams=n, connection="hc"))
     assert min(distances(seen[report.regions[0].last])) > APART
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @models
 @streams
 def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, seen: Seen) -> None:
@@ -109,7 +110,7 @@ def test_streams_start_equal(make: Callable[[], nn.Module], sites: int, n: int, 
     assert all(value.shape[-2:] == (n, WIDTH) for value in seen.values())
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @models
 @streams
 def test_a_symmetric_start_stays_dead(

@@ -92,7 +92,7 @@ def coefficient_dtypes(monkeypatch: pytest.MonkeyPatch) -> set[torch.dtype]:
     return found
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_training_under_autocast(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to fp32 as the plain model under autocast; fp16 with its gradients scaled, as one trains with it."""
@@ -194,6 +194,7 @@ def test_one_plan_many_captures() -> None:
 # -- several models ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_copies_train_apart() -> None:
     """Each ends where it ends when it is trained alone."""
     model = upgraded(moved=True)

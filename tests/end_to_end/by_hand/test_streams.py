@@ -36,14 +36,14 @@ def check(
     assert apart(run(plain, {}, args), expected) > 1e-2
 
 
-@pytest.mark.core
+@pytest.mark.core(2)
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_connection(n: int, kind: tuple[str, str]) -> None:
     check(*NETS["pre-norm"], mhc.Config(streams=n, connection=kind[0], projection=kind[1]), "aot_eager")
 
 
-@pytest.mark.core(8)
+@pytest.mark.core(5)
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 @pytest.mark.parametrize("net", [*list(NETS)[1:], *spellings.NETS])
 def test_every_structure(net: str, connection: str) -> None:

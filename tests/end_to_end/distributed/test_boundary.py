@@ -47,7 +47,7 @@ def gradients_of(stages: dict[int, nn.Module], x: Tensor) -> tuple[Tensor, dict[
     return out, dict(zip(named, gradients(out, named.values()), strict=True))
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("block", [None, PostBlock], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (1, 1, 2)], ids=["even", "uneven", "three"])
 def test_stages_are_the_model(block: Any, sizes: tuple[int, ...]) -> None:
@@ -64,7 +64,7 @@ def test_stages_are_the_model(block: Any, sizes: tuple[int, ...]) -> None:
     assert run(stages, x)[1] == [(3, 5, rows * WIDTH)] * (len(sizes) - 1)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("how", ["blocks", "whole", "object", "inductor"])
 def test_who_compiles_a_stage(how: str) -> None:
     """Its blocks, itself, an object around it, before or after."""

@@ -68,6 +68,7 @@ def parallel(rank: int) -> list[Tensors]:
     return [tensor_parallel(tokens), sequence_parallel(tokens, rank), sequence_parallel(tokens, rank, shards)]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Tensor parallel, sequence parallel, and sequence parallel within shards of FSDP2."""
     expected = pulled(upgraded(moved=True))

@@ -48,7 +48,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return Subject(request.param, model, call, original, report)
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 def test_sites(subject: Subject) -> None:
     """The right number of sites and adds, and each in a layer of the model."""
     case, report = CASES[subject.name], subject.report

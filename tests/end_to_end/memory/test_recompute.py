@@ -254,6 +254,7 @@ def test_a_block_that_is_called_again() -> None:
         assert same(found[1], expected[1])
 
 
+@pytest.mark.slow
 def test_blocks_compiled_one_by_one() -> None:
     """No block of ours crosses a graph: streams that are handed over are kept as the input they are."""
     model = upgraded(Net, 4, moved=True)

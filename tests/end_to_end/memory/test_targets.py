@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.nets.small import Net, PostBlock, agree, compiled, inputs, results, upgraded
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_a_target_without_gradients_in_the_same_graph(kernels: str) -> None:
     """What is computed twice is one to AOTAutograd, a norm that is made again in the second run as well."""

@@ -117,6 +117,7 @@ def test_without_gradients() -> None:
             assert torch.equal(run(inputs()), plain(inputs()))
 
 
+@pytest.mark.slow
 @ours
 def test_first_call() -> None:
     """It runs the original graph: as checkpointed layers do without a compiler, dropout included."""

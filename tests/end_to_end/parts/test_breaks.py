@@ -211,6 +211,7 @@ class TowersAndText(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_dynamo_leaves_no_part_uncompiled() -> None:
     """Its limit counts by code object; what it left would warn that nobody compiled it."""
     model = made(TowersAndText)

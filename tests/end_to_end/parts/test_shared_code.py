@@ -80,6 +80,7 @@ def test_blocks_of_models_whose_regions_start_elsewhere(order: Sequence[str], bl
     assert relative(first, second) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_region_that_starts_inside_has_a_graph_of_its_own() -> None:
     """What lies between the parts' ends is decided when they are compiled."""
     models = [

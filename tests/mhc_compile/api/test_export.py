@@ -66,6 +66,7 @@ def test_it_needs_nothing_of_this_package() -> None:
     assert not any(type(module).__module__.startswith("mhc_compile") for module in graph.modules())
 
 
+@pytest.mark.slow
 def test_export_save_load() -> None:
     graph = mhc.export(upgraded(moved=True), (inputs(),))
     file = io.BytesIO()

@@ -78,6 +78,7 @@ def test_parameters_stay_wide(dtype: torch.dtype, when: str, moved: bool) -> Non
         assert torch.equal(out, expected)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("connection", ["mhc", "hc"])
 def test_meta(connection: str) -> None:
     """Planned without memory; to_empty and reset_parameters then give what upgrading a real model gives."""

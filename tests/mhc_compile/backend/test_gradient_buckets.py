@@ -29,6 +29,7 @@ def parallel(model: nn.Module) -> Any:
     return nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01)
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "whole"])
 def test_gradient_buckets(cut: bool) -> None:
     """Whether torch would cut or not, DistributedDataParallel is the model itself."""

@@ -39,7 +39,7 @@ class Translator(nn.Module):
         return out
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("mask", MASKS)

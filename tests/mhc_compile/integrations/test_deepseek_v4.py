@@ -242,7 +242,7 @@ def test_two_towers_have_no_common_head() -> None:
         to_deepseek_v4(model)
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["missing", "shape", "head"])
 def test_what_does_not_fit_changes_nothing(wrong: str) -> None:
     model = upgraded()

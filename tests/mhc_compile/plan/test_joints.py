@@ -199,7 +199,7 @@ class Fork(Net):
         return out
 
 
-@pytest.mark.core(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_two_takers_in_the_plan(mode: Callable[[], Any]) -> None:
     model = made(Fork, 3)

@@ -33,7 +33,7 @@ def whole(counts: Any) -> int:
     return sum(n for word, n in counts.items() if word.split(":")[0] in arrivals)
 
 
-@pytest.mark.core(2)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_as_by_hand(name: str, kind: tuple[str, str]) -> None:
