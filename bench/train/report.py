@@ -67,7 +67,7 @@ def plot(folder: Path, device: str) -> Path:
             if bars:
                 _bars(axes, bars, name, (place - (len(names) - 1) / 2) * 0.8 / len(names), 0.8 / len(names))
         axes.axhline(1.0, color="black", linewidth=0.8)
-        groups = [f"{one['arguments']['hidden']}\n{one['arguments']['dtype']}" for one in found]
+        groups = [f"{one['arguments']['hidden']}\n{one['arguments']['dtype']}\n{_maker(one)}" for one in found]
         axes.set_xticks(range(len(groups)), groups, fontsize=8)
         axes.set_title(f"{measured}, ratio to plain (lower is better)", fontsize=9)
         axes.set_ylim(bottom=0.8)
@@ -77,6 +77,10 @@ def plot(folder: Path, device: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _maker(one: dict[str, Any]) -> str:
+    return str(one["environment"].get("cpu", "")).partition("(")[0].partition(" ")[0]
 
 
 def _bars(axes: Any, bars: Sequence[tuple[int, Row]], name: str, shift: float, width: float) -> None:

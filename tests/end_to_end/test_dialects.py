@@ -83,7 +83,7 @@ def meaning(report: mhc.Report) -> list[Any]:
     return [(s.kind, s.adds, s.axis, s.region, s.k, s.length, s.shape, bool(s.lifts)) for s in report.sites]
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "dynamo"])
 @pytest.mark.parametrize("net", NETS)
 def test_the_same_sites(net: str, form: str) -> None:

@@ -42,7 +42,7 @@ def test_network(number: int) -> None:
     assert judge.judge(runner.Choice().draw(number)) in ("right", "refused", "told", "torch")
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streams_that_do_not_mix_are_the_plain_network(family: str) -> None:
     """What stands for a structure by hand is the structure: where no site mixes, all is as in the plain network."""

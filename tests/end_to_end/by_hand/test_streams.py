@@ -56,6 +56,7 @@ def test_a_learned_readout(net: str) -> None:
     check(*(NETS | spellings.NETS)[net], mhc.Config(streams=3, readout="learned"))
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize(
     "options", [{"exclude": "*.attn"}, {"every": 2}, {"include": ("blocks.0.*", "blocks.2.mlp")}], ids=str
 )

@@ -28,7 +28,6 @@ from tests.nets.small import (
     Shared,
     compile_blocks,
     compiled,
-    gradient_error,
     inputs,
     perturb,
     results,
@@ -242,7 +241,7 @@ def test_gradients_accumulate() -> None:
     off = compiled(model, compiler="aot_eager", recompute="off")
     off(inputs(seed=1)).square().sum().backward()
     (3 * off(inputs(seed=2))).sin().sum().backward()
-    assert gradient_error(together, [parameter.grad for parameter in model.parameters()]) < 1e-5
+    assert small.gradient_error(together, [parameter.grad for parameter in model.parameters()]) < 1e-5
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.core(4)
+@pytest.mark.core(2)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 @pytest.mark.parametrize("mode", ["enable_grad", "no_grad"])
 def test_carry_must_arrive_intact(change: Callable[[Tensor], Tensor], mode: str) -> None:

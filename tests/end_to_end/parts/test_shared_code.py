@@ -119,6 +119,7 @@ def test_hooks_in_front_of_the_first_block_see_the_plain_gradient() -> None:
     assert relative(*seen) < 1e-5
 
 
+@pytest.mark.core(1)
 @pytest.mark.parametrize("mode", ["enable_grad", "no_grad", "inference_mode"])
 def test_the_first_block_takes_no_streams_of_its_model(mode: str) -> None:
     model: Any = split()

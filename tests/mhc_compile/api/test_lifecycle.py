@@ -79,6 +79,7 @@ def test_load_the_original_weights_into_an_upgraded_model() -> None:
     assert all("mhc." in key for key in loaded.missing_keys)
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize(
     "other",
     [{"make": Net, "layers": 3}, {"make": Shared}, {"config": mhc.Config(streams=2)}, {"config": mhc.Config(eps=1e-5)}],

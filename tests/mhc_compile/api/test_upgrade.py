@@ -187,7 +187,7 @@ WRONG: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.core
+@pytest.mark.core(3)
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("function", [mhc.explain, mhc.upgrade])
 def test_wrong_arguments(function: Callable[..., Any], call: tuple[Any, Any]) -> None:
@@ -220,6 +220,7 @@ class Noisy(nn.Module):
         return out
 
 
+@pytest.mark.core(2)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("function", [mhc.explain, mhc.upgrade])
 def test_nothing_else_changes(function: Callable[..., Any], training: bool) -> None:

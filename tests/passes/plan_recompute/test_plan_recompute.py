@@ -183,7 +183,7 @@ def test_beyond_what_a_kernel_replays_streams_are_made_again() -> None:
     assert policy(gm) == ["replay again 1"] * 2
 
 
-@pytest.mark.core(3)
+@pytest.mark.core(1)
 @pytest.mark.parametrize("limit", [1, 2, 8])
 @pytest.mark.parametrize("size", [2, 5])
 def test_replayed_is_the_same_function(size: int, limit: int) -> None:
