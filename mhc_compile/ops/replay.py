@@ -116,7 +116,6 @@ class _Leave(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
         values = iter(inputs)
         given = take(Leave, values)
         head, history = _block(values)

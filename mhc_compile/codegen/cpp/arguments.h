@@ -41,11 +41,13 @@ class Reader {
   torch::jit::Stack::const_iterator next_;
 };
 
-// How many numbers a tensor holds, and how many a kernel reads there: tokens n^power, times C for features.
-struct Count {
-  int64_t found;
-  int power;
-  bool features;
+// What a kernel reads of a token.
+enum class Part { NUMBER, PER_STREAM, MATRIX, LOGITS, FEATURES, STREAMS };
+
+// Claims that a tensor holds such a part for every token.
+struct Claim {
+  Tensor of;
+  Part part;
 };
 
 // A call for a kernel, and the tensors that its pointers are of. What no kernel is there for makes it unfit: then the
@@ -54,13 +56,13 @@ struct Given {
   Call call{};
   bool fit = true;
   Tensor x, f;
-  Maybe offset, scale, phi, alpha, bias, weight, shift;
+  Maybe offset, scale, phi, alpha, bias, weight, shift, mean, rstd;
   int64_t n = 0;
   Written written{};
   std::vector<Written> history;
   std::vector<float> whole_bias;  // base + delta
   std::deque<Tensor> held;
-  std::vector<Count> counts;
+  std::vector<Claim> claims;
   std::vector<at::ScalarType> alike;  // dtypes that are those of the streams
 
   Given() = default;
@@ -78,13 +80,15 @@ struct Given {
     return static_cast<const float*>(data(t));
   }
 
-  const float* floats(const Tensor& t, int power) {  // n^power for each token
-    counts.push_back({t.numel(), power, false});
+  const float* floats(const Tensor& t, Part part) {
+    claims.push_back({t, part});
     return floats(t);
   }
 
-  const void* upstream(const Tensor& t, int power) {  // n^power C for each token, of the dtype of the streams
-    counts.push_back({t.numel(), power, true});
+  float* kept(const Tensor& t, Part part) { return const_cast<float*>(floats(t, part)); }
+
+  const void* upstream(const Tensor& t, Part part) {  // of the dtype of the streams
+    claims.push_back({t, part});
     alike.push_back(t.scalar_type());
     return data(t);
   }
@@ -112,8 +116,8 @@ struct Given {
   Written write(const Tensor& f, const Tensor& post, const Tensor& res, const Maybe& offset, const Maybe& scale,
                 double multiplier) {
     const Type kind = type(f);
-    counts.push_back({f.numel(), 0, true});
-    return {data(f), kind, floats(post, 1), floats(res, 2), vector(offset), vector(scale), float(multiplier)};
+    claims.push_back({f, Part::FEATURES});
+    return {data(f), kind, floats(post, Part::PER_STREAM), floats(res, Part::MATRIX), vector(offset), vector(scale), float(multiplier)};
   }
 
   void read_written(Reader& in) {
@@ -147,11 +151,10 @@ struct Given {
     const Tensor phi = in.tensor(), alpha = in.tensor();
     site(phi, alpha, in.tensor());
     if (norm) read_weights(in);
-    if (norm) call.arrival.pre = const_cast<float*>(floats(in.tensor(), 1));
-    call.arrival.y = const_cast<float*>(floats(in.tensor()));
-    call.arrival.r = const_cast<float*>(floats(in.tensor(), 0));
-    if (norm) call.arrival.mean = const_cast<float*>(floats(in.tensor()));
-    if (norm) call.arrival.rstd = const_cast<float*>(floats(in.tensor()));
+    if (norm) call.arrival.pre = kept(in.tensor(), Part::PER_STREAM);
+    call.arrival.y = kept(in.tensor(), Part::LOGITS);
+    call.arrival.r = kept(in.tensor(), Part::NUMBER);
+    if (norm) mean = in.tensor(), rstd = in.tensor();
   }
 
   void read_weights(Reader& in) {
@@ -178,6 +181,8 @@ struct Given {
     read_maps(in);
     const std::string& norm = in.text();
     call.site.norm = norm == "rms" ? RMS : norm == "rms_cast" ? RMS_CAST : norm == "layer" ? LAYER : NONE;
+    if (mean && norm == "layer") call.arrival.mean = kept(*mean, Part::NUMBER);
+    if (rstd && norm != "none") call.arrival.rstd = kept(*rstd, Part::NUMBER);
     call.site.norm_eps = float(in.number());
     call.streams.equal = in.truth();
   }
@@ -188,7 +193,9 @@ struct Given {
     const auto multipliers = in.numbers();
     const bool equal = in.truth();
     if (!f.defined() && !fs.empty()) f = fs[0];
-    for (size_t i = 0; i < fs.size(); ++i)
+    for (const size_t size : {posts.size(), ress.size(), offsets.size(), scales.size(), multipliers.size()})
+      fit = fit && size == fs.size();
+    for (size_t i = 0; fit && i < fs.size(); ++i)
       history.push_back(write(fs[i], posts[i], ress[i], offsets[i], scales[i], multipliers[i]));
     call.streams.writes = int(history.size());
     call.streams.history = history.data();
@@ -199,28 +206,40 @@ struct Given {
   Sizes tokens() const {
     const Tensor& like = f.defined() ? f : x;
     const int features = f.defined() || call.streams.equal ? 1 : 2;
-    return {like.sizes().begin(), like.sizes().end() - features};
+    return {like.sizes().begin(), like.sizes().end() - std::min<int64_t>(features, like.dim())};
   }
 
   void upstream_maps(const Tensor& post, const Tensor& res) {
-    call.upstream.post = floats(post, 1);
-    call.upstream.res = floats(res, 2);
+    call.upstream.post = floats(post, Part::PER_STREAM);
+    call.upstream.res = floats(res, Part::MATRIX);
+  }
+
+  Sizes sizes(Part part) const {
+    switch (part) {
+      case Part::NUMBER: return {1};
+      case Part::PER_STREAM: return {n};
+      case Part::MATRIX: return {n, n};
+      case Part::LOGITS: return {logits()};
+      case Part::FEATURES: return {call.channels};
+      default: return {n, call.channels};
+    }
   }
 
   int64_t logits() const { return 2 * n + (call.site.mixes ? n * n : 0); }
 
   // Whether every tensor holds what a kernel reads there.
   bool holds() {
-    counts.push_back({x.numel(), call.streams.equal ? 0 : 1, true});
-    for (const Count& count : counts) {
-      int64_t wanted = call.tokens * (count.features ? call.channels : 1);
-      for (int i = 0; i < count.power; ++i) wanted *= n;
-      if (count.found != wanted) return false;
+    claims.push_back({x, call.streams.equal ? Part::FEATURES : Part::STREAMS});
+    const Sizes each = tokens();
+    for (const Claim& claim : claims) {
+      Sizes wanted = each;
+      for (const int64_t size : sizes(claim.part)) wanted.push_back(size);
+      if (claim.of.sizes() != wanted) return false;
     }
     if (phi && phi->sizes() != at::IntArrayRef{n * call.channels, logits()}) return false;
     if (phi && (alpha->numel() != 3 || bias->numel() != logits())) return false;
-    for (const at::ScalarType each : alike)
-      if (each != x.scalar_type()) return false;
+    for (const at::ScalarType type : alike)
+      if (type != x.scalar_type()) return false;
     return true;
   }
 

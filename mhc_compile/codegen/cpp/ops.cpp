@@ -174,7 +174,7 @@ static void narrow(std::vector<Tensor>& made, const Maybe& first, const Maybe& s
 static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.pre = given.floats(in.tensor(), 1);
+  given.call.upstream.pre = given.floats(in.tensor(), Part::PER_STREAM);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -191,7 +191,7 @@ static void coefficients_backward(const c10::OperatorHandle& op, torch::jit::Sta
 static void enter_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.u = given.upstream(in.tensor(), 0);
+  given.call.upstream.u = given.upstream(in.tensor(), Part::FEATURES);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -209,8 +209,8 @@ static void enter_backward(const c10::OperatorHandle& op, torch::jit::Stack* sta
 static void seam_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.x = given.upstream(in.tensor(), 1);
-  given.call.upstream.u = given.upstream(in.tensor(), 0);
+  given.call.upstream.x = given.upstream(in.tensor(), Part::STREAMS);
+  given.call.upstream.u = given.upstream(in.tensor(), Part::FEATURES);
   const Tensor post = in.tensor(), res = in.tensor();
   given.upstream_maps(post, res);
   given.streams(in.tensor());
@@ -231,7 +231,7 @@ static void seam_backward(const c10::OperatorHandle& op, torch::jit::Stack* stac
 static void leave_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Reader in(op, *stack);
   Given given;
-  given.call.upstream.x = given.upstream(in.tensor(), 0);
+  given.call.upstream.x = given.upstream(in.tensor(), Part::FEATURES);
   given.streams(in.tensor());
   given.read_written(in);
   given.n = in.integer();

@@ -171,7 +171,7 @@ inline void norm_backward(const Call& call, long token, const float* u, float* d
   const float level = site.norm == LAYER ? over_features(channels, dhat) / channels : 0;
   over_vectors(channels, [&](long c, auto left) INLINED {
     const Vec h = hat(c), up = read_some(g + c, left);
-    store(du + c, (dhat(c, left) - h * along - level) * rstd);
+    store(du + c, inside((dhat(c, left) - h * along - level) * rstd, left));
     const Vec seen = site.norm == RMS_CAST ? rounded(h, (const S*)nullptr) : h;
     if (dweight) store(dweight + c, load(dweight + c) + up * seen);
     if (dshift) store(dshift + c, load(dshift + c) + up);

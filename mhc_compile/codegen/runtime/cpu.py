@@ -43,7 +43,7 @@ def register(n: int, dtypes: Iterable[torch.dtype]) -> None:
     What there are no kernels for still runs as the reference. The first time on a machine takes seconds.
 
     Raises:
-        MissingDependencyError: there is no compiler, or it fails.
+        MissingDependencyError: there is no compiler, it fails, or what it makes cannot be loaded.
         CacheError: there is no directory to keep libraries in.
     """
     with _LOCK:
@@ -54,12 +54,22 @@ def register(n: int, dtypes: Iterable[torch.dtype]) -> None:
             ops = pool.submit(_build_ops) if not _OPS else None
             paths = dict(zip(missing, pool.map(lambda dtype: _build_kernels(n, dtype), missing), strict=True))
         if ops is not None:
-            _OPS.append(ctypes.CDLL(str(ops.result())))
+            _OPS.append(_loaded(ops.result()))
         for dtype, path in paths.items():
-            library = ctypes.CDLL(str(path))
+            library = _loaded(path)
             library.mhc_kernels.restype = ctypes.c_void_p
             _OPS[0].mhc_add(ctypes.c_void_p(library.mhc_kernels()))
             _KERNELS[n, dtype] = library
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # of a newer compiler than the libraries here, or from a disk that nothing may run from
+        raise MissingDependencyError(
+            f"kernels for the CPU do not load ({error}): name another compiler in $CXX, or another folder in"
+            f" ${cache.VARIABLE}; Config(kernels='reference') goes without"
+        ) from error
 
 
 def _build_kernels(n: int, dtype: torch.dtype) -> Path:

@@ -70,6 +70,28 @@ def test_inputs_that_are_not_contiguous() -> None:
     assert torch.equal(made, call("replay", Replay(block.head(), past, 3)))
 
 
+@pytest.mark.parametrize("op", ["seam", "leave"])
+def test_a_result_that_nobody_asks_a_gradient_of(op: str) -> None:
+    """Torch hands over None for it, which stands for zeros."""
+
+    class Unused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> None:
+            return None
+
+    block = Block(Fused(2, 5, (3,)), 1)
+    given = block.case.signature(op)
+    given = given._replace(written=given.written._replace(f=given.written.f.requires_grad_()))
+    in_block: Any = SeamInBlock if op == "seam" else LeaveInBlock
+    made = call(f"{op}_in_block", in_block(given._replace(x=block.streams()), block.head(), block.history()))
+    (gradient,) = torch.autograd.grad(Unused.apply(made.x if op == "seam" else made).sum(), given.written.f)  # type: ignore[no-untyped-call]  # torch leaves it so
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
 def test_replay_has_no_gradient() -> None:
     block = Block(Fused(2, 4, (3,)), 2)
     head = block.head().requires_grad_()

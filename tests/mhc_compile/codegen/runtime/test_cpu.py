@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from mhc_compile.codegen.runtime import compiler, cpu, dispatch
+from mhc_compile.errors import MissingDependencyError
 from mhc_compile.ops.registration import call
 from mhc_compile.ops.signatures import Replay, flat
 from tests.equations.block import Block, same
@@ -182,6 +184,52 @@ def test_tensors_that_do_not_fit_reach_no_kernel(part: str) -> None:
     cpu.register(4, [FP32])
     with torch.no_grad(), pytest.raises((RuntimeError, IndexError), match=r"size|shape"):
         call("seam", bad)
+
+
+@pytest.mark.parametrize("part", ["y", "r", "mean", "rstd"])
+def test_what_a_forward_kept_must_be_whole(part: str) -> None:
+    given = Fused(4, 24, (6,), dtype=FP32, norm="layer weight").backward_signature("seam")
+    kept = given.site.kept
+    short = kept._replace(**{part: getattr(kept, part)[:2]})
+    cpu.register(4, [FP32])
+    with pytest.raises(RuntimeError, match="size"):
+        call("seam_backward", given._replace(site=given.site._replace(kept=short)))
+
+
+@pytest.mark.parametrize("column", range(6))
+def test_a_history_of_uneven_lists(column: int) -> None:
+    block = Block(Fused(4, 24, (6,), dtype=FP32), 2)
+    history: list[Any] = list(block.history())
+    history[column] = history[column][:1]
+    cpu.register(4, [FP32])
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        torch.ops.mhc.replay(block.head(), *history, 4)
+
+
+def test_axes_in_another_order_reach_no_kernel() -> None:
+    """They hold as many numbers."""
+    given = Fused(4, 24, (6,), dtype=FP32).signature("seam")
+    f, post, res, _ = given.written
+    swapped = [
+        given._replace(x=given.x.transpose(0, 1)),
+        *(given._replace(written=given.written._replace(**part)) for part in (
+            {"f": f.view(2, 3, 24)}, {"h_post": post.T}, {"h_res": res.movedim(0, -1)})),
+    ]  # fmt: skip
+    cpu.register(4, [FP32])
+    for bad in swapped:
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"size|shape"):
+            call("seam", bad)
+    with torch.no_grad(), pytest.raises(IndexError, match="out of range"):
+        call("enter", Fused(4, 24, (6,), dtype=FP32).signature("enter")._replace(x=torch.ones(24)))
+
+
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a compiler makes it that is newer than the libraries here; it is an error like that of no compiler."""
+    (library := tmp_path / "half.so").write_bytes(b"half a library")
+    monkeypatch.setattr(cpu, "_build_kernels", lambda n, dtype: library)
+    with pytest.raises(MissingDependencyError, match=r"do not load \(.*half\.so.*another compiler in \$CXX"):
+        cpu.register(61, [FP32])
+    assert (61, FP32) not in cpu._KERNELS
 
 
 def test_without_kernels_the_reference_runs() -> None:
