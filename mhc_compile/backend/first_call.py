@@ -53,6 +53,9 @@ def _check_root(root: nn.Module | None) -> None:
             " mhc_compile.rewrite(graph_module, args), which returns a rewritten graph"
         )
     names = {cls.__name__ for module in root.modules() for cls in type(module).__mro__}
+    parallel: Any = nn.parallel.DistributedDataParallel._get_active_ddp_module()  # Dynamo compiles what it wraps
+    if parallel is not None and any(module is root for module in parallel.modules()):
+        names |= {cls.__name__ for cls in type(parallel).__mro__}
     wrapper = next((name for name in _WRAPPERS if name in names), None)
     if wrapper is not None:
         raise FirstCallError(

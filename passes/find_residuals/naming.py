@@ -58,7 +58,7 @@ def _work(branch: fx.Node, owner: str, namer: Namer) -> tuple[str, fx.Node]:
         seen.add(node)
         child = namer.child(node, owner) if node.op != "placeholder" else None
         first = first or child or ""
-        if optable.works(node):
+        if optable.works(node) and optable.name(node) not in optable.NEW:
             return child or first, node
         queue.extend(node.all_input_nodes)
     return first, branch

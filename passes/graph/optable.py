@@ -46,6 +46,7 @@ SHAPE_ONLY = META | frozenset(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full "
     "new_tensor".split()
 )
+NEW = RANDOM | SHAPE_ONLY | frozenset("zeros ones full arange eye tensor".split())  # no work done on what is given
 CONV = frozenset((*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution"))
 CONTRACTION = CONV | frozenset("linear matmul mm bmm addmm baddbmm einsum tensordot".split())
 # ops that keep sums: what they make of x + y they make of x, plus what they make of y

@@ -115,6 +115,7 @@ USES = {
         "where it is made of", "test_a_process_group_makes_torch_read_its_rules_again"
     ),
     "torch._dynamo.variables.functions.UserFunctionVariable": Use("calls traced", "test_who_trusts_the_answer_gets_it"),
+    "torch.nn.parallel.DistributedDataParallel._get_active_ddp_module": Use("finds what wraps a model", "test_in_ddp"),
     "torch.nn.modules.transformer._detect_is_causal_mask": Use("reads a mask", "test_every_mask_in_every_mode"),
     "torch._dynamo.variables.constant.ConstantVariable": Use("a flag that is decided", "test_other_models_too"),
     "torch._dynamo.variables.tensor.SymNodeVariable": Use("a flag that sizes decide", "test_other_models_too"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mhc_compile as mhc
 from mhc_compile.errors import FirstCallError, NotCompiledError
@@ -176,6 +177,22 @@ def test_a_wrapped_model_is_refused() -> None:
     with pytest.raises(FirstCallError, match=r"DistributedDataParallel.*before wrapping"):
         compiled(model)(inputs())
     assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("method", [False, True], ids=["torch.compile", "compile"])
+def test_in_ddp(method: bool, tmp_path: Path) -> None:
+    """Dynamo compiles the model inside the wrapper alone, whose parameters nobody would synchronise."""
+    dist: Any = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        parallel, before = nn.parallel.DistributedDataParallel(model := made()), snapshot(model)
+        if method:
+            parallel.compile(backend="mhc", options={"compiler": "eager"})
+        with pytest.raises(FirstCallError, match=r"DistributedDataParallel.*before wrapping"):
+            (parallel if method else compiled(parallel))(inputs())
+        assert unchanged(model, before)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_wrapped_after_upgrade(moved: bool) -> None:

@@ -116,6 +116,41 @@ def test_a_spot_does_not_depend_on_the_others() -> None:
     assert first.child == rest[0].child == "proj"
 
 
+class DropPath(nn.Module):
+    """Stochastic depth by a mask of the samples, which only training draws."""
+
+    def __init__(self, spelling: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spelling(x, torch.empty(len(x), 1, 1).bernoulli_(0.9)) if self.training else x
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda x, mask: x * mask / 0.9,
+        lambda x, mask: x / 0.9 * mask,
+        lambda x, mask: x * (mask / 0.9),
+        lambda x, mask: x.div(0.9) * (0.9 + torch.rand(len(x), 1, 1)).floor(),
+        lambda x, mask: mask.div_(0.9) * x,
+        lambda x, mask: torch.zeros_like(mask).add(mask) * x,
+    ],
+    ids=["product first", "quotient first", "mask alone", "floor", "mask in front", "made anew"],
+)
+def test_a_mask_that_only_training_draws_changes_no_spot(spelling: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def step(self: Any, x: Tensor) -> Tensor:
+        x = x + self.path(self.drop(self.proj(x)))
+        out: Tensor = x + self.path(self.gamma * self.mlp(x))
+        return out
+
+    layer = Layer(step)
+    layer.path = DropPath(spelling)
+    assert names(explain(layer, tokens())) == names(explain(layer.eval(), tokens())) == ["proj", "mlp"]
+    assert spots(layer.train(), tokens()) == spots(layer.eval(), tokens())
+
+
 def test_a_spot_is_read_as_it_was_written() -> None:
     for spot in (*spots(Layer(twice), tokens()), Spot(3, "forward:1>add:2", "", 4)):
         assert Spot.parse(str(spot)) == spot
