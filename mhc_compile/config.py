@@ -45,10 +45,10 @@ class Config:
         every: rewrite every k-th site only.
         split: glob patterns of site names. A region ends, and a new one starts, in front of a site that matches one
             where the site before does not: `"layers.8.*"` starts one with layer 8.
-        recompute: what a training step keeps of the streams. "auto": as little as possible. A number L_r >= 1: blocks
-            of L_r sites, each of which keeps the streams of its first site only. "off": the compiler decides. A budget,
-            "memory:2GiB" (or MiB, KiB, GB, MB, kB, B) or a fraction up to 1.0 of what blocks of one site keep: the
-            cheapest plan that fits.
+        recompute: what a training step keeps of the streams. "auto": the paper's optimum; in generated kernels the
+            least of bytes kept plus moved. A number L_r >= 1: blocks of L_r sites, each of which keeps the streams of
+            its first site only. "off": the compiler decides. A budget, "memory:2GiB" (or MiB, KiB, GB, MB, kB, B) or a
+            fraction up to 1.0 of what blocks of one site keep: the cheapest plan that fits.
         kernels: "auto" (in Triton on CUDA devices, in C++ on CPUs, plain torch where neither can run), "triton" or
             "cpp" (these, an error where they cannot run) or "reference" (plain torch).
         compiler: who compiles the rewritten graph: "inductor", "aot_eager" or "eager" (for debugging).

@@ -55,8 +55,8 @@ def upgrade(
 ) -> Report:
     """Give a model the parameters of hyper-connections at its residual adds, once and for all.
 
-    The model is run once with the arguments. From then on it must be compiled with backend="mhc"; it computes what it
-    did until training moves them. Called again, it takes the config of the compilation.
+    The model is run once with the arguments. From then on it has them wherever it is called, fastest compiled with
+    backend="mhc", and computes what it did until training moves them. Called again, it takes the compilation's config.
 
     Args:
         model: any module, or what torch.compile or PEFT wraps around one; changed in place (classes, modules `mhc`).

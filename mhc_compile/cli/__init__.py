@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,10 +20,16 @@ OK, USER_ERROR = 0, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 if it worked, or 2 after one line on stderr about a mistake that the user can mend."""
+    """Run one command; return 0 if it worked, or 2 after one line on stderr about a mistake that the user can mend.
+
+    Nor is it one to stop reading, as `head` does.
+    """
     args = parser().parse_args(factory.one_by_one(sys.argv[1:] if argv is None else argv))
     try:
         args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
     except MHCError as error:
         print(f"mhc_compile: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR

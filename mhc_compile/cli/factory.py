@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,19 @@ def load(target: str, device: str = "cpu") -> tuple[torch.nn.Module, tuple[Any, 
     factory = getattr(module, name, None)
     if not callable(factory):
         raise FactoryError(f"{path} has no function {name}(); define one: model, args[, kwargs]")
+    if wanted := _wanted(factory):
+        raise FactoryError(f"{path}:{name} wants arguments ({wanted}); give it defaults")
     return _checked(factory(), f"{path}:{name}")
+
+
+def _wanted(factory: Callable[..., Any]) -> str:
+    """Return the arguments that a function cannot be called without."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # of a builtin
+        return ""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(each.name for each in parameters if each.default is each.empty and each.kind not in several)
 
 
 def _checked(made: Any, target: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:

@@ -49,6 +49,9 @@ def only_model():
 def wrong_parts():
     return "model", 3
 
+def with_arguments(width, depth, *more, heads=2):
+    return make()
+
 number = 7
 """
 
@@ -97,6 +100,7 @@ def test_explain_as_json_with_options_and_keywords(
         (["explain", "{file}:number"], "no function number()"),
         (["explain", "{file}:only_model"], "it returned Net"),
         (["explain", "{file}:wrong_parts"], "it returned (str, int)"),
+        (["explain", "{file}:with_arguments"], "wants arguments (width, depth); give it defaults"),
         (["explain", "{file}:make", "--options", "streams"], "KEY=VALUE"),
         (["explain", "{file}:make", "--options", "stream=2"], "did you mean 'streams'"),
         (["bench", "{file}:make", "--options", "streams=0"], "streams must be an integer >= 1"),
@@ -136,6 +140,18 @@ def test_the_module_runs_from_a_checkout(file: str) -> None:
     done = subprocess.run([*command, f"{file}:make"], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "first.mlp" in done.stdout
+
+
+@pytest.mark.slow
+def test_who_stops_reading_sees_no_error(file: str) -> None:
+    command = [sys.executable, "-m", "mhc_compile", "explain", "--json", f"{file}:make"]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "BrokenPipeError" not in process.stderr.read()
+    assert process.returncode == 0
 
 
 def test_options_are_literals_or_words() -> None:
