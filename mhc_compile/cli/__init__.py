@@ -22,7 +22,7 @@ OK, USER_ERROR = 0, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if it worked, or 2 after one line on stderr about a mistake that the user can mend.
 
-    Nor is it one to stop reading, as `head` does.
+    Whoever stops reading, as `head` does, has made none.
     """
     args = parser().parse_args(factory.one_by_one(sys.argv[1:] if argv is None else argv))
     try:

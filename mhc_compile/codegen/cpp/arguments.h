@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
 
 #include <deque>
 #include <string>
@@ -15,7 +16,7 @@ namespace mhc {
 
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
+using Sizes = c10::SmallVector<int64_t, 5>;  // on the stack
 
 // Reads the arguments of a call one after the other.
 class Reader {
@@ -117,7 +118,8 @@ struct Given {
                 double multiplier) {
     const Type kind = type(f);
     claims.push_back({f, Part::FEATURES});
-    return {data(f), kind, floats(post, Part::PER_STREAM), floats(res, Part::MATRIX), vector(offset), vector(scale), float(multiplier)};
+    return {data(f), kind, floats(post, Part::PER_STREAM), floats(res, Part::MATRIX), vector(offset), vector(scale),
+            float(multiplier)};
   }
 
   void read_written(Reader& in) {
@@ -141,7 +143,7 @@ struct Given {
     site(phi, alpha, delta);
     const float* start = floats(base);
     fit = fit && base.numel() == delta.numel();
-    if (fit) whole_bias.assign(start, start + base.numel());  // at::add takes longer than all else that a token needs
+    if (fit) whole_bias.assign(start, start + base.numel());  // at::add takes a tenth of a token's call
     for (size_t k = 0; k < whole_bias.size(); ++k) whole_bias[k] += call.site.bias[k];
     call.site.bias = whole_bias.data();
     if (norm) read_weights(in);
@@ -181,8 +183,8 @@ struct Given {
     read_maps(in);
     const std::string& norm = in.text();
     call.site.norm = norm == "rms" ? RMS : norm == "rms_cast" ? RMS_CAST : norm == "layer" ? LAYER : NONE;
-    if (mean && norm == "layer") call.arrival.mean = kept(*mean, Part::NUMBER);
-    if (rstd && norm != "none") call.arrival.rstd = kept(*rstd, Part::NUMBER);
+    if (mean && call.site.norm == LAYER) call.arrival.mean = kept(*mean, Part::NUMBER);
+    if (rstd && call.site.norm != NONE) call.arrival.rstd = kept(*rstd, Part::NUMBER);
     call.site.norm_eps = float(in.number());
     call.streams.equal = in.truth();
   }
@@ -234,7 +236,7 @@ struct Given {
     for (const Claim& claim : claims) {
       Sizes wanted = each;
       for (const int64_t size : sizes(claim.part)) wanted.push_back(size);
-      if (claim.of.sizes() != wanted) return false;
+      if (claim.of.sizes() != at::IntArrayRef(wanted)) return false;
     }
     if (phi && phi->sizes() != at::IntArrayRef{n * call.channels, logits()}) return false;
     if (phi && (alpha->numel() != 3 || bias->numel() != logits())) return false;
